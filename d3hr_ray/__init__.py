@@ -1,0 +1,3 @@
+"""Diffusion-based dataset distillation (D3HR, CaO2) as a Ray-distributed engine."""
+
+__version__ = "0.1.0"

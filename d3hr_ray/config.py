@@ -1,0 +1,172 @@
+"""Every setting that decides a result, as frozen dataclasses; nothing here says where or how fast a run runs.
+
+Sources: DESIGN.md (contracts), FIELD.md 1.1 and 8 (the authors' constants).
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Method = Literal["d3hr", "gaussian", "dit", "random"]
+Fidelity = Literal["fixed", "official"]
+Format = Literal["auto", "imagefolder", "webdataset", "parquet", "digits"]
+Posterior = Literal["sample", "mode"]
+Search = Literal["moments", "random"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+# The authors' score weight of the skewness term (FIELD.md 1.1: code 0.1, paper 0.5) and their search block.
+OFFICIAL_SKEW_WEIGHT = 0.1
+OFFICIAL_BLOCK = 10_000
+
+
+class RunError(RuntimeError):
+    """A stage failed. The message says which stage, which input, and what to do about it."""
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+def _one_of(flag: str, value: str, options: Any) -> None:
+    _check(value in get_args(options), f"{flag} {value!r} is not one of: {', '.join(get_args(options))}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images: `uri` is a folder, file or URI that pyarrow.fs resolves, or an embedded set's name."""
+
+    uri: str
+    format: Format = "auto"
+    classes: tuple[str, ...] = ()
+    limit_per_class: int | None = None
+    max_rejected: float = 0.01
+    shard_size: int = 512
+
+    def __post_init__(self) -> None:
+        _one_of("--format", self.format, Format)
+        _check(len(set(self.classes)) == len(self.classes), "--classes names a class twice; name each once")
+        limit = self.limit_per_class
+        _check(
+            limit is None or limit >= 2,
+            f"--limit-per-class {limit} leaves no variance to fit; give 2 or more",
+        )
+        _check(0 <= self.max_rejected <= 1, f"--max-rejected {self.max_rejected} is a share; give 0 to 1")
+        _check(self.shard_size >= 1, f"shard size {self.shard_size} must be at least 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """`name` is an embedded model (digits, digits-affine), a diffusers DiTPipeline folder or a hub id."""
+
+    name: str
+    dtype: Dtype = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("--dtype", self.dtype, Dtype)
+
+
+@dataclass(frozen=True)
+class InversionConfig:
+    """How latents reach the noise domain: the grid of `steps`, the stored `timesteps`, the guidance scale."""
+
+    timesteps: tuple[int, ...] = (600,)
+    steps: int = 50
+    guidance: float = 1.0
+    posterior: Posterior = "sample"
+    batch_size: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        _check(len(self.timesteps) > 0, "--timesteps is empty; name at least one")
+        _check(len(set(self.timesteps)) == len(self.timesteps), "--timesteps names a timestep twice")
+        _check(self.steps >= 2, f"--ddim-steps {self.steps} is too few; give 2 or more")
+        _check(self.guidance >= 0, f"--inversion-guidance {self.guidance} is negative; 1 means no guidance")
+        _one_of("--posterior", self.posterior, Posterior)
+        size = self.batch_size
+        _check(size == "auto" or (isinstance(size, int) and size >= 1), f"--batch-size {size} must be at least 1")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How subsets are found: exact `moments` matching, or the paper's best of `candidates` random subsets."""
+
+    ipc: tuple[int, ...] = (10,)
+    method: Search = "moments"
+    candidates: int = 256
+    skew_weight: float = OFFICIAL_SKEW_WEIGHT
+
+    def __post_init__(self) -> None:
+        _check(len(self.ipc) > 0, "--ipc is empty; name at least one number of images per class")
+        _check(len(set(self.ipc)) == len(self.ipc), "--ipc names a number twice")
+        for n in self.ipc:
+            _check(n >= 1, f"--ipc {n} makes no image; give 1 or more")
+        _one_of("--search", self.method, Search)
+        _check(self.candidates >= 1, f"--candidates {self.candidates} must be at least 1")
+        _check(self.skew_weight >= 0, f"skew weight {self.skew_weight} must not be negative")
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """How subsets become images: guidance of the sampler and the side in pixels of the saved PNGs."""
+
+    guidance: float = 4.0
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.guidance >= 0, f"--guidance {self.guidance} is negative; 1 means no guidance")
+        size = self.image_size
+        _check(size is None or size >= 1, f"--image-size {size} must be at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One distillation run. Equal configs on equal data give equal bytes on CPU, on any number of actors."""
+
+    data: DataConfig
+    model: ModelConfig
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    method: Method = "d3hr"
+    fidelity: Fidelity = "fixed"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("--method", self.method, Method)
+        _one_of("--fidelity", self.fidelity, Fidelity)
+        _check(0 <= self.seed < 2**63, f"--seed {self.seed} must be between 0 and 2**63 - 1")
+        official = self.fidelity == "official"
+        _check(
+            not (official and self.method == "d3hr" and self.search.method == "moments"),
+            "--fidelity official has no --search moments: it is ours; use --search random",
+        )
+        _check(
+            not (official and self.method == "d3hr" and 1 in self.search.ipc),
+            "--fidelity official cannot do --ipc 1: the authors' std is NaN there; use --fidelity fixed",
+        )
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Config dataclass => plain JSON types, tuples as lists, so that it compares equal after a JSON round trip."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits that change when any part does. Parts are config dataclasses or JSON values."""
+    plain = [as_dict(p) if dataclasses.is_dataclass(p) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """'search.ipc: [10] -> [50]' for every leaf that differs between two plain configs."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{name}.")
+        elif a != b:
+            found.append(f"{name}: {a} -> {b}")
+    return found

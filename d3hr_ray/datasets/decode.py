@@ -1,0 +1,73 @@
+"""Encoded bytes of strangers => square pixels, or a plain reason why not. ImageNet's resize and centre crop."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
+MAX_PIXELS = 100_000_000
+# Everything that PIL raises on hostile or broken files; a bug of ours is none of these.
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    KeyError,
+    IndexError,
+    struct.error,
+    zlib.error,
+)
+
+
+class RejectedImage(ValueError):
+    """This image cannot be used; the message is the reason, for `rejected/`."""
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """Encoded image => pixels (size, size, 3) uint8: RGB, short side resized (bilinear, antialiased), centre crop.
+
+    Grayscale, palette, alpha, CMYK and 16-bit images become RGB. Raises RejectedImage with the reason.
+    """
+    if not data:
+        raise RejectedImage("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise RejectedImage(f"{width} x {height} pixels is more than {MAX_PIXELS}: decompression bomb?")
+            return np.asarray(_crop(_rgb(image), size))
+    except RejectedImage:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise RejectedImage("not an image in JPEG, PNG, WebP, BMP or PPM format") from error
+    except Image.DecompressionBombError as error:
+        raise RejectedImage(f"decompression bomb: {error}") from error
+    except BROKEN as error:
+        raise RejectedImage(f"broken image: {error or type(error).__name__}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grayscale, which PIL would clip instead of scaling
+        wide = np.asarray(image, np.int64)
+        return Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    """torchvision's Resize(size) and CenterCrop(size), which is what the authors use (FIELD.md 1.1)."""
+    width, height = image.size
+    short = min(width, height)
+    new = (int(size * width / short), int(size * height / short))
+    if max(new) > MAX_PIXELS // size:
+        raise RejectedImage(f"{width} x {height} pixels is too thin to crop to {size} x {size}")
+    if new != image.size:
+        image = image.resize(new, Image.Resampling.BILINEAR)
+    left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
+    return image.crop((left, top, left + size, top + size))

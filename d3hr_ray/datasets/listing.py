@@ -1,0 +1,120 @@
+"""A listing: every image of a source once, in a fixed order, with its label and the place of its bytes.
+
+Shards are fixed runs of a listing, so what a shard holds depends on the data alone, never on who reads it.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+
+from d3hr_ray.config import DataConfig
+from d3hr_ray.datasets import digits
+from d3hr_ray.datasets.classes import ClassMap, build_class_map
+from d3hr_ray.datasets.imagefolder import ImageFolder
+from d3hr_ray.datasets.parquet import list_parquet
+from d3hr_ray.datasets.source import Mapper, Source, thread_map
+from d3hr_ray.datasets.webdataset import list_tars
+from d3hr_ray.store import resolve
+
+
+@dataclass(frozen=True)
+class Listing:
+    """`entries`: image_id, label (int32), file, start, length; `classes`: what the labels mean."""
+
+    source: Source
+    entries: pa.Table
+    classes: ClassMap
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def shards(self, size: int) -> list[pa.Table]:
+        """Consecutive runs of at most `size` entries."""
+        return [self.entries.slice(at, size) for at in range(0, len(self), size)]
+
+    def counts(self) -> list[int]:
+        """Images per label."""
+        found = {r["values"]: r["counts"] for r in pc.value_counts(self.entries["label"]).to_pylist()}
+        return [found.get(label, 0) for label in range(len(self.classes))]
+
+    @property
+    def digest(self) -> str:
+        """Changes when any image is added, removed, moved or relabelled."""
+        hasher = hashlib.sha256()
+        for column in ("image_id", "label", "start", "length"):
+            for batch in pa.table([self.entries[column]], [column]).to_batches(max_chunksize=65536):
+                hasher.update("\n".join(map(str, batch.column(0).to_pylist())).encode())
+        return hasher.hexdigest()[:16]
+
+
+def open_source(data: DataConfig) -> Source:
+    """Find the source that `data.format` names, or detect it. Raises ValueError if there is none."""
+    name, _, split = data.uri.partition("/")
+    if data.format == "digits" or (data.format == "auto" and name in digits.NAMES):
+        if name not in digits.NAMES:
+            raise ValueError(f"--data {data.uri}: --format digits has {' and '.join(digits.NAMES)}")
+        return digits.Digits(name, split or "train")
+    filesystem, root = resolve(data.uri)
+    kind = filesystem.get_file_info(root).type
+    if kind == pafs.FileType.NotFound:
+        raise ValueError(f"--data {data.uri}: no such file or folder")
+    finders = {"webdataset": list_tars, "parquet": list_parquet}
+    for form, find in finders.items():
+        if data.format in ("auto", form) and (source := find(data.uri)) is not None:
+            return source
+        if data.format == form:
+            raise ValueError(f"--data {data.uri}: no {form} file in it; check the path or --format")
+    if kind == pafs.FileType.File:
+        raise ValueError(f"--data {data.uri}: not a .tar or .parquet file; give one of these or an image folder")
+    return ImageFolder(data.uri)
+
+
+def list_images(
+    data: DataConfig, num_classes: int, model_names: Sequence[str] | None, each: Mapper = thread_map
+) -> Listing:
+    """Scan the source, match its classes and keep the images asked for.
+
+    Raises ValueError for an empty source, an unknown class, or a class with fewer than 2 images.
+    """
+    source = open_source(data)
+    scan = source.scan(each).combine_chunks()
+    if len(scan) == 0:
+        raise ValueError(f"--data {data.uri}: no image in it")
+    found = pc.unique(scan["class_name"]).to_pylist()
+    classes = build_class_map(found, data.classes, num_classes, model_names)
+    label_of = {name: label for label, name in enumerate(classes.sources)}
+    names = scan["class_name"].combine_chunks()
+    lookup = pa.array([label_of.get(n) for n in names.dictionary.to_pylist()], pa.int32())
+    scan = scan.set_column(1, "label", lookup.take(names.indices))
+    scan = scan.filter(pc.is_valid(scan["label"]))
+    if data.limit_per_class is not None:
+        scan = scan.filter(pa.array(_first(scan["label"].to_pylist(), data.limit_per_class)))
+    _check_unique(scan["image_id"], data.uri)
+    return Listing(source, scan, classes)
+
+
+def require_variance(listing: Listing) -> None:
+    """Raise ValueError if a class has fewer than 2 images: its variance is undefined."""
+    for source, count in zip(listing.classes.sources, listing.counts(), strict=True):
+        if count < 2:
+            raise ValueError(
+                f"class {source!r} has {count} image; a variance needs 2: add images or leave it out of --classes"
+            )
+
+
+def _first(labels: list[int], limit: int) -> Iterator[bool]:
+    """True for the first `limit` images of each label."""
+    seen: dict[int, int] = {}
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+        yield seen[label] <= limit
+
+
+def _check_unique(ids: pa.ChunkedArray, uri: str) -> None:
+    if len(pc.unique(ids)) < len(ids):
+        double = next(r["values"] for r in pc.value_counts(ids).to_pylist() if r["counts"] > 1)
+        raise ValueError(f"--data {uri}: image id {double!r} comes twice")

@@ -1,0 +1,133 @@
+"""Parquet with images: Hugging Face's image struct {bytes, path} or plain bytes, and a label column."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from d3hr_ray.datasets.source import SCAN_SCHEMA, Mapper
+from d3hr_ray.store import resolve
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
+LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label", "target", "class_name", "wnid")
+
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """`files` are Parquet names under `uri`, in order."""
+
+    uri: str
+    files: tuple[str, ...]
+
+    def scan(self, each: Mapper) -> pa.Table:
+        """Rows in file order; only the label column is read. Raises ValueError naming the file that lacks one."""
+        return pa.concat_tables(each(partial(_scan_file, self.uri), self.files)).unify_dictionaries()
+
+    def read(self, entries: pa.Table) -> Iterator[bytes]:
+        """Reads each row group that holds an entry once; entries come in file order."""
+        rows = list(zip(entries["file"].to_pylist(), entries["start"].to_pylist(), strict=True))
+        at = 0
+        while at < len(rows):
+            file = rows[at][0]
+            end = next((i for i in range(at, len(rows)) if rows[i][0] != file), len(rows))
+            yield from _read_rows(self.uri, file, [row for _, row in rows[at:end]])
+            at = end
+
+
+def _open(uri: str, file: str) -> pq.ParquetFile:
+    filesystem, root = resolve(uri)
+    try:
+        return pq.ParquetFile(filesystem.open_input_file(f"{root}/{file}"))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"--data {uri}/{file}: not a whole Parquet file ({error}); copy it again") from error
+
+
+def _scan_file(uri: str, file: str) -> pa.Table:
+    parquet = _open(uri, file)
+    where, schema = f"{uri}/{file}", parquet.schema_arrow
+    _image_column(schema, where)
+    column = next((c for c in LABEL_COLUMNS if c in schema.names), None)
+    if column is None:
+        raise ValueError(
+            f"--data {where}: no label column; name one of {', '.join(LABEL_COLUMNS)} (it has {', '.join(schema.names)})"
+        )
+    labels = parquet.read(columns=[column])[column].combine_chunks()
+    if labels.null_count:
+        row = labels.is_null().index(True).as_py()
+        raise ValueError(f"--data {where}: row {row} has no {column!r}; every image needs a label")
+    names = _class_names(schema, column)
+    if names is not None:
+        outside = pc.or_(pc.less(labels, 0), pc.greater_equal(labels, len(names)))
+        if pc.any(outside).as_py():
+            raise ValueError(f"--data {where}: a {column!r} lies outside its {len(names)} class names")
+        labels = pa.array(names).take(labels)
+    rows = parquet.metadata.num_rows
+    ids = pc.binary_join_element_wise(file, pa.array(range(rows)).cast(pa.string()), "#")
+    files = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([file]))
+    return pa.table(
+        [
+            ids,
+            labels.cast(pa.string()).dictionary_encode().cast(SCAN_SCHEMA.field("class_name").type),
+            files,
+            pa.array(range(rows), pa.int64()),
+            pa.array([0] * rows, pa.int64()),
+        ],
+        schema=SCAN_SCHEMA,
+    )
+
+
+def _image_column(schema: pa.Schema, where: str) -> str:
+    for name in IMAGE_COLUMNS:
+        if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+                return name
+            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return name
+    raise ValueError(
+        f"--data {where}: no image column; it must be bytes or Hugging Face's struct with bytes, and be called one of "
+        f"{', '.join(IMAGE_COLUMNS)} (the file has {', '.join(schema.names)})"
+    )
+
+
+def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """Hugging Face's ClassLabel names, if the file's metadata holds them."""
+    metadata = (schema.metadata or {}).get(b"huggingface")
+    if metadata is None:
+        return None
+    features: dict[str, Any] = json.loads(metadata).get("info", {}).get("features", {})
+    names = features.get(column, {}).get("names")
+    return list(names) if names else None
+
+
+def _read_rows(uri: str, file: str, wanted: list[int]) -> Iterator[bytes]:
+    """Rows of one file, ascending. A null image is empty bytes, which decoding rejects."""
+    parquet = _open(uri, file)
+    column = _image_column(parquet.schema_arrow, f"{uri}/{file}")
+    first, at = 0, 0
+    for group in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        end = next((i for i in range(at, len(wanted)) if wanted[i] >= first + rows), len(wanted))
+        if end > at:
+            images = parquet.read_row_group(group, columns=[column])[column]
+            for row in wanted[at:end]:
+                value = images[row - first].as_py()
+                yield (value.get("bytes") if isinstance(value, dict) else value) or b""
+        first, at = first + rows, end
+
+
+def list_parquet(uri: str) -> ParquetImages | None:
+    """The Parquet files of a folder (sorted), or a single file; None if there are none."""
+    filesystem, root = resolve(uri)
+    if filesystem.get_file_info(root).type == pafs.FileType.File:
+        parent, _, name = uri.rpartition("/")
+        return ParquetImages(parent or ".", (name,)) if uri.endswith(".parquet") else None
+    infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    files = sorted(i.path[len(root.rstrip("/")) + 1 :] for i in infos if i.path.endswith(".parquet"))
+    return ParquetImages(uri, tuple(files)) if files else None

@@ -1,0 +1,40 @@
+"""The VAE: images (float [-1, 1] BCHW) <=> latents (x0, scaled, float32)."""
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+
+class Autoencoder(nn.Module):
+    """A diffusers AutoencoderKL with its scaling factor applied; in and out are float32 whatever its dtype."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scale = float(vae.config.scaling_factor)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell along one side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def encode(self, images: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """images => latents: the posterior's sample made with `noise`, or its mode if that is None."""
+        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        mean = posterior.mean.float()
+        latents = mean if noise is None else mean + posterior.std.float() * noise
+        return latents * self.scale
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """latents => images, not clamped."""
+        return self.vae.decode((latents / self.scale).to(self.vae.dtype)).sample.float()
+
+
+def to_images(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels (uint8 BHWC) => images (float32 [-1, 1] BCHW)."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Images (float BCHW) => pixels (uint8 BHWC), clamped and rounded."""
+    return ((images + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)

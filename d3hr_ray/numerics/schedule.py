@@ -1,0 +1,55 @@
+"""The noise schedule: cumulative alphas of the DDPM training steps, and the grid that DDIM walks."""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`alphas_cumprod` (T,) float64 over training steps; `grid`, ascending, is the DDIM subsequence of them.
+
+    `final_alpha` is where the last sampling step lands: 1 is a clean image (diffusers' set_alpha_to_one).
+    """
+
+    alphas_cumprod: torch.Tensor
+    grid: tuple[int, ...]
+    final_alpha: float = 1.0
+
+    def alpha(self, t: int) -> float:
+        """Cumulative alpha at training step t."""
+        return float(self.alphas_cumprod[t])
+
+    def position(self, t: int) -> int:
+        """Index of t on the grid. Raises ValueError naming the nearest grid points if it is not on it."""
+        if t in self.grid:
+            return self.grid.index(t)
+        last = self.grid[-1]
+        if not 0 <= t <= last:
+            raise ValueError(
+                f"--timesteps {t} is outside the schedule; the {len(self.grid)}-step grid runs from "
+                f"{self.grid[0]} to {last}"
+            )
+        i = bisect_left(self.grid, t)
+        raise ValueError(
+            f"--timesteps {t} is not on the {len(self.grid)}-step grid; its neighbours are "
+            f"{self.grid[i - 1]} and {self.grid[i]}"
+        )
+
+    def above(self, t: int) -> int:
+        """The next grid point up from t: where the authors' sampler starts (FIELD.md 1.1)."""
+        i = self.position(t)
+        if i + 1 == len(self.grid):
+            raise ValueError(f"--timesteps {t} is the last grid point; --fidelity official starts one above it")
+        return self.grid[i + 1]
+
+
+def leading_grid(train_steps: int, steps: int) -> tuple[int, ...]:
+    """(0, k, 2k, ...) with k = train_steps // steps: diffusers' 'leading' spacing, ascending."""
+    return tuple(range(0, train_steps // steps * steps, train_steps // steps))
+
+
+def linear_alphas(train_steps: int = 1000, start: float = 1e-4, end: float = 2e-2) -> torch.Tensor:
+    """Cumulative alphas (T,) float64 of the linear beta schedule that DiT was trained with (Ho et al., 2020)."""
+    return torch.cumprod(1 - torch.linspace(start, end, train_steps, dtype=torch.float64), 0)

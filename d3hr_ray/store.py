@@ -1,0 +1,134 @@
+"""A run folder on any filesystem that pyarrow reaches (local path, s3://, gs://): atomic writes, done marks.
+
+Local files are written under .tmp/ and renamed; object stores show an object only when it is complete.
+So a reader never sees half a file, and what exists is whole.
+"""
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+
+def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Path or URI => (filesystem, path on it). Raises ValueError for a scheme that pyarrow does not know."""
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{uri}: cannot open this URI ({error}); use a local path, s3://, gs:// or hdfs://") from error
+
+
+@dataclass(frozen=True)
+class Store:
+    """The files under one root. Names are relative, with forward slashes. Cheap to pickle and to make."""
+
+    uri: str
+
+    def _open(self, name: str) -> tuple[pafs.FileSystem, str]:
+        filesystem, root = resolve(self.uri)
+        return filesystem, f"{root.rstrip('/')}/{name}" if name else root
+
+    def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
+        """Write a whole file at once or not at all, making its folders. Raises OSError naming the file."""
+        filesystem, path = self._open(name)
+        local = isinstance(filesystem, pafs.LocalFileSystem)
+        target = self._open(f".tmp/{uuid.uuid4().hex}")[1] if local else path
+        try:
+            if local:
+                for file in (path, target):
+                    os.makedirs(os.path.dirname(file), exist_ok=True)
+            with filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+            if local:
+                _sync(target)
+                os.replace(target, path)
+        except OSError as error:
+            if local:
+                Path(target).unlink(missing_ok=True)
+            raise OSError(f"cannot write {path}: {error}; free space or give another --out, then run again") from error
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole file. Raises FileNotFoundError if it is not there."""
+        filesystem, path = self._open(name)
+        with filesystem.open_input_stream(path) as stream:
+            data: bytes = stream.read()
+            return data
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON value, indented for people."""
+        self.write_bytes(name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON value. Raises ValueError naming the file if it is not JSON."""
+        try:
+            return json.loads(self.read_bytes(name))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.uri}/{name} is not valid JSON ({error}); restore it or use --overwrite") from error
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write one Parquet file; equal tables give equal bytes."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, sink.getvalue())
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read one Parquet file, or every Parquet file of a folder in the order of their names."""
+        filesystem, path = self._open(name)
+        if filesystem.get_file_info(path).type == pafs.FileType.File:
+            return pq.ParquetFile(filesystem.open_input_file(path)).read(columns=columns)
+        names = [n for n in self.list(name) if n.endswith(".parquet")]
+        if not names:
+            raise FileNotFoundError(f"{self.uri}/{name} holds no Parquet file")
+        return pa.concat_tables([self.read_table(f"{name}/{n}", columns) for n in names])
+
+    def exists(self, name: str) -> bool:
+        """True for a file or folder that is there."""
+        filesystem, path = self._open(name)
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+    def list(self, name: str = "", recursive: bool = False) -> list[str]:
+        """Sorted names of the files in a folder, relative to it; none if there is no such folder."""
+        filesystem, path = self._open(name)
+        selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+        infos = filesystem.get_file_info(selector)
+        names = [i.path[len(path.rstrip("/")) + 1 :] for i in infos if i.type == pafs.FileType.File]
+        return sorted(names)
+
+    def delete(self, name: str) -> None:
+        """Delete a file or a whole folder; nothing happens if it is not there."""
+        filesystem, path = self._open(name)
+        kind = filesystem.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            filesystem.delete_file(path)
+
+    def mark(self, stage: str, unit: int, **counts: int) -> None:
+        """Record that a unit of a stage is complete, with its counts, in the name of an empty file."""
+        words = [f"{unit:06d}", *(f"{k}={v}" for k, v in sorted(counts.items()))]
+        self.write_bytes(f".done/{stage}/{'.'.join(words)}", b"")
+
+    def marks(self, stage: str) -> dict[int, dict[str, int]]:
+        """Unit => counts for every complete unit of a stage; one listing, no file is opened."""
+        done = {}
+        for name in self.list(f".done/{stage}"):
+            unit, *counts = name.split(".")
+            done[int(unit)] = {k: int(v) for k, v in (c.split("=") for c in counts)}
+        return done
+
+
+def _sync(path: str) -> None:
+    """Flush a local file to disk, so that a done mark never outlives the data it vouches for."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
