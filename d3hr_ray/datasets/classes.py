@@ -94,7 +94,10 @@ def build_class_map(
         if not 0 <= model_class < num_classes:
             raise ValueError(f"--classes {source}={model_class}: the model's ids run from 0 to {num_classes - 1}")
     imagenet = num_classes == 1000 and model_names is None
-    wnids = [_imagenet().wnids[i] if imagenet else (s if _is_wnid(s) else None) for s, i in zip(sources, resolved)]
+    wnids = [
+        _imagenet().wnids[i] if imagenet else (s if _is_wnid(s) else None)
+        for s, i in zip(sources, resolved, strict=True)
+    ]
     names = [_imagenet().names.get(w, s) if w else s for s, w in zip(sources, wnids, strict=True)]
     return ClassMap(tuple(sources), tuple(names), tuple(wnids), tuple(resolved))
 

@@ -21,7 +21,7 @@ from d3hr_ray.numerics.seeds import generator
 SIDE = 16
 NAMES = ("digits", "digits-affine")
 COPIES = {"digits": 1, "digits-affine": 8}
-ROTATION, SCALE, SHIFT = 30.0, (0.75, 1.15), 2.0  # degrees, factor, pixels of 16: a 6 never becomes a 9
+ROTATION, SCALE, SHIFT = 30.0, (0.65, 0.95), 2.0  # degrees, factor, pixels of 16: a 6 never becomes a 9
 
 
 @dataclass(frozen=True)

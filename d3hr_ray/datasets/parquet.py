@@ -55,7 +55,8 @@ def _scan_file(uri: str, file: str) -> pa.Table:
     column = next((c for c in LABEL_COLUMNS if c in schema.names), None)
     if column is None:
         raise ValueError(
-            f"--data {where}: no label column; name one of {', '.join(LABEL_COLUMNS)} (it has {', '.join(schema.names)})"
+            f"--data {where}: no label column; call it one of {', '.join(LABEL_COLUMNS)} "
+            f"(the file has {', '.join(schema.names)})"
         )
     labels = parquet.read(columns=[column])[column].combine_chunks()
     if labels.null_count:
