@@ -170,3 +170,23 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif a != b:
             found.append(f"{name}: {a} -> {b}")
     return found
+
+
+def from_dict(plain: dict[str, Any]) -> RunConfig:
+    """The inverse of as_dict. Raises ValueError if a field is unknown or missing."""
+    parts = {
+        "data": DataConfig,
+        "model": ModelConfig,
+        "inversion": InversionConfig,
+        "search": SearchConfig,
+        "synthesis": SynthesisConfig,
+    }
+    try:
+        made = {name: kind(**_tuples(plain[name])) for name, kind in parts.items()}
+        return RunConfig(**{**plain, **made})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"run.json holds a config of another version of d3hr_ray ({error})") from error
+
+
+def _tuples(plain: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}

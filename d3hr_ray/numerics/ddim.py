@@ -42,15 +42,19 @@ def invert(
 
 
 def sample(
-    denoise: Denoise, noised: torch.Tensor, schedule: Schedule, start: int, final_alpha: float | None = None
+    denoise: Denoise, noised: torch.Tensor, schedule: Schedule, start: int, floor: int | None = None
 ) -> torch.Tensor:
-    """Noised latents at grid point `start` => latents. The last step goes from the grid's 0 to `final_alpha`.
+    """Noised latents at grid point `start` => latents. The last step goes from the grid's 0 to the final alpha.
 
-    The authors pass the cumulative alpha of step 1 there, not 1 (FIELD.md 1.1: prev_t = max(1, t - 20)).
+    The authors never land below training step 1 (prev_t = max(1, t - 20)): that is `floor` 1. Their last two steps
+    land there, though the network is then told t = 0, and the image keeps the noise of step 1.
     """
     down = schedule.grid[: schedule.position(start) + 1][::-1]
-    last = schedule.final_alpha if final_alpha is None else final_alpha
+    if floor is None:
+        landings = [schedule.alpha(s) for s in down[1:]] + [schedule.final_alpha]
+    else:
+        landings = [schedule.alpha(max(s, floor)) for s in (*down[1:], floor)]
     x = noised.float()
-    for t, alpha_to in zip(down, [schedule.alpha(s) for s in down[1:]] + [last], strict=True):
+    for t, alpha_to in zip(down, landings, strict=True):
         x = ddim_step(x, denoise(x, t).float(), schedule.alpha(t), alpha_to)
     return x

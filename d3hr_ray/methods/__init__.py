@@ -1,0 +1,1 @@
+"""Methods: short functions that compose stages."""

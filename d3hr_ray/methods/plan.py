@@ -1,0 +1,115 @@
+"""The plan of a run before anything runs: images, network forwards, FLOP, device-hours and bytes per stage."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, DiTTransformer2DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from d3hr_ray.config import RunConfig
+from d3hr_ray.methods.d3hr import variants
+from d3hr_ray.models.loading import ModelCard
+from d3hr_ray.numerics.schedule import Schedule
+
+NORMALS_PER_SECOND = 1e8  # standard normal float32 numbers that one core draws (numpy Philox, measured: 1.2e8)
+COSTS_PER_NORMAL = 3.0  # drawing, centring and cubing against drawing alone (measured at n = 10, D = 4096)
+PNG_SHARE = 0.7  # of the raw bytes of a natural image
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOP of one pass: denoiser forward, VAE encode, VAE decode, per image."""
+
+    forward: float
+    encode: float
+    decode: float
+
+
+def count_flop(card: ModelCard) -> Cost:
+    """Count the networks' FLOP (2 per multiply-add) on meta tensors: no weights and no memory are needed."""
+    with torch.device("meta"):
+        dit = DiTTransformer2DModel.from_config(card.transformer).eval()
+        vae = AutoencoderKL.from_config(card.vae).eval()
+        x = torch.zeros(1, *card.latent_shape)
+        images = torch.zeros(1, 3, card.image_size, card.image_size)
+        one = torch.zeros(1, dtype=torch.long)
+
+        def count(work: object) -> float:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                work()  # type: ignore[operator]
+            return float(counter.get_total_flops())
+
+        return Cost(
+            forward=count(lambda: dit(x, timestep=one, class_labels=one)),
+            encode=count(lambda: vae.encode(images)),
+            decode=count(lambda: vae.decode(x)),
+        )
+
+
+def plan(config: RunConfig, card: ModelCard, schedule: Schedule, images: int, classes: int, tflops: float) -> str:
+    """The plan as text. `tflops` is the sustained rate of one device, in TFLOP/s, that hours are counted at."""
+    cost, dims = count_flop(card), torch.Size(card.latent_shape).numel()
+    sets = variants(config)
+    lines = [
+        f"plan: {config.method} ({config.fidelity}), {images:,} images of {classes} classes, D = {dims}, "
+        f"one denoiser forward = {_si(cost.forward)}FLOP",
+        f"{'stage':<11} {'images':>10} {'forwards/image':>14} {'FLOP':>10} {'GPU-hours':>10} {'bytes':>10}  notes",
+    ]
+    hour = tflops * 1e12 * 3600
+    if config.method in ("d3hr", "gaussian"):
+        top = max(config.inversion.timesteps)
+        forwards = schedule.position(top) * _passes(config.inversion.guidance)
+        flop = images * (forwards * cost.forward + cost.encode)
+        stored = len(config.inversion.timesteps)
+        note = f"{schedule.position(top)} steps to t={top}, guidance {config.inversion.guidance:g}"
+        lines.append(_row("invert", images, forwards, flop, flop / hour, images * stored * dims * 2, note))
+        lines.append(_row("fit", images, 0, 0, 0, classes * stored * dims * 8, "reads latents/ once per timestep"))
+        seconds = sum(search_seconds(config, n.ipc, dims) for n in sets) * classes
+        bytes_ = sum(classes * n.ipc * dims * 4 for n in sets)
+        note = f"about {seconds / 3600:.3g} CPU-core-hours, {search_note(config)}"
+        lines.append(_row("search", sum(classes * n.ipc for n in sets), 0, 0, 0, bytes_, note))
+    made = sum(classes * n.ipc for n in sets)
+    side = config.synthesis.image_size or card.image_size
+    starts = [schedule.grid[-1] if n.timestep is None else n.timestep for n in sets]
+    steps = [schedule.position(t) + 1 + (config.fidelity == "official") for t in starts]
+    passes = 0 if config.method == "random" else _passes(config.synthesis.guidance)
+    flop = sum(classes * n.ipc * (s * passes * cost.forward + cost.decode) for n, s in zip(sets, steps, strict=True))
+    flop = 0 if config.method == "random" else flop
+    note = f"{len(sets)} set(s), guidance {config.synthesis.guidance:g}"
+    png_bytes = int(made * side * side * 3 * PNG_SHARE)
+    lines.append(_row("synthesize", made, max(steps) * passes, flop, flop / hour, png_bytes, note))
+    lines.append(f"GPU-hours at {tflops:g} sustained TFLOP/s per GPU (--tflops); nothing was run")
+    return "\n".join(lines)
+
+
+def search_seconds(config: RunConfig, n: int, dims: int) -> float:
+    """CPU-core-seconds to find one class's subset, from the numbers that must be drawn."""
+    search = config.search
+    if config.method == "gaussian" or (search.method == "moments" and n == 1):
+        return n * dims / NORMALS_PER_SECOND
+    per_candidate = n * dims * COSTS_PER_NORMAL
+    if search.method == "random" and not search.skew_weight:
+        per_candidate = dims * 6  # a mean and a chi-square per dim, measured at 6 normals' time
+    return search.candidates * per_candidate / NORMALS_PER_SECOND
+
+
+def search_note(config: RunConfig) -> str:
+    """What the search is, in words."""
+    if config.method == "gaussian":
+        return "one random draw"
+    return f"{config.search.method}, {config.search.candidates:,} candidates"
+
+
+def _passes(guidance: float) -> int:
+    return 1 if guidance == 1 else 2
+
+
+def _row(stage: str, images: int, forwards: int, flop: float, hours: float, size: int, note: str) -> str:
+    return f"{stage:<11} {images:>10,} {forwards:>14} {_si(flop):>10} {hours:>10.4g} {_si(size):>9}B  {note}"
+
+
+def _si(value: float) -> str:
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if value >= 10**power:
+            return f"{value / 10**power:.3g} {prefix}"
+    return f"{value:.3g} "

@@ -1,0 +1,65 @@
+"""The report of a distill run: what was read, how well subsets match, normality, contact sheets."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from d3hr_ray.methods.d3hr import Run, variants
+from d3hr_ray.report.contact import contact_sheet
+from d3hr_ray.report.matching import format_table, matching_table
+from d3hr_ray.report.normality import MIN_IMAGES, normality_figure, normality_table, probe_latents, tsne_figure
+from d3hr_ray.runs import close_run
+from d3hr_ray.store import Store
+
+
+def report(run: Run) -> str:
+    """Write report/, close the run, and return the summary as text."""
+    names = run.classes["name"].to_pylist()
+    read, rejected = (_per_class(run.store, part, len(names)) for part in ("latents", "rejected"))
+    if run.store.exists("report/vae") and not run.store.exists("report/normality.csv"):
+        _write_normality(run, names)
+    lines, sets = [], {}
+    for variant in variants(run.config):
+        folder = f"distilled/{variant.name}"
+        images = run.store.read_table(f"{folder}/metadata.parquet")
+        run.store.write_bytes(f"report/{variant.name}.png", contact_sheet(run.store, variant.name, images))
+        lines += ["", f"{variant.name}: {len(images)} images in {run.store.uri}/{folder}"]
+        if run.store.exists(f"subsets/{variant.name}"):
+            table = matching_table(run.store, variant, read, rejected, names)
+            run.store.write_bytes(f"report/matching-{variant.name}.csv", _csv(table))
+            lines.append(format_table(table))
+        lines.append(f"contact sheet: {run.store.uri}/report/{variant.name}.png")
+        sets[variant.name] = run.store.read_json(f"{folder}/manifest.json")["set_hash"]
+    recorded = run.store.read_json("run.json").get("sets", {})
+    counts = {"accepted": sum(read), "rejected": sum(rejected)}
+    close_run(run.store, {"counts": counts, "sets": recorded | sets})
+    return "\n".join(lines)
+
+
+def _per_class(store: Store, folder: str, classes: int) -> list[int]:
+    """Images per label in latents/ or rejected/."""
+    counts = np.zeros(classes, int)
+    for file in store.list(folder):
+        labels = store.read_table(f"{folder}/{file}", columns=["label"])["label"].to_numpy()
+        counts += np.bincount(labels, minlength=classes)
+    return [int(c) for c in counts]
+
+
+def _write_normality(run: Run, names: list[str]) -> None:
+    labels, states = probe_latents(run.store, run.config.inversion.timesteps)
+    table = normality_table(labels, states, names)
+    if len(table):
+        run.store.write_bytes("report/normality.png", normality_figure(table))
+        first = int(labels[0])
+        if (labels == first).sum() >= MIN_IMAGES:
+            figure = tsne_figure(labels, states, first, names[first], run.config.seed)
+            run.store.write_bytes("report/tsne.png", figure)
+        run.store.write_bytes("report/normality.csv", _csv(table))
+
+
+def _csv(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(table, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,110 @@
+"""What a run folder says of itself: run.json, written first, so that a rerun resumes the same run or is refused."""
+
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+from d3hr_ray.config import RunConfig, as_dict, differences, fingerprint
+from d3hr_ray.store import Store
+
+# All that a run may write; --overwrite deletes these and nothing else.
+OWN = (
+    "run.json",
+    "classes.parquet",
+    "latents",
+    "rejected",
+    "gaussians",
+    "subsets",
+    "distilled",
+    "evaluations",
+    "report",
+    ".done",
+    ".tmp",
+)
+LIBRARIES = ("d3hr-ray", "ray", "torch", "diffusers", "numpy", "pyarrow", "pillow")
+
+
+def open_run(store: Store, config: RunConfig, inputs: dict[str, Any], overwrite: bool = False) -> None:
+    """Start a run folder, or resume it if its config and inputs are the same.
+
+    Raises ValueError with the fields that differ, or if the folder holds something else.
+    """
+    if overwrite:
+        clear(store)
+    store.delete(".tmp")
+    if store.exists("run.json"):
+        _same_run(store, config, inputs)
+        return
+    foreign = store.list()
+    if foreign:
+        raise ValueError(f"--out {store.uri} holds {foreign[0]} but no run.json; give an empty or new folder")
+    store.write_json("run.json", _record(config, inputs) | {"started": _now(), "finished": None})
+
+
+def clear(store: Store) -> None:
+    """Delete what a run wrote. Raises ValueError if the folder is no run folder, so that nothing else is ever lost."""
+    if store.list() and not store.exists("run.json"):
+        raise ValueError(f"--overwrite: {store.uri} has no run.json, so it is no run folder; empty it yourself")
+    for name in OWN:
+        store.delete(name)
+
+
+def close_run(store: Store, summary: dict[str, Any]) -> None:
+    """Record that the run is complete, with what it counted."""
+    store.write_json("run.json", store.read_json("run.json") | {"finished": _now()} | summary)
+
+
+def stored_config(store: Store) -> dict[str, Any] | None:
+    """The plain config of the run in a folder, if there is one."""
+    config: dict[str, Any] | None = store.read_json("run.json")["config"] if store.exists("run.json") else None
+    return config
+
+
+def claim_recipe(store: Store, variant: str, recipe: dict[str, Any]) -> None:
+    """Record how a variant is made. Raises ValueError if the folder has that variant from another recipe."""
+    name = f".done/recipes/{variant}.json"
+    if not store.exists(name):
+        store.write_json(name, recipe)
+    elif changed := differences(store.read_json(name), recipe):
+        raise ValueError(
+            f"--out {store.uri}: {variant} was made with another recipe ({'; '.join(changed)}); give another --out"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide bytes."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def _record(config: RunConfig, inputs: dict[str, Any]) -> dict[str, Any]:
+    data = [config.fidelity, config.seed, inputs]
+    stages = [("invert", config.model, config.inversion), ("search", config.search), ("synthesize", config.synthesis)]
+    fingerprints = {}
+    for name, *parts in stages:
+        data = [*data, *(as_dict(p) for p in parts)]
+        fingerprints[name] = fingerprint(data)
+    return {
+        "config": as_dict(config),
+        "seed": config.seed,
+        "inputs": inputs,
+        "fingerprints": fingerprints,
+        "versions": versions(),
+    }
+
+
+def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any]) -> None:
+    old = store.read_json("run.json")
+    new = as_dict(config)
+    for plain in (old["config"], new):
+        plain["data"].pop("max_rejected")  # a limit on the input, which changes no result
+    changed = differences(old["config"], new) + differences(old["inputs"], inputs, "inputs.")
+    if changed:
+        raise ValueError(
+            f"--out {store.uri} holds a run with another config: {'; '.join(changed)}. Give another --out, or "
+            "--overwrite to start anew, or --from-gaussians to make more sets from its Gaussians"
+        )
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

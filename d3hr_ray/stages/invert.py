@@ -1,0 +1,189 @@
+"""invert: image shards => latents/, one Parquet file per shard, one column per stored timestep.
+
+A shard is read and decoded by a CPU task, then encoded and inverted by an actor, which writes the shard's files and,
+last, its done mark. What a shard holds and how it is cut into batches depends on the listing alone.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from d3hr_ray.config import RunConfig, RunError
+from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.models.autoencoder import Autoencoder, to_images
+from d3hr_ray.models.loading import ModelCard, load_networks, load_schedule
+from d3hr_ray.numerics.ddim import Denoise, invert
+from d3hr_ray.numerics.schedule import Schedule
+from d3hr_ray.numerics.seeds import normal
+from d3hr_ray.stages.batching import run_batches
+from d3hr_ray.stages.pool import Pool, run_units
+from d3hr_ray.stages.read import ReadShard, open_message, shard_unit
+from d3hr_ray.store import Store
+
+RESULT_SCHEMA = pa.schema([("shard", pa.int64()), ("count", pa.int64()), ("error", pa.string())])
+PROBE_CLASSES, PROBE_IMAGES = 10, 200  # whose VAE latents are kept too, to show normality before and after
+
+
+def shard_file(shard: int) -> str:
+    """Name of a shard's file within latents/ and rejected/."""
+    return f"part-{shard:06d}.parquet"
+
+
+def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listing, pool: Pool) -> None:
+    """Invert every shard that is not done. Raises RunError if images are lost or too many are unreadable."""
+    shards = replace(listing, entries=_with_probes(listing.entries)).shards(config.data.shard_size)
+    done = finished(store)
+    units = [shard_unit(i, entries) for i, entries in enumerate(shards) if i not in done]
+    inverted = sum(len(shards[i]) for i in done)
+    if units:
+        read = ReadShard(listing.source, card.image_size)
+        job = InversionJob(store, config, listing.classes.model_classes, pool.device)
+        steps: list[tuple[Any, dict[str, Any]]] = [
+            (read, {"num_cpus": 1}),
+            (InvertShard, {"fn_constructor_args": (job,), **pool.options()}),
+        ]
+        for _ in run_units(units, steps, "invert", "image", len(listing), inverted):
+            pass
+    _check_counts(store, config, listing, len(shards))
+
+
+def _with_probes(entries: pa.Table) -> pa.Table:
+    """Mark the first images of the first classes as probes."""
+    labels = entries["label"].to_numpy()
+    probe = np.zeros(len(labels), bool)
+    for label in range(PROBE_CLASSES):
+        probe[np.flatnonzero(labels == label)[:PROBE_IMAGES]] = True
+    return entries.append_column("probe", pa.array(probe))
+
+
+def finished(store: Store) -> dict[int, dict[str, int]]:
+    """Shards whose done mark and files are all there, with their counts."""
+    latents, rejected = set(store.list("latents")), set(store.list("rejected"))
+    return {
+        shard: counts
+        for shard, counts in store.marks("invert").items()
+        if (not counts["accepted"] or shard_file(shard) in latents)
+        and (not counts["rejected"] or shard_file(shard) in rejected)
+    }
+
+
+def _check_counts(store: Store, config: RunConfig, listing: Listing, shards: int) -> None:
+    """Accepted + rejected = listed, and the rejected are few."""
+    counts = finished(store).values()
+    accepted, rejected = (sum(c[k] for c in counts) for k in ("accepted", "rejected"))
+    if accepted + rejected != len(listing) or len(counts) != shards:
+        raise RunError(
+            f"invert: {accepted} accepted + {rejected} rejected images are not the {len(listing)} listed; "
+            "run the same command again to complete the missing shards"
+        )
+    if rejected > config.data.max_rejected * len(listing):
+        first = store.read_table("rejected").slice(0, 5).to_pylist()
+        names = "; ".join(f"{r['image_id']} ({r['reason']})" for r in first)
+        raise RunError(
+            f"invert: {rejected} of {len(listing)} images cannot be used, more than --max-rejected "
+            f"{config.data.max_rejected:g}: {names}; mend them and use --overwrite, or allow more"
+        )
+
+
+@dataclass(frozen=True)
+class InversionJob:
+    """What an actor must know to invert shards; small, because it travels to every actor."""
+
+    store: Store
+    config: RunConfig
+    model_classes: tuple[int, ...]
+    device: str
+
+
+class InvertShard:
+    """Actor: holds the networks, inverts one shard per call and writes its files."""
+
+    def __init__(self, job: InversionJob) -> None:
+        self.job, model = job, job.config.model
+        self.schedule = load_schedule(model.name, job.config.inversion.steps)
+        self.autoencoder, self.denoiser = load_networks(model.name, getattr(torch, model.dtype), job.device)
+        self.model_classes = torch.tensor(job.model_classes)
+        if job.device == "cpu":
+            torch.set_num_threads(1)  # sums round differently with other thread counts
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row of ReadShard => {shard, count, error}, after the files are written."""
+        shard, error = batch["shard"][0].as_py(), batch["error"][0].as_py()
+        count = 0
+        if error is None:
+            try:
+                count = self.write(shard, *open_message(batch))
+            except (ValueError, OSError) as problem:
+                error = str(problem)
+        return pa.table([[shard], [count], [f"shard {shard}: {error}" if error else None]], schema=RESULT_SCHEMA)
+
+    def write(self, shard: int, pixels: np.ndarray, accepted: pa.Table, rejected: pa.Table) -> int:
+        """Invert and write one shard; its done mark comes last. Returns how many images it counted."""
+        store = self.job.store
+        if len(accepted):
+            states = self.invert(pixels, accepted)
+            table = accepted.select(["image_id", "label"])
+            for t in sorted(self.job.config.inversion.timesteps):
+                table = table.append_column(f"z_{t}", _column(states[t], accepted["image_id"], t))
+            store.write_table(f"latents/{shard_file(shard)}", table)
+            self._write_probe(shard, accepted, states[0])
+        if len(rejected):
+            store.write_table(f"rejected/{shard_file(shard)}", rejected)
+        store.mark("invert", shard, accepted=len(accepted), rejected=len(rejected))
+        return len(accepted) + len(rejected)
+
+    def invert(self, pixels: np.ndarray, accepted: pa.Table) -> dict[int, np.ndarray]:
+        """Pixels => {t: (N, D) float32} in fixed batches; t = 0 is the VAE's latents."""
+        inversion, seed = self.job.config.inversion, self.job.config.seed
+        labels = torch.from_numpy(accepted["label"].to_numpy().astype(np.int64))
+        keys = accepted["key"].to_pylist()
+        shape, device = self.denoiser.latent_shape, self.job.device
+
+        def work(rows: slice) -> dict[int, np.ndarray]:
+            noise = None
+            if inversion.posterior == "sample":
+                noise = torch.stack([normal(shape, "posterior", seed, k) for k in keys[rows]]).to(device)
+            images = torch.from_numpy(pixels[rows].copy()).to(device)
+            denoise = self.denoiser.guided(self.model_classes[labels[rows]].to(device), inversion.guidance)
+            return invert_images(self.autoencoder, denoise, self.schedule, images, noise, inversion.timesteps)
+
+        parts = run_batches(work, len(accepted), inversion.batch_size)
+        return {t: np.concatenate([part[t] for part in parts]) for t in parts[0]}
+
+    def _write_probe(self, shard: int, accepted: pa.Table, latents: np.ndarray) -> None:
+        chosen = np.flatnonzero(accepted["probe"].to_numpy())
+        if len(chosen):
+            table = accepted.select(["image_id", "label"]).take(chosen)
+            column = _column(latents[chosen], table["image_id"], 0)
+            self.job.store.write_table(f"report/vae/{shard_file(shard)}", table.append_column("z_0", column))
+
+
+def invert_images(
+    autoencoder: Autoencoder,
+    denoise: Denoise,
+    schedule: Schedule,
+    pixels: torch.Tensor,
+    noise: torch.Tensor | None,
+    timesteps: tuple[int, ...],
+) -> dict[int, np.ndarray]:
+    """Pixels (B, H, W, 3) uint8 => {t: (B, D) float32} for t = 0, the VAE's latents, and each stored timestep."""
+    with torch.inference_mode():
+        latents = autoencoder.encode(to_images(pixels), noise)
+        states = {0: latents} | invert(denoise, latents, schedule, timesteps)
+        return {t: x.flatten(1).cpu().numpy() for t, x in states.items()}
+
+
+def _column(latents: np.ndarray, ids: pa.ChunkedArray, t: int) -> pa.FixedSizeListArray:
+    """(N, D) => a fixed-size float16 list per image. Raises ValueError naming images with NaN or inf."""
+    with np.errstate(over="ignore"):
+        half = np.ascontiguousarray(latents, np.float32).astype(np.float16)
+    bad = np.flatnonzero(~np.isfinite(half).all(1))
+    if len(bad):
+        names = ", ".join(ids[int(i)].as_py() for i in bad[:5])
+        raise ValueError(
+            f"NaN or inf in the latents at t={t} of {len(bad)} images: {names}; check the model, or use --dtype float32"
+        )
+    return pa.FixedSizeListArray.from_arrays(pa.array(half.reshape(-1)), half.shape[1])

@@ -1,0 +1,132 @@
+"""How work reaches a Ray cluster: pools of actors for networks, bounded tasks for the rest, progress for people."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+from tqdm import tqdm
+
+from d3hr_ray.config import RunError
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Actors that hold the networks: `size` (min, max) of them, each with a share of a GPU or one CPU."""
+
+    size: tuple[int, int]
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        """Where an actor's networks live."""
+        return "cuda" if self.gpus else "cpu"
+
+    def options(self) -> dict[str, Any]:
+        """Arguments for Ray Data's map_batches."""
+        low, high = self.size
+        compute = ray.data.ActorPoolStrategy(
+            min_size=low, max_size=high, initial_size=low, max_tasks_in_flight_per_actor=2
+        )
+        return {"compute": compute, "num_gpus": self.gpus or None, "num_cpus": 0 if self.gpus else 1}
+
+
+def find_pool(actors: tuple[int, int] | None, gpus_per_actor: float | None) -> Pool:
+    """Size a pool for the cluster that Ray is connected to: all its GPUs, else all CPUs but one, kept for reading.
+
+    Raises ValueError when the cluster can never hold the pool asked for.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
+    share = gpus_per_actor if gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    if share > gpus:
+        raise ValueError(f"--gpus-per-actor {share:g}: the cluster has {gpus:g} GPUs; add nodes, or give 0 to use CPUs")
+    room = int(gpus / share) if share else max(1, cpus - 1)
+    if actors is None:
+        return Pool((room, room), share)
+    if not 1 <= actors[0] <= actors[1]:
+        raise ValueError(f"--actors {actors[0]} {actors[1]}: give MIN MAX with 1 <= MIN <= MAX")
+    if actors[0] > room:
+        raise ValueError(
+            f"--actors {actors[0]}: the cluster has room for {room} (one {'GPU share' if share else 'CPU'} each, "
+            "one CPU kept for reading); give fewer or add nodes"
+        )
+    return Pool((actors[0], min(actors[1], room)), share)
+
+
+def ray_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
+    """A Mapper for listings: one Ray task per item, at most two per CPU in flight, results in order."""
+    results = dict(bounded(function, [(i, (item,)) for i, item in enumerate(items)]))
+    return [results[i] for i in range(len(items))]
+
+
+def bounded(
+    function: Callable[..., Any], jobs: Iterable[tuple[Any, tuple[Any, ...]]], title: str | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Run function(*args) as a Ray task for each (key, args), few at a time; yield (key, result) as they finish.
+
+    ValueError and OSError raised by the function arrive as themselves, so that users read their message.
+    """
+    jobs = list(jobs)
+    task = ray.remote(num_cpus=1, max_retries=3)(function)
+    limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: dict[Any, Any] = {}
+    upcoming = iter(jobs)
+    with progress(len(jobs), title or "", "task", title is None) as bar:
+        for _ in jobs:
+            while len(waiting) < limit and (job := next(upcoming, None)) is not None:
+                waiting[task.remote(*job[1])] = job[0]
+            ready, _ = ray.wait(list(waiting), num_returns=1)
+            key = waiting.pop(ready[0])
+            try:
+                result = ray.get(ready[0])
+            except (ValueError, OSError) as error:
+                raise type(error)(getattr(error, "cause", error)) from error
+            bar.update()
+            yield key, result
+
+
+def run_units(
+    units: list[dict[str, Any]],
+    steps: Sequence[tuple[Callable[..., Any] | type, dict[str, Any]]],
+    title: str,
+    unit_name: str,
+    total: int,
+    done: int,
+) -> Iterator[dict[str, Any]]:
+    """Stream units through Ray Data map_batches steps and yield one result row per unit as it completes.
+
+    Each unit is one row and each call gets one, so that what a call computes depends on the unit alone. A result row
+    has `count`, for the progress bar, and `error`, which ends the stage: RunError with that text.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    context.max_errored_blocks = 0
+    dataset: ray.data.Dataset = ray.data.from_items(units, override_num_blocks=len(units))
+    for function, options in steps:
+        dataset = dataset.map_batches(function, batch_size=1, batch_format="pyarrow", **options)
+    with progress(total, title, unit_name, False, done) as bar:
+        for row in dataset.iter_rows():
+            if row["error"]:
+                raise RunError(f"{title}: {row['error']}")
+            bar.update(row["count"])
+            yield row
+
+
+def progress(total: int, title: str, unit: str, hide: bool, done: int = 0) -> tqdm:
+    """A progress bar: live on a terminal, a line every 10 seconds in a job's log."""
+    live = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=title,
+        unit=f" {unit}",
+        initial=done,
+        disable=hide,
+        mininterval=0.1 if live else 10,
+        ascii=not live,
+        ncols=None if live else 80,
+    )

@@ -1,0 +1,87 @@
+"""publish: a variant's images => a dataset that loads by itself: metadata.parquet, a card, and last manifest.json."""
+
+import hashlib
+from typing import Any
+
+import pyarrow as pa
+
+from d3hr_ray.config import RunConfig, as_dict
+from d3hr_ray.runs import versions
+from d3hr_ray.stages.search import Variant
+from d3hr_ray.stages.synthesize import written_images
+from d3hr_ray.store import Store
+
+CARD = """---
+pretty_name: {name}
+task_categories:
+- image-classification
+tags:
+- dataset-distillation
+- {method}
+---
+# {name}
+
+{images} images, {ipc} per class of {classes} classes, distilled by d3hr_ray (method `{method}`).
+
+| | |
+|---|---|
+| source data | `{data}` |
+| generator | `{model}` |
+| fitted at timestep | {timestep} |
+| inversion / sampling guidance | {inversion} / {guidance} |
+| search | {search} |
+| seed | {seed} |
+| set hash | `{set_hash}` |
+
+Load it with `torchvision.datasets.ImageFolder("train")` or `datasets.load_dataset("imagefolder", data_dir=".")`.
+`metadata.parquet` holds each image's label; labels follow the class order of the run, which is the order of folder
+names only if that is how the classes were given. `manifest.json` is the whole recipe, with a hash of every image.
+"""
+
+
+def recipe(config: RunConfig, variant: Variant, inputs: dict[str, Any]) -> dict[str, Any]:
+    """All that decides a variant's bytes; other variants of the same run leave it alone."""
+    plain = as_dict(config)
+    plain["data"].pop("max_rejected")
+    plain["inversion"]["timesteps"] = [variant.timestep] if variant.timestep is not None else []
+    plain["search"]["ipc"] = [variant.ipc]
+    return {"variant": variant.name, "config": plain, "inputs": inputs}
+
+
+def run_publish(
+    store: Store,
+    config: RunConfig,
+    variant: Variant,
+    classes: pa.Table,
+    inputs: dict[str, Any],
+    images: pa.Table | None,
+) -> str:
+    """Write a variant's metadata, card and manifest, and return the set's hash. `images` if not by synthesis."""
+    table = written_images(store, variant, len(classes)) if images is None else images
+    folder = f"distilled/{variant.name}"
+    lines = sorted(f"{r['sha256']}  {r['file_name']}" for r in table.select(["sha256", "file_name"]).to_pylist())
+    set_hash = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    store.write_table(f"{folder}/metadata.parquet", table)
+    store.write_bytes(f"{folder}/README.md", _card(config, variant, len(classes), len(table), set_hash).encode())
+    files = {line[66:]: line[:64] for line in lines}
+    manifest = recipe(config, variant, inputs) | {"set_hash": set_hash, "versions": versions(), "files": files}
+    store.write_json(f"{folder}/manifest.json", manifest)
+    return set_hash
+
+
+def _card(config: RunConfig, variant: Variant, classes: int, images: int, set_hash: str) -> str:
+    return CARD.format(
+        name=variant.name,
+        method=variant.method,
+        images=images,
+        ipc=variant.ipc,
+        classes=classes,
+        data=config.data.uri,
+        model=config.model.name,
+        timestep="none" if variant.timestep is None else variant.timestep,
+        inversion=config.inversion.guidance,
+        guidance=config.synthesis.guidance,
+        search=variant.search or "none",
+        seed=variant.seed,
+        set_hash=set_hash,
+    )

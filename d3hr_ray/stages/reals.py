@@ -1,0 +1,67 @@
+"""reals: a random subset of the real images as a distilled set, the baseline that every paper must beat."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+
+from d3hr_ray.config import RunError
+from d3hr_ray.datasets.classes import folder_names
+from d3hr_ray.datasets.decode import RejectedImage, decode
+from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.datasets.source import Source
+from d3hr_ray.numerics.seeds import generator
+from d3hr_ray.stages.pool import bounded
+from d3hr_ray.stages.search import Variant
+from d3hr_ray.stages.synthesize import IMAGE_SCHEMA, png
+from d3hr_ray.store import Store
+
+
+def run_reals(store: Store, variant: Variant, listing: Listing, classes: pa.Table, size: int) -> pa.Table:
+    """Write n real images per class, cropped to `size`, and return their IMAGE_SCHEMA rows by label and index."""
+    labels = listing.entries["label"].to_numpy()
+    names, folders = classes["name"].to_pylist(), folder_names(classes)
+    jobs = []
+    for label in range(len(classes)):
+        order = generator("reals", variant.seed, label).permutation(np.flatnonzero(labels == label))
+        entries = listing.entries.take(order)
+        jobs.append((label, (store, variant, listing.source, entries, size, label, names[label], folders[label])))
+    tables = dict(bounded(write_class, jobs, f"pick {variant.name}"))
+    return pa.concat_tables([tables[label] for label in range(len(classes))])
+
+
+def write_class(
+    store: Store,
+    variant: Variant,
+    source: Source,
+    entries: pa.Table,
+    size: int,
+    label: int,
+    name: str,
+    folder: str,
+) -> pa.Table:
+    """Write the first n readable images of a shuffled class. Raises RunError if there are not that many."""
+    rows: list[dict[str, object]] = []
+    for at in range(len(entries)):
+        if len(rows) == variant.ipc:
+            break
+        try:
+            pixels = decode(next(iter(source.read(entries.slice(at, 1)))), size)
+        except RejectedImage:
+            continue
+        file, data = f"train/{folder}/{len(rows)}.png", png(pixels, None)
+        store.write_bytes(f"distilled/{variant.name}/{file}", data)
+        rows.append(
+            {
+                "file_name": file,
+                "label": label,
+                "class_name": name,
+                "index": len(rows),
+                "seed": variant.seed,
+                "score": float("nan"),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
+    if len(rows) < variant.ipc:
+        raise RunError(f"class {name!r} has {len(rows)} readable images, fewer than --ipc {variant.ipc}")
+    return pa.Table.from_pylist(rows, IMAGE_SCHEMA)

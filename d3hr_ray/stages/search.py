@@ -1,0 +1,175 @@
+"""search: gaussians/ => subsets/<variant>/, the n latents per class that will become images, and their score.
+
+Ray tasks, one per block of classes (`moments`) or per class and range of candidates (`random`). Every draw is keyed by
+(seed, label), so neither the number of tasks nor their order changes a winner.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+import ray
+import torch
+
+from d3hr_ray.config import OFFICIAL_BLOCK, RunConfig
+from d3hr_ray.numerics import groups
+from d3hr_ray.numerics.seeds import normal
+from d3hr_ray.stages.fit import read_gaussians
+from d3hr_ray.stages.pool import bounded
+from d3hr_ray.store import Store
+
+IMAGES_PER_BLOCK = 256  # of one subsets/ file: a few batches of synthesis, 4 MB at D = 4096
+CANDIDATES_PER_TASK = 10_000
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One distilled set: what made it and how many images per class it has."""
+
+    method: str
+    search: str | None
+    timestep: int | None
+    ipc: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Folder name, such as d3hr-moments-t600-ipc10-seed0."""
+        words = [self.method, self.search, None if self.timestep is None else f"t{self.timestep}"]
+        return "-".join([*filter(None, words), f"ipc{self.ipc}", f"seed{self.seed}"])
+
+    def blocks(self, classes: int) -> list[range]:
+        """Labels 0..K-1 in runs that make about IMAGES_PER_BLOCK images: the unit of search and synthesis."""
+        size = max(1, IMAGES_PER_BLOCK // self.ipc)
+        return [range(at, min(at + size, classes)) for at in range(0, classes, size)]
+
+
+def subset_file(variant: Variant, block: int) -> str:
+    """Name of a block's file within the run folder."""
+    return f"subsets/{variant.name}/part-{block:06d}.parquet"
+
+
+def run_search(store: Store, config: RunConfig, variant: Variant, classes: int) -> None:
+    """Find the subsets of a variant, block by block; blocks that are there are kept."""
+    missing = [
+        (i, labels) for i, labels in enumerate(variant.blocks(classes)) if not store.exists(subset_file(variant, i))
+    ]
+    if not missing:
+        return
+    assert variant.timestep is not None, "noise needs no search"
+    gaussians = ray.put(read_gaussians(store, variant.timestep))
+    if config.search.method == "moments" and variant.method == "d3hr":
+        jobs = [(i, (store, config, variant, i, labels, gaussians, None)) for i, labels in missing]
+        for _ in bounded(write_block, jobs, f"search {variant.name}"):
+            pass
+        return
+    winners = _best_candidates(config, variant, [label for _, labels in missing for label in labels], gaussians)
+    for i, labels in missing:
+        write_block(store, config, variant, i, labels, ray.get(gaussians), winners)
+
+
+Gaussians = tuple[torch.Tensor, torch.Tensor]
+Winners = dict[int, tuple[float, int, int]]  # label => (score, block, index) of its best candidate
+
+
+def _best_candidates(config: RunConfig, variant: Variant, labels: list[int], gaussians: ray.ObjectRef) -> Winners:
+    """Each label's best random candidate, found by tasks over ranges of candidate blocks."""
+    count = 1 if variant.method == "gaussian" else config.search.candidates
+    official = config.fidelity == "official"
+    block = OFFICIAL_BLOCK if official else groups.BLOCK
+    step = max(1, CANDIDATES_PER_TASK // block)
+    blocks = -(-count // block)
+    jobs = [
+        ((label, at), (config, variant.ipc, label, range(at, min(at + step, blocks)), count, gaussians))
+        for label in labels
+        for at in range(0, blocks, step)
+    ]
+    winners: Winners = {}
+    for (label, _), winner in bounded(search_range, jobs, f"search {variant.name}"):
+        winners[label] = min(winners.get(label, winner), winner)
+    return winners
+
+
+def search_range(
+    config: RunConfig, n: int, label: int, blocks: range, count: int, gaussians: Gaussians
+) -> tuple[float, int, int]:
+    """Best (score, block, index) of one label over some blocks of its first `count` candidates."""
+    mean_D, std_D = (g[label] for g in gaussians)
+    weight, official = config.search.skew_weight, config.fidelity == "official"
+    size = OFFICIAL_BLOCK if official else groups.BLOCK
+    found = []
+    for block in blocks:
+        here = min(size, count - block * size)
+        if official:
+            chunks = groups.official_candidates(mean_D, std_D, n, block, here)
+            score_M = torch.cat([groups.scores(c, mean_D, std_D, weight, "features") for c in chunks])
+            score, index = float(score_M.min()), int(score_M.argmin())
+        else:
+            score, index = groups.best_random(mean_D, std_D, n, block, here, config.seed, label, weight)
+        found.append((score, block, index))
+    return min(found)
+
+
+def write_block(
+    store: Store,
+    config: RunConfig,
+    variant: Variant,
+    block: int,
+    labels: range,
+    gaussians: Gaussians,
+    winners: Winners | None,
+) -> None:
+    """Make the subsets of a block of labels and write its file."""
+    make: Callable[[int], torch.Tensor]
+    if winners is None:
+        make = partial(_matched, config, variant.ipc, gaussians)
+    else:
+        make = partial(_winner, config, variant.ipc, gaussians, winners)
+    subsets = [(label, make(label)) for label in labels]
+    axis: groups.SkewAxis = "features" if config.fidelity == "official" else "dims"
+    weight = config.search.skew_weight
+    scored = [
+        (label, subset, float(groups.scores(subset[None], gaussians[0][label], gaussians[1][label], weight, axis)))
+        for label, subset in subsets
+    ]
+    store.write_table(subset_file(variant, block), subset_table(scored, config.seed))
+
+
+def _matched(config: RunConfig, n: int, gaussians: Gaussians, label: int) -> torch.Tensor:
+    mean_D, std_D = (g[label] for g in gaussians)
+    return groups.match_moments(mean_D, std_D, n, config.search.candidates, config.seed, label)
+
+
+def _winner(config: RunConfig, n: int, gaussians: Gaussians, winners: Winners, label: int) -> torch.Tensor:
+    (mean_D, std_D), (_, block, index) = (g[label] for g in gaussians), winners[label]
+    if config.fidelity == "official":
+        return list(groups.official_candidates(mean_D, std_D, n, block, index + 1))[-1][-1]
+    return groups.random_subset(mean_D, std_D, n, block, index, config.seed, label)
+
+
+def write_noise(store: Store, variant: Variant, classes: int, dims: int) -> None:
+    """The `dit` baseline's subsets: pure noise, keyed by (seed, label, index), with no score."""
+    for i, labels in enumerate(variant.blocks(classes)):
+        if not store.exists(subset_file(variant, i)):
+            noise = [
+                (label, torch.stack([normal((dims,), "dit", variant.seed, label, k) for k in range(variant.ipc)]))
+                for label in labels
+            ]
+            table = subset_table([(label, subset, float("nan")) for label, subset in noise], variant.seed)
+            store.write_table(subset_file(variant, i), table)
+
+
+def subset_table(subsets: Iterable[tuple[int, torch.Tensor, float]], seed: int) -> pa.Table:
+    """(label, latents (n, D), score) => the contract's rows, one per image."""
+    rows = [(label, k, seed, score, z.numpy()) for label, zs, score in subsets for k, z in enumerate(zs.float())]
+    labels, indices, seeds, scores, latents = (list(c) for c in zip(*rows, strict=True))
+    return pa.table(
+        {
+            "label": pa.array(labels, pa.int32()),
+            "index": pa.array(indices, pa.int32()),
+            "seed": pa.array(seeds, pa.int64()),
+            "score": pa.array(scores, pa.float32()),
+            "latent": pa.array(latents, pa.list_(pa.float32())),
+        }
+    )

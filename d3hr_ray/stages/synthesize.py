@@ -1,0 +1,181 @@
+"""synthesize: subsets/<variant>/ => distilled/<variant>/, one PNG per latent.
+
+Each block of a variant is one unit: an actor samples and decodes it in fixed batches, writes the PNGs, and last a table
+of what it wrote, which is the block's done mark. A variant is complete when its manifest.json is there.
+"""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from d3hr_ray.config import RunConfig, RunError
+from d3hr_ray.datasets.classes import folder_names
+from d3hr_ray.models.autoencoder import Autoencoder, to_pixels
+from d3hr_ray.models.loading import load_networks, load_schedule
+from d3hr_ray.numerics.ddim import Denoise, sample
+from d3hr_ray.numerics.schedule import Schedule
+from d3hr_ray.stages.batching import run_batches
+from d3hr_ray.stages.pool import Pool, run_units
+from d3hr_ray.stages.search import Variant, subset_file
+from d3hr_ray.store import Store
+
+RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("error", pa.string())])
+IMAGE_SCHEMA = pa.schema(
+    [
+        ("file_name", pa.string()),
+        ("label", pa.int32()),
+        ("class_name", pa.string()),
+        ("index", pa.int32()),
+        ("seed", pa.int64()),
+        ("score", pa.float32()),
+        ("sha256", pa.string()),
+    ]
+)
+
+
+def block_mark(variant: Variant, block: int) -> str:
+    """Name of the table that marks a block as done and tells what it wrote."""
+    return f".done/synthesize/{variant.name}/{block:06d}.parquet"
+
+
+def run_synthesize(store: Store, config: RunConfig, variants: list[Variant], classes: pa.Table, pool: Pool) -> None:
+    """Make the images of every block that is not done, of all variants in one stream."""
+    blocks = {v: len(v.blocks(len(classes))) for v in variants}
+    done = {(v, b) for v in variants for b in _finished(store, v)}
+    todo = [(v, b) for v in variants for b in range(blocks[v]) if (v, b) not in done]
+    if not todo:
+        return
+    images = {(v, b): v.ipc * len(labels) for v in variants for b, labels in enumerate(v.blocks(len(classes)))}
+    job = SynthesisJob(store, config, tuple(variants), classes, pool.device)
+    units = [{"variant": variants.index(v), "block": b} for v, b in todo]
+    steps: list[tuple[Any, dict[str, Any]]] = [
+        (SynthesizeBlock, {"fn_constructor_args": (job,), **pool.options()}),
+    ]
+    for _ in run_units(units, steps, "synthesize", "image", sum(images.values()), sum(images[d] for d in done)):
+        pass
+
+
+def _finished(store: Store, variant: Variant) -> list[int]:
+    """Blocks whose mark and PNGs are all there."""
+    there = set(store.list(f"distilled/{variant.name}", recursive=True))
+    marks = store.list(f".done/synthesize/{variant.name}")
+    tables = {int(m.partition(".")[0]): store.read_table(f".done/synthesize/{variant.name}/{m}") for m in marks}
+    return [block for block, table in tables.items() if there.issuperset(table["file_name"].to_pylist())]
+
+
+def written_images(store: Store, variant: Variant, classes: int) -> pa.Table:
+    """IMAGE_SCHEMA rows of a whole variant, by label and index. Raises RunError unless every image is there once."""
+    blocks = range(len(variant.blocks(classes)))
+    table = pa.concat_tables([store.read_table(block_mark(variant, b)) for b in blocks])
+    there = [n for n in store.list(f"distilled/{variant.name}/train", recursive=True) if n.endswith(".png")]
+    wanted = {n.removeprefix("train/") for n in table["file_name"].to_pylist()}
+    if wanted != set(there) or len(table) != variant.ipc * classes:
+        raise RunError(
+            f"synthesize: distilled/{variant.name} holds {len(there)} images, not the {variant.ipc * classes} of its "
+            "blocks; run the same command again, or use --overwrite"
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class SynthesisJob:
+    """What an actor must know to synthesize blocks."""
+
+    store: Store
+    config: RunConfig
+    variants: tuple[Variant, ...]
+    classes: pa.Table
+    device: str
+
+
+class SynthesizeBlock:
+    """Actor: holds the networks and turns one block of a variant into PNGs per call."""
+
+    def __init__(self, job: SynthesisJob) -> None:
+        self.job, model = job, job.config.model
+        self.schedule = load_schedule(model.name, job.config.inversion.steps)
+        self.autoencoder, self.denoiser = load_networks(model.name, getattr(torch, model.dtype), job.device)
+        self.folders = folder_names(job.classes)
+        if job.device == "cpu":
+            torch.set_num_threads(1)  # sums round differently with other thread counts
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row {variant, block} => {count, error}, after the files are written."""
+        row = batch.to_pylist()[0]
+        variant, block, error, count = self.job.variants[row["variant"]], row["block"], None, 0
+        try:
+            count = self.write(variant, block)
+        except (ValueError, OSError) as problem:
+            error = f"{variant.name}, block {block}: {problem}"
+        return pa.table([[count], [error]], schema=RESULT_SCHEMA)
+
+    def write(self, variant: Variant, block: int) -> int:
+        """Sample, decode and write one block. Returns its number of images."""
+        subsets = self.job.store.read_table(subset_file(variant, block))
+        pixels, names = self.pixels(variant, subsets), self.job.classes["name"]
+        rows = []
+        for row, image in zip(subsets.drop(["latent"]).to_pylist(), pixels, strict=True):
+            name = f"train/{self.folders[row['label']]}/{row['index']}.png"
+            data = png(image, self.job.config.synthesis.image_size)
+            self.job.store.write_bytes(f"distilled/{variant.name}/{name}", data)
+            class_name = names[row["label"]].as_py()
+            rows.append(row | {"file_name": name, "class_name": class_name, "sha256": hashlib.sha256(data).hexdigest()})
+        self.job.store.write_table(block_mark(variant, block), pa.Table.from_pylist(rows, IMAGE_SCHEMA))
+        return len(rows)
+
+    def pixels(self, variant: Variant, subsets: pa.Table) -> np.ndarray:
+        """subsets/ rows => pixels (N, H, W, 3) uint8, in fixed batches."""
+        config, device = self.job.config, self.job.device
+        shape = self.denoiser.latent_shape
+        latents = torch.tensor(np.stack(subsets["latent"].to_pylist()), dtype=torch.float32).reshape(-1, *shape)
+        model_classes = torch.tensor(self.job.classes["model_class"].to_pylist())
+        classes = model_classes[torch.tensor(subsets["label"].to_pylist())].long()
+        start, floor = sampling_start(self.schedule, variant.timestep, config.fidelity == "official")
+
+        def work(rows: slice) -> np.ndarray:
+            denoise = self.denoiser.guided(classes[rows].to(device), config.synthesis.guidance)
+            return synthesize(self.autoencoder, denoise, self.schedule, latents[rows].to(device), start, floor)
+
+        return np.concatenate(run_batches(work, len(latents), config.inversion.batch_size))
+
+
+def sampling_start(schedule: Schedule, timestep: int | None, official: bool) -> tuple[int, int | None]:
+    """Where sampling starts and its floor: at t, or one grid step above it with floor 1, as the authors' code does.
+
+    Without a timestep the latents are pure noise, which belongs at the top of the grid.
+    """
+    if timestep is None:
+        return schedule.grid[-1], None
+    return (schedule.above(timestep), 1) if official else (timestep, None)
+
+
+def synthesize(
+    autoencoder: Autoencoder,
+    denoise: Denoise,
+    schedule: Schedule,
+    latents: torch.Tensor,
+    start: int,
+    floor: int | None,
+) -> np.ndarray:
+    """Noised latents (B, C, H, W) at `start` => pixels (B, H, W, 3) uint8. Raises ValueError if they are not finite."""
+    with torch.inference_mode():
+        images = autoencoder.decode(sample(denoise, latents, schedule, start, floor))
+        if not torch.isfinite(images).all():
+            raise ValueError("NaN or inf in the images; check the model, lower --guidance, or use --dtype float32")
+        return to_pixels(images).cpu().numpy()
+
+
+def png(pixels: np.ndarray, size: int | None) -> bytes:
+    """Pixels (H, W, 3) uint8 => PNG, resized (Lanczos, as the authors do) if a size is given."""
+    image = Image.fromarray(pixels)
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,102 @@
+"""What all jobs share: flags from a dataclass, one-line errors, and the way to a Ray cluster."""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar
+
+import ray
+import tyro
+
+from d3hr_ray.config import RunError
+
+T = TypeVar("T")
+
+# Optional flags: None, or an empty tuple, means that the preset (or the default that the help states) decides.
+Ints = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
+Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
+
+
+def parse(flags: type[T], description: str, argv: Sequence[str] | None = None) -> T:
+    """Command line => a flags dataclass. A wrong flag exits with status 2 and one line that names it and the fix."""
+    options = (tyro.conf.FlagCreatePairsOff,)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if "--help" in argv or "-h" in argv:
+        return tyro.cli(flags, description=description, args=argv, config=options)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return tyro.cli(flags, description=description, args=argv, config=options)
+    except SystemExit as stop:
+        refuse(_one_line(said.getvalue()))
+        raise AssertionError from stop  # refuse does not return
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Within this block a ValueError is the user's: one line on what is wrong, and exit status 2."""
+    try:
+        yield
+    except ValueError as error:
+        if os.environ.get("D3HR_TRACEBACK"):
+            raise
+        refuse(error)
+
+
+def refuse(message: object) -> None:
+    """Exit with status 2, for a flag that is wrong."""
+    print(f"{_name()}: {message} (see --help)", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def guard(main: Callable[[], None]) -> None:
+    """Run a job. A failure that the user can mend prints one line that names it and exits with status 1."""
+    try:
+        main()
+    except (RunError, ValueError, OSError) as error:
+        if os.environ.get("D3HR_TRACEBACK"):
+            raise
+        print(f"{_name()}: failed: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt as stop:
+        print(f"{_name()}: stopped; the same command resumes", file=sys.stderr)
+        raise SystemExit(130) from stop
+
+
+def connect(address: str | None) -> None:
+    """Connect to --address, else RAY_ADDRESS, else start a local Ray with at least 2 CPU slots.
+
+    One slot holds the networks and one reads images: a single slot would wait for itself.
+    """
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError as error:
+            raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from error
+        return
+    cpus = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+
+
+def _name() -> str:
+    return os.path.basename(sys.argv[0]).removesuffix(".py")
+
+
+def _one_line(box: str) -> str:
+    """The message of tyro's box, without its frame, its repeated help and its hints on --help."""
+    lines = [re.sub(r"^[│ ]+|[│ ]+$", "", line) for line in box.splitlines() if line.startswith("│")]
+    text = " ".join(lines)
+    message, *rest = re.split(r" ?─{5,} ?", text)
+    message = re.split(r" Got errors:", message)[0]
+    hint = next((r for r in rest if r.startswith("Perhaps you meant")), "")
+    flag = re.search(r"--[a-z][a-z-]*", hint)
+    return message.strip() + (f"; perhaps you meant {flag[0]}" if flag else "")

@@ -1,0 +1,209 @@
+"""The flags of jobs/distill.py, and what they make of a preset."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
+
+import tyro
+from cli import Ints, Words
+from presets import PRESETS, as_official
+
+from d3hr_ray.config import (
+    Dtype,
+    Fidelity,
+    Format,
+    Method,
+    Posterior,
+    RunConfig,
+    Search,
+    from_dict,
+)
+from d3hr_ray.datasets.classes import read_classes
+from d3hr_ray.numerics.schedule import Schedule
+from d3hr_ray.runs import stored_config
+from d3hr_ray.stages.pool import Pool
+from d3hr_ray.store import Store
+
+Preset = Literal[
+    "digits", "digits-affine", "imagenet1k", "imagewoof", "imagenette", "imagenet100", "tinyimagenet", "cifar10",
+    "cifar100",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DistillFlags:
+    """Command line of the job. An empty default means: as the preset says."""
+
+    preset: Preset = "digits"
+    """Dataset, model and settings; other flags override it."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    """Images: a folder, a .tar, a .parquet, or an s3:// or gs:// URI. Needed for all presets but the digits."""
+    format: Format | None = None
+    """Layout of the data: imagefolder is FOLDER/<class>/<image>."""
+    classes: Words = ()
+    """Classes in order: names, wnids, NAME=ID (the model's class id), a file of them, or imagenette, imagewoof,
+    imagenet100. Default: all, sorted."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|ID")] = None
+    """diffusers DiTPipeline: a folder, a hub id, or an embedded model (digits, digits-affine)."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    """Run folder. Default: runs/<preset>, or the run of --from-gaussians. The same command resumes it."""
+    method: Method = "d3hr"
+    """d3hr; or a baseline: gaussian (one random draw), dit (plain sampling), random (real images)."""
+    fidelity: Fidelity = "fixed"
+    """official reproduces the authors' code bug for bug, with their settings; fixed is right."""
+    ipc: Ints = ()
+    """Images per class, one or more. Default 10."""
+    timesteps: Ints = ()
+    """DDPM timesteps, on the sampling grid, at which Gaussians are fitted."""
+    ddim_steps: int | None = None
+    """Points of the sampling grid. Default 50."""
+    inversion_guidance: float | None = None
+    """Classifier-free guidance of the inversion; 1 is none, and costs half."""
+    guidance: float | None = None
+    """Classifier-free guidance of the sampling."""
+    solver: Literal["ddim"] = "ddim"
+    """Solver of both directions."""
+    posterior: Posterior | None = None
+    """VAE posterior: sample (seeded per image) or mode. Default sample."""
+    search: Search | None = None
+    """moments: exact matching; random: the paper's best of many subsets. Default moments (official: random)."""
+    candidates: int | None = None
+    """Candidate columns (moments, default 256) or subsets (random, default 1000000)."""
+    skew_weight: float | None = None
+    """Weight of the skewness term in the score. Default 0.5, the paper's (official: 0.1, the code's)."""
+    limit_per_class: int | None = None
+    """Use only the first so many images of each class."""
+    seed: int = 0
+    """Seed of the run; every draw is keyed by it and by what it is for."""
+    image_size: int | None = None
+    """Side in pixels of the saved images. Default: the model's (official ImageNet: 224)."""
+    dtype: Dtype = "auto"
+    """Of the denoiser. auto: bfloat16 on GPUs (official: float16), float32 on CPUs."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images per forward. auto: 128 on GPUs, 64 on CPUs; halved when a GPU runs out of memory."""
+    actors: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="MIN MAX")] = None
+    """Actors that hold the networks. Default: all GPUs of the cluster, else all CPUs but one."""
+    gpus_per_actor: float | None = None
+    """GPUs per actor; a fraction shares one. Default 1, or 0 on a cluster without GPUs."""
+    max_rejected: float | None = None
+    """Share of unreadable images above which the run fails. Default 0.01."""
+    from_gaussians: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Make sets from the Gaussians of an earlier run, without its dataset."""
+    dry_run: bool = False
+    """Print the plan (images, forwards, FLOP, GPU-hours, bytes per stage) and run nothing."""
+    tflops: float = 300.0
+    """Sustained TFLOP/s of one GPU, for the hours of --dry-run."""
+    overwrite: bool = False
+    """Start the run folder anew."""
+    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Ray cluster. Default: RAY_ADDRESS, else a local Ray."""
+
+
+# Flags that name the data or how it is inverted: settled for good once a run has Gaussians.
+UPSTREAM = (
+    "data",
+    "format",
+    "classes",
+    "model",
+    "ddim_steps",
+    "inversion_guidance",
+    "posterior",
+    "limit_per_class",
+    "max_rejected",
+)
+
+
+def build_config(flags: DistillFlags) -> RunConfig:
+    """The preset, or the run of --from-gaussians, with the flags laid over it.
+
+    Raises ValueError for flags that are wrong, that contradict each other, or that are missing.
+    """
+    if flags.from_gaussians:
+        _refuse_upstream(flags)
+        stored = stored_config(Store(flags.from_gaussians))
+        if stored is None:
+            raise ValueError(f"--from-gaussians {flags.from_gaussians}: no run there (it has no run.json)")
+        base = from_dict(stored)
+    else:
+        base = PRESETS[flags.preset]()
+        base = as_official(base) if flags.fidelity == "official" else base
+    config = _overlay(base, flags)
+    if not config.model.name:
+        raise ValueError(
+            f"--model is needed: preset {flags.preset} has no public model; train one with jobs/pretrain.py"
+        )
+    if not config.data.uri and not flags.dry_run:
+        raise ValueError(f"--data is needed: the images of preset {flags.preset} do not come with the package")
+    return config
+
+
+def _refuse_upstream(flags: DistillFlags) -> None:
+    default = {f.name: f.default for f in fields(flags)}
+    for name in UPSTREAM:
+        if getattr(flags, name) != default[name]:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} contradicts --from-gaussians: the stored Gaussians settle it; leave it out")
+    for name in ("dry_run", "overwrite"):
+        if getattr(flags, name):
+            raise ValueError(f"--{name.replace('_', '-')} cannot go with --from-gaussians")
+    if flags.method not in ("d3hr", "gaussian"):
+        raise ValueError(f"--method {flags.method} uses no Gaussians; leave out --from-gaussians")
+
+
+def _overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
+    """Every flag that was given replaces its field."""
+    search = _given(base.search, method=flags.search, skew_weight=flags.skew_weight, ipc=flags.ipc)
+    if flags.candidates is not None:
+        search = replace(search, candidates=flags.candidates)
+    elif search.method != base.search.method:
+        search = replace(search, candidates=256 if search.method == "moments" else 1_000_000)
+    return replace(
+        base,
+        data=_given(
+            base.data,
+            uri=flags.data,
+            format=flags.format or ("auto" if flags.data else None),
+            classes=read_classes(flags.classes),
+            limit_per_class=flags.limit_per_class,
+            max_rejected=flags.max_rejected,
+        ),
+        model=_given(base.model, name=flags.model, dtype=flags.dtype if flags.dtype != "auto" else None),
+        inversion=_given(
+            base.inversion,
+            timesteps=flags.timesteps,
+            steps=flags.ddim_steps,
+            guidance=flags.inversion_guidance,
+            posterior=flags.posterior,
+            batch_size=flags.batch_size if flags.batch_size != "auto" else None,
+        ),
+        search=search,
+        synthesis=_given(base.synthesis, guidance=flags.guidance, image_size=flags.image_size),
+        method=flags.method,
+        seed=flags.seed,
+    )
+
+
+def _given(config: Any, **values: Any) -> Any:
+    return replace(config, **{k: v for k, v in values.items() if v not in (None, ())})
+
+
+def check_timesteps(config: RunConfig, schedule: Schedule) -> None:
+    """Raise ValueError for a timestep that is off the grid, or that leaves nothing to invert."""
+    for t in config.inversion.timesteps:
+        if schedule.position(t) == 0:
+            raise ValueError(f"--timesteps {t} is before the first inversion step; give {schedule.grid[1]} or more")
+        if config.fidelity == "official":
+            schedule.above(t)
+
+
+def settle(config: RunConfig, stored: dict[str, Any] | None, pool: Pool) -> RunConfig:
+    """Replace every `auto` by the choice that the run folder already made, else by what the device suits."""
+    gpu = pool.device == "cuda"
+    dtype, size = config.model.dtype, config.inversion.batch_size
+    if dtype == "auto":
+        half: Dtype = "float16" if config.fidelity == "official" else "bfloat16"
+        dtype = stored["model"]["dtype"] if stored else (half if gpu else "float32")
+    if size == "auto":
+        size = stored["inversion"]["batch_size"] if stored else (128 if gpu else 64)
+    return replace(
+        config, model=replace(config.model, dtype=dtype), inversion=replace(config.inversion, batch_size=size)
+    )
