@@ -1,0 +1,105 @@
+"""The networks to train: new ones of a given shape, or a model's own with its class embedding fitted to new classes."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
+
+from d3hr_ray.datasets.classes import build_class_map
+from d3hr_ray.models.loading import ModelCard, locate, read_card
+from d3hr_ray.pretraining.settings import Architecture, PretrainConfig
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A diffusers VAE, DiT and scheduler, float32, on the CPU."""
+
+    vae: AutoencoderKL
+    transformer: DiTTransformer2DModel
+    scheduler: DDIMScheduler
+
+
+def build(config: PretrainConfig, class_names: Sequence[str]) -> Networks:
+    """New networks with seeded weights, or those of `config.init` with one class embedding per name."""
+    if config.init is not None:
+        return _loaded(config.init, class_names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(str(config.seed).encode(), digest_size=6).digest(), "little"))
+        vae, transformer = new_vae(config.architecture), new_transformer(config.architecture, len(class_names))
+    return Networks(vae, transformer, new_scheduler())
+
+
+def new_vae(shape: Architecture) -> AutoencoderKL:
+    """A VAE with random weights; its scaling factor is set once it is trained."""
+    depth = len(shape.vae_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        block_out_channels=shape.vae_channels,
+        layers_per_block=shape.vae_layers,
+        latent_channels=shape.latent_channels,
+        norm_num_groups=8,
+        sample_size=shape.image_size,
+        scaling_factor=1.0,
+    )
+
+
+def new_transformer(shape: Architecture, num_classes: int) -> DiTTransformer2DModel:
+    """A DiT with random weights that predicts noise only, no sigma, and starts at zero as the paper's does."""
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=shape.dit_heads,
+        attention_head_dim=shape.dit_width // shape.dit_heads,
+        in_channels=shape.latent_channels,
+        out_channels=shape.latent_channels,
+        num_layers=shape.dit_layers,
+        sample_size=shape.latent_side,
+        patch_size=shape.patch_size,
+        num_embeds_ada_norm=num_classes,
+    )
+    # DiT (Peebles and Xie, 2023), section 3.2, adaLN-Zero: every block is the identity at first; so is the last layer.
+    gates = [block.norm1.linear for block in transformer.transformer_blocks]
+    for layer in (*gates, transformer.proj_out_1, transformer.proj_out_2):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    for block in transformer.transformer_blocks:
+        torch.nn.init.normal_(block.norm1.emb.class_embedder.embedding_table.weight, std=0.02)
+    return transformer
+
+
+def new_scheduler() -> DDIMScheduler:
+    """The linear schedule of 1,000 steps that DiT was trained with, walked by diffusers' 'leading' grid."""
+    return DDIMScheduler(beta_schedule="linear", clip_sample=False, set_alpha_to_one=True, steps_offset=0)
+
+
+def _loaded(init: str, class_names: Sequence[str]) -> Networks:
+    where, card = locate(init), read_card(init)
+    vae = AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=torch.float32)
+    transformer = DiTTransformer2DModel.from_pretrained(where, subfolder="transformer", torch_dtype=torch.float32)
+    scheduler = DDIMScheduler.from_pretrained(where, subfolder="scheduler")
+    for part in (vae, transformer):
+        part.register_to_config(_name_or_path="")  # a private path that diffusers would save
+    rows = [_known_row(name, card) for name in class_names] + [card.num_classes]
+    return Networks(vae, _with_classes(transformer, rows), scheduler)
+
+
+def _known_row(name: str, card: ModelCard) -> int:
+    """The model's id of a class it knows by name, else its null class: the best guess for what it never saw."""
+    try:
+        return build_class_map([name], (), card.num_classes, card.class_names).model_classes[0]
+    except ValueError:
+        return card.num_classes
+
+
+def _with_classes(transformer: DiTTransformer2DModel, rows: Sequence[int]) -> DiTTransformer2DModel:
+    """The same DiT with class embedding rows picked from its own, in every block; the last row is the null class."""
+    if list(rows) == list(range(transformer.config.num_embeds_ada_norm + 1)):
+        return transformer
+    fitted = DiTTransformer2DModel.from_config({**transformer.config, "num_embeds_ada_norm": len(rows) - 1})
+    weights = transformer.state_dict()
+    for name in weights:
+        if name.endswith("class_embedder.embedding_table.weight"):
+            weights[name] = weights[name][list(rows)]
+    fitted.load_state_dict(weights)
+    return fitted

@@ -1,0 +1,139 @@
+"""An endless, seeded, resumable stream of training images from any source, in bounded memory.
+
+Position p of the stream is the same image on every run: epochs are shuffled by (seed, epoch), as whole shards first and
+then image by image within a window of shards. So a rerun can start at any position and reads one window at most again.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+
+from d3hr_ray.config import RunError
+from d3hr_ray.datasets.decode import RejectedImage, decode
+from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.numerics.seeds import generator
+
+SHARD, WINDOW = 64, 64  # images per shard and shards per window: 4,096 encoded images, 0.5 GB of ImageNet, are held
+CACHE_BYTES = 1 << 28  # decoded sets up to this size are kept whole
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`pixels` (B, S, S, 3) uint8, `labels` (B,) int64 and `indices` (B,): the images' rows in the listing."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+
+@dataclass
+class ImageStream:
+    """The share of a listing that belongs to worker `rank` of `world`; `rejected` grows as broken images are met."""
+
+    listing: Listing
+    size: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._labels = np.asarray(self.listing.entries["label"].to_pylist(), np.int64)
+        shards = [np.arange(at, min(at + SHARD, len(self))) for at in range(0, len(self), SHARD)]
+        self._shards = shards[self.rank :: self.world]
+        if not self._shards:
+            raise ValueError(f"--workers {self.world} is more than the data's {len(shards)} shards of {SHARD} images")
+        self._cache: np.ndarray | None = None  # the decoded set, if it is small
+        self._sound = np.ones(0, bool)
+
+    def __len__(self) -> int:
+        return len(self.listing)
+
+    @property
+    def small(self) -> bool:
+        """Whether the decoded set fits into memory."""
+        return len(self) * self.size**2 * 3 <= CACHE_BYTES
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Batches from number `start` on, without end; the next one is made while this one is used."""
+        positions = self._positions(start * batch_size)
+        made = self._read(positions, batch_size)
+        with ThreadPoolExecutor(1) as pool:
+            upcoming = pool.submit(next, made)
+            while True:
+                ready = upcoming.result()
+                upcoming = pool.submit(next, made)
+                yield ready
+
+    def fixed(self, batch_size: int, limit: int) -> Iterator[Batch]:
+        """The first `limit` images of the listing in its own order, whoever asks: for statistics."""
+        for at in range(0, min(limit, len(self)), batch_size):
+            indices = np.arange(at, min(at + batch_size, limit, len(self)))
+            yield self._batch(indices, self._encoded(indices))
+
+    def _positions(self, start: int) -> Iterator[np.ndarray]:
+        """Windows of listing rows in training order, from position `start` on."""
+        epoch, skip = divmod(start, sum(map(len, self._shards)))
+        while True:
+            order = generator("shards", self.seed, epoch, self.rank).permutation(len(self._shards))
+            for first in range(0, len(order), WINDOW):
+                window = np.concatenate([self._shards[i] for i in order[first : first + WINDOW]])
+                window = generator("window", self.seed, epoch, self.rank, first).permutation(window)
+                if skip < len(window):
+                    yield window[skip:]
+                skip = max(0, skip - len(window))
+            epoch += 1
+
+    def _read(self, windows: Iterator[np.ndarray], batch_size: int) -> Iterator[Batch]:
+        """Windows => batches of one size; a batch may span two windows or epochs."""
+        stream = ((row, data) for window in windows for row, data in zip(window, self._encoded(window), strict=True))
+        while True:
+            rows, data = zip(*islice(stream, batch_size), strict=True)
+            yield self._batch(np.asarray(rows), list(data))
+
+    def _encoded(self, indices: np.ndarray) -> list[bytes]:
+        """The files' bytes in the order of `indices`, read in the source's order; empty where pixels are cached."""
+        if self.small:
+            return [b""] * len(indices)
+        rows = np.sort(indices)
+        data = self.listing.source.read(self.listing.entries.take(pa.array(rows)))
+        found = dict(zip(rows.tolist(), data, strict=True))
+        return [found[i] for i in indices.tolist()]
+
+    def _batch(self, indices: np.ndarray, data: list[bytes]) -> Batch:
+        """A broken image's place is taken by a sound one of the same batch, so that positions never shift."""
+        if self.small:
+            if self._cache is None:
+                every = self.listing.source.read(self.listing.entries)
+                self._cache, self._sound = self._decode(range(len(self)), list(every))
+            pixels, sound = self._cache[indices], self._sound[indices]
+        else:
+            pixels, sound = self._decode(indices.tolist(), data)
+        if not sound.any():
+            raise RunError(f"pretraining: none of {len(indices)} images can be read; see {self._example()}")
+        chosen = np.where(sound, np.arange(len(sound)), np.resize(np.flatnonzero(sound), len(sound)))
+        return Batch(pixels[chosen], self._labels[indices[chosen]], indices[chosen])
+
+    def _decode(self, rows: Sequence[int], data: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Encoded images => pixels (N, S, S, 3), and whether each could be read (N,)."""
+        pixels = np.zeros((len(rows), self.size, self.size, 3), np.uint8)
+        sound = np.ones(len(rows), bool)
+
+        def place(i: int) -> None:
+            try:
+                pixels[i] = decode(data[i], self.size)
+            except RejectedImage as error:
+                sound[i] = False
+                self.rejected[self.listing.entries["image_id"][rows[i]].as_py()] = str(error)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(place, range(len(rows))))
+        return pixels, sound
+
+    def _example(self) -> str:
+        image_id, reason = min(self.rejected.items())
+        return f"{image_id} ({reason})"

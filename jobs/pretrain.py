@@ -1,0 +1,167 @@
+"""Train a VAE and a DiT on labelled images, or fine-tune a DiT, into a folder that `distill.py --model` takes.
+
+    python jobs/pretrain.py --preset digits --out my-digits       # the embedded model again
+    python jobs/pretrain.py --preset custom --data /data/flowers --init facebook/DiT-XL-2-256 --workers 8 --out my-dit
+    python jobs/pretrain.py --check my-digits                      # measure it on the held-out digits
+
+The same command resumes a run that was stopped. D3HR_TRACEBACK=1 shows the traceback of a failure.
+"""
+
+import json
+import shlex
+import sys
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from cli import Ints, Words, connect, guard, parse, refusing
+
+from d3hr_ray.config import DataConfig, Format
+from d3hr_ray.datasets.classes import read_classes
+from d3hr_ray.datasets.digits import NAMES
+from d3hr_ray.pretraining import settings
+from d3hr_ray.pretraining.check import measure
+from d3hr_ray.pretraining.launch import pretrain, start_anew, trained_on
+from d3hr_ray.pretraining.settings import PretrainConfig
+
+
+@dataclass(frozen=True)
+class PretrainFlags:
+    """A flag that is not given takes the preset's value."""
+
+    preset: Literal["digits", "digits-affine", "custom"] = "digits"
+    """digits and digits-affine are the embedded models' recipes; custom starts from DiT-S/2 at 256 pixels."""
+    data: str | None = None
+    """Training images: a folder, file or URI, or digits, digits-affine (needed by --preset custom)."""
+    format: Format = "auto"
+    """Layout of --data."""
+    classes: Words = ()
+    """Class names, one file of names, or a named subset; their order becomes the model's. Default: all."""
+    max_rejected: float | None = None
+    """Share of unreadable images above which the run fails. Default: 0.01."""
+    out: str | None = None
+    """Folder or URI for the model; every worker must reach it. Default: runs/pretrain-<preset>."""
+    init: str | None = None
+    """Fine-tune this DiTPipeline folder or hub id; its VAE is kept unless --vae-steps says how long to train it."""
+    image_size: int | None = None
+    """Side of the training images in pixels (with --init, the model's)."""
+    vae_steps: int | None = None
+    """Training steps of the VAE."""
+    dit_steps: int | None = None
+    """Training steps of the DiT."""
+    batch_size: int | None = None
+    """Images per step over all workers, for both phases."""
+    vae_lr: float | None = None
+    """Peak learning rate of the VAE."""
+    dit_lr: float | None = None
+    """Peak learning rate of the DiT."""
+    kl_weight: float | None = None
+    """Weight of the VAE's mean KL per latent element against its mean squared error."""
+    class_dropout: float | None = None
+    """Share of labels replaced by the null class, which guidance needs."""
+    ema: float | None = None
+    """Decay of the averaged weights, which are the ones kept."""
+    latent_channels: int | None = None
+    """Channels of the latents."""
+    vae_channels: Ints = ()
+    """The VAE's widths at each resolution; every one but the first halves the side."""
+    patch_size: int | None = None
+    """Side of the DiT's patches in latent cells."""
+    dit_layers: int | None = None
+    """Blocks of the DiT."""
+    dit_heads: int | None = None
+    """Attention heads of the DiT."""
+    dit_width: int | None = None
+    """Hidden width of the DiT."""
+    seed: int | None = None
+    """Decides weights, order and noise."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints, a multiple of 50."""
+    workers: int = 0
+    """Ray Train workers, one GPU each if the cluster has as many; 0 trains in this process."""
+    threads: int = 1
+    """CPU threads per worker; another number gives weights that differ by rounding."""
+    address: str | None = None
+    """Ray cluster for --workers. Default: RAY_ADDRESS, else a local Ray."""
+    overwrite: bool = False
+    """Delete the model and checkpoints in --out and start anew."""
+    check: str | None = None
+    """Train nothing: measure this digits model on the held-out split and print JSON."""
+
+
+def main() -> None:
+    """Check a model, or train one."""
+    flags = parse(PretrainFlags, __doc__ or "")
+    if flags.check is not None:
+        with refusing():
+            data = trained_on(flags.check)
+        print(json.dumps(check(flags.check, data), indent=2))
+        return
+    out = flags.out or f"runs/pretrain-{flags.preset}"
+    with refusing():
+        config = build_config(flags)
+    if flags.overwrite:
+        start_anew(out)
+    if flags.workers:
+        connect(flags.address)
+    trained = pretrain(config, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads)
+    print(f"{out}: " + ("trained" if trained else "complete already; --overwrite starts anew"))
+
+
+def build_config(flags: PretrainFlags) -> PretrainConfig:
+    """Flags over the preset. Raises ValueError naming the flag that is wrong."""
+    config = _preset(flags)
+    uri = flags.data or config.data.uri
+    data = DataConfig(uri, flags.format, read_classes(flags.classes), **_given(max_rejected=flags.max_rejected))
+    shape = _given(
+        image_size=flags.image_size,
+        latent_channels=flags.latent_channels,
+        vae_channels=flags.vae_channels or None,
+        patch_size=flags.patch_size,
+        dit_layers=flags.dit_layers,
+        dit_heads=flags.dit_heads,
+        dit_width=flags.dit_width,
+    )
+    if flags.init and shape:
+        flag = next(iter(shape)).replace("_", "-")
+        raise ValueError(f"--{flag} cannot be changed with --init: the model has its own; leave it out")
+    vae_steps = 0 if flags.init and flags.vae_steps is None else flags.vae_steps
+    both = _given(batch_size=flags.batch_size, ema=flags.ema)
+    return replace(
+        config,
+        data=data,
+        architecture=replace(config.architecture, **shape),
+        vae=replace(config.vae, **both, **_given(steps=vae_steps, lr=flags.vae_lr)),
+        dit=replace(config.dit, **both, **_given(steps=flags.dit_steps, lr=flags.dit_lr)),
+        init=flags.init,
+        **_given(
+            kl_weight=flags.kl_weight,
+            class_dropout=flags.class_dropout,
+            seed=flags.seed,
+            checkpoint_every=flags.checkpoint_every,
+        ),
+    )
+
+
+def check(model: str, data: DataConfig) -> dict[str, Any]:
+    """Measure a model that was trained on one of the embedded sets against that set's held-out split."""
+    name = data.uri.partition("/")[0]
+    if name not in NAMES:
+        raise ValueError(f"--check {model}: its data, {data.uri}, has no held-out split; only {' and '.join(NAMES)} do")
+    return asdict(measure(model, DataConfig(name), DataConfig(f"{name}/test")))
+
+
+def _preset(flags: PretrainFlags) -> PretrainConfig:
+    if flags.preset != "custom":
+        return settings.digits() if flags.preset == "digits" else settings.digits_affine()
+    if flags.data is None:
+        raise ValueError("--preset custom needs --data: the training images")
+    return settings.custom(flags.data)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """The values that were given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+if __name__ == "__main__":
+    guard(main)

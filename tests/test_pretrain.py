@@ -1,0 +1,237 @@
+"""Pretraining: resume and repetition give the same bytes; streams are complete, seeded and bounded; fine-tuning."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from d3hr_ray.config import DataConfig, RunError
+from d3hr_ray.models.loading import load_networks, load_schedule, read_card
+from d3hr_ray.pretraining import stream as streams
+from d3hr_ray.pretraining.launch import list_classes, pretrain, start_anew
+from d3hr_ray.pretraining.networks import build
+from d3hr_ray.pretraining.objectives import DitObjective
+from d3hr_ray.pretraining.optimise import Loop, rate
+from d3hr_ray.pretraining.settings import Architecture, Phase, PretrainConfig
+from d3hr_ray.pretraining.stream import ImageStream
+
+ROOT = Path(__file__).parent.parent
+SHAPE = Architecture(16, 4, (8, 16), 1, patch_size=4, dit_layers=1, dit_heads=1, dit_width=16)
+TINY = PretrainConfig(
+    DataConfig("digits"),
+    SHAPE,
+    vae=Phase(6, 8, 1e-3, warmup=2),
+    dit=Phase(6, 8, 1e-3, warmup=2),
+    log_every=1,
+    checkpoint_every=2,
+)
+
+
+def files(folder):
+    """What must be equal: everything but the record of how long it took."""
+    paths = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "training.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    assert pretrain(TINY, str(out), "test")
+    return out
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing in the code under test catches it."""
+
+
+@pytest.mark.parametrize(("phase", "step"), [("vae", 2), ("vae", 6), ("dit", 4)])
+def test_a_killed_run_resumes_to_the_same_bytes(trained, tmp_path, monkeypatch, phase, step):
+    save = Loop._save
+
+    def save_and_die(self, progress, *rest):
+        save(self, progress, *rest)
+        if (self.name, progress.step) == (phase, step):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_save", save_and_die)
+        with pytest.raises(Killed):
+            pretrain(TINY, str(tmp_path), "test")
+    assert not (tmp_path / "training.json").exists()
+    assert pretrain(TINY, str(tmp_path), "test")
+    assert files(tmp_path) == files(trained)
+
+
+def test_a_complete_run_is_left_alone_and_other_settings_are_refused(trained):
+    assert not pretrain(TINY, str(trained), "test")
+    with pytest.raises(ValueError, match=r"seed: 0 -> 1.*--overwrite"):
+        pretrain(replace(TINY, seed=1), str(trained), "test")
+
+
+def test_the_folder_loads_as_any_other_model(trained):
+    card = read_card(str(trained))
+    assert card.class_names == tuple("0123456789")
+    assert (card.latent_shape, card.image_size, card.num_classes) == ((4, 8, 8), 16, 10)
+    autoencoder, denoiser = load_networks(str(trained), torch.float32, "cpu")
+    assert denoiser.null_class == 10
+    assert load_schedule(str(trained), 50).grid[-1] == 980
+    scheduler = json.loads((trained / "scheduler" / "scheduler_config.json").read_text())
+    expected = {"beta_schedule": "linear", "clip_sample": False, "set_alpha_to_one": True, "steps_offset": 0}
+    assert expected.items() <= scheduler.items() and scheduler["timestep_spacing"] == "leading"
+    assert autoencoder.scale != 1
+    record = json.loads((trained / "training.json").read_text())
+    assert record["rejected"] == 0 and record["images"] == 1297
+    assert len((trained / "curves.csv").read_text().splitlines()) == 13
+
+
+def test_overwrite_deletes_only_what_training_wrote(trained, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    (tmp_path / "training.json").write_text("{}")
+    start_anew(str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(ValueError, match="holds files that are no training run"):
+        pretrain(TINY, str(tmp_path), "test")
+
+
+def test_fine_tuning_keeps_the_vae_and_refits_the_classes(trained, tmp_path):
+    config = replace(
+        TINY, init=str(trained), data=DataConfig("digits", classes=("7", "3", "5")), vae=replace(TINY.vae, steps=0)
+    )
+    before = build(replace(config, data=DataConfig("digits")), list("0123456789")).transformer
+    fitted = build(config, ["7", "3", "unheard of"]).transformer
+    old, new = (t.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight for t in (before, fitted))
+    assert torch.equal(new, old[[7, 3, 10, 10]])
+    assert pretrain(config, str(tmp_path), "test")
+    assert read_card(str(tmp_path)).class_names == ("7", "3", "5")
+    weights = "diffusion_pytorch_model.safetensors"
+    assert files(tmp_path / "vae")[weights] == files(trained / "vae")[weights]
+    assert files(tmp_path / "transformer")[weights] != files(trained / "transformer")[weights]
+
+
+def test_the_objective_is_the_mean_error_of_the_noise():
+    transformer = build(TINY, list("0123456789")).transformer
+    objective = DitObjective(transformer, torch.tensor([0.9, 0.1]))
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([0, 10, 3])
+    loss = objective(torch.zeros_like(noise), noise, torch.tensor([0, 1, 1]), classes)["loss"]
+    assert torch.allclose(loss, noise.square().mean())  # a new DiT predicts 0
+    assert not transformer.training  # in train mode diffusers drops labels on its own
+
+
+def test_the_learning_rate_rises_then_falls_to_zero():
+    phase = Phase(100, 1, 1.0, warmup=10)
+    rates = [rate(step, phase) for step in range(101)]
+    assert rates[0] < 0.11 and max(rates) > 0.97 and rates[100] < 1e-9
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of 40 images each, told apart by brightness; the third of each class is broken."""
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(40):
+            path = tmp_path / label / f"{i:02d}.png"
+            Image.fromarray(np.full((20, 24, 3), i + (100 if label == "dog" else 0), np.uint8)).save(path)
+            if i == 2:
+                path.write_bytes(b"no image")
+    return str(tmp_path)
+
+
+def take(stream, batch, start, count):
+    return [b.indices.tolist() for b in islice(stream.batches(batch, start), count)]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_streams_show_every_image_once_an_epoch_and_resume_anywhere(folder, monkeypatch, cached):
+    monkeypatch.setattr(streams, "SHARD", 8)
+    monkeypatch.setattr(streams, "WINDOW", 3)
+    if not cached:
+        monkeypatch.setattr(streams, "CACHE_BYTES", 0)
+    listing = list_classes(DataConfig(folder))
+    stream = ImageStream(listing, 16, seed=3)
+    batches = list(islice(stream.batches(10), 16))
+    epochs = [sorted(i for b in batches[at : at + 8] for i in b.indices.tolist()) for at in (0, 8)]
+    broken = {2, 42}
+    for epoch in epochs:  # a broken image's place is taken by another, so 2 of 80 come twice
+        assert set(epoch) == set(range(80)) - broken and len(epoch) == 80
+    assert [b.indices.tolist() for b in batches[:8]] != [b.indices.tolist() for b in batches[8:]]
+    assert set(stream.rejected) == {"cat/02.png", "dog/02.png"}
+    for b in batches:
+        assert ((b.pixels[:, 0, 0, 0] >= 100) == (b.labels == 1)).all() and (b.labels == b.indices // 40).all()
+    for start in (1, 7, 13):
+        assert take(ImageStream(listing, 16, seed=3), 10, start, 3) == [
+            b.indices.tolist() for b in batches[start : start + 3]
+        ]
+
+
+def test_cached_and_streamed_images_are_the_same(folder, monkeypatch):
+    listing = list_classes(DataConfig(folder))
+    cached = next(ImageStream(listing, 16, seed=0).batches(16))
+    monkeypatch.setattr(streams, "CACHE_BYTES", 0)
+    streamed = next(ImageStream(listing, 16, seed=0).batches(16))
+    assert np.array_equal(cached.pixels, streamed.pixels) and np.array_equal(cached.labels, streamed.labels)
+
+
+def test_workers_share_the_images(folder, monkeypatch):
+    monkeypatch.setattr(streams, "SHARD", 8)
+    listing = list_classes(DataConfig(folder))
+    shares = [take(ImageStream(listing, 16, 0, rank, 2), 40, 0, 1)[0] for rank in (0, 1)]
+    assert set(shares[0]) | set(shares[1]) == set(range(80)) - {2, 42}
+    assert not set(shares[0]) & set(shares[1])
+    with pytest.raises(ValueError, match="--workers 11"):
+        ImageStream(listing, 16, 0, 10, 11)
+
+
+def test_too_many_unreadable_images_fail_the_run_and_name_one(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("rejected")
+    with pytest.raises(RunError, match=r"2 of 80 images.*cat/02.png.*--max-rejected"):
+        pretrain(replace(TINY, data=DataConfig(folder)), str(out / "a"), "test")
+    assert pretrain(replace(TINY, data=DataConfig(folder, max_rejected=0.1)), str(out / "b"), "test")
+    assert json.loads((out / "b" / "training.json").read_text())["rejected"] == 2
+    assert read_card(str(out / "b")).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 18}, "--image-size 18"),
+        ({"dit_width": 17, "dit_heads": 2}, "--dit-width 17"),
+        ({"vae_channels": (12,)}, "--vae-channels 12"),
+    ],
+)
+def test_impossible_shapes_are_refused_by_flag(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SHAPE, **change)
+
+
+def job(*args):
+    command = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_end_at_the_same_bytes(tmp_path):
+    small = "--preset digits --vae-steps 100 --dit-steps 150 --batch-size 8 --vae-channels 8 16 --dit-width 32"
+    flags = [*small.split(), "--dit-layers", "1", "--checkpoint-every", "50"]
+    whole, killed = job(*flags, "--out", f"{tmp_path}/whole"), job(*flags, "--out", f"{tmp_path}/killed")
+    while not (tmp_path / "killed" / ".training" / "dit.pt").exists() and killed.poll() is None:
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "training.json").exists()
+    assert whole.wait() == 0, whole.communicate()
+    again = job(*flags, "--out", f"{tmp_path}/killed")
+    out, err = again.communicate()
+    assert again.returncode == 0, err
+    assert "phase vae" not in out
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
