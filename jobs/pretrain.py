@@ -8,11 +8,13 @@ The same command resumes a run that was stopped. D3HR_TRACEBACK=1 shows the trac
 """
 
 import json
+import logging
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import diffusers.utils.logging
 from cli import Ints, Words, connect, guard, parse, refusing
 
 from d3hr_ray.config import DataConfig, Format
@@ -20,7 +22,7 @@ from d3hr_ray.datasets.classes import read_classes
 from d3hr_ray.datasets.digits import NAMES
 from d3hr_ray.pretraining import settings
 from d3hr_ray.pretraining.check import measure
-from d3hr_ray.pretraining.launch import pretrain, start_anew, trained_on
+from d3hr_ray.pretraining.launch import prepare, pretrain, start_anew, trained_on
 from d3hr_ray.pretraining.settings import PretrainConfig
 
 
@@ -85,26 +87,32 @@ class PretrainFlags:
     overwrite: bool = False
     """Delete the model and checkpoints in --out and start anew."""
     check: str | None = None
-    """Train nothing: measure this digits model on the held-out split and print JSON."""
+    """Train nothing: measure this trained model on held-out images (--data, or the digits' test split), print JSON."""
 
 
 def main() -> None:
     """Check a model, or train one."""
     flags = parse(PretrainFlags, __doc__ or "")
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
+    diffusers.utils.logging.set_verbosity_error()  # it doubts every cast to fp16, of no module here
     if flags.check is not None:
         with refusing():
-            data = trained_on(flags.check)
-        print(json.dumps(check(flags.check, data), indent=2))
+            splits = find_splits(flags.check, flags.data)
+        print(json.dumps(asdict(measure(flags.check, *splits)), indent=2))
         return
     out = flags.out or f"runs/pretrain-{flags.preset}"
     with refusing():
         config = build_config(flags)
-    if flags.overwrite:
-        start_anew(out)
+        if flags.overwrite:
+            start_anew(out)
+        listing = prepare(config, out, flags.workers)
+    if listing is None:
+        print(f"{out}: complete already; --overwrite starts anew")
+        return
     if flags.workers:
         connect(flags.address)
-    trained = pretrain(config, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads)
-    print(f"{out}: " + ("trained" if trained else "complete already; --overwrite starts anew"))
+    pretrain(config, listing, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads)
+    print(f"{out}: trained on {len(listing)} images of {len(listing.classes)} classes")
 
 
 def build_config(flags: PretrainFlags) -> PretrainConfig:
@@ -142,12 +150,13 @@ def build_config(flags: PretrainFlags) -> PretrainConfig:
     )
 
 
-def check(model: str, data: DataConfig) -> dict[str, Any]:
-    """Measure a model that was trained on one of the embedded sets against that set's held-out split."""
+def find_splits(model: str, held_out: str | None) -> tuple[DataConfig, DataConfig]:
+    """The data a model was trained on, and data it never saw: as given, or the embedded set's own test split."""
+    data = trained_on(model)
     name = data.uri.partition("/")[0]
-    if name not in NAMES:
-        raise ValueError(f"--check {model}: its data, {data.uri}, has no held-out split; only {' and '.join(NAMES)} do")
-    return asdict(measure(model, DataConfig(name), DataConfig(f"{name}/test")))
+    if held_out is None and name not in NAMES:
+        raise ValueError(f"--check {model}: {data.uri} has no known held-out split; name one with --data")
+    return data, replace(data, uri=held_out or f"{name}/test")
 
 
 def _preset(flags: PretrainFlags) -> PretrainConfig:

@@ -18,7 +18,7 @@ from PIL import Image
 from d3hr_ray.config import DataConfig, RunError
 from d3hr_ray.models.loading import load_networks, load_schedule, read_card
 from d3hr_ray.pretraining import stream as streams
-from d3hr_ray.pretraining.launch import list_classes, pretrain, start_anew
+from d3hr_ray.pretraining.launch import list_classes, prepare, pretrain, start_anew
 from d3hr_ray.pretraining.networks import build
 from d3hr_ray.pretraining.objectives import DitObjective
 from d3hr_ray.pretraining.optimise import Loop, rate
@@ -46,8 +46,17 @@ def files(folder):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
-    assert pretrain(TINY, str(out), "test")
+    assert train(TINY, out)
     return out
+
+
+def train(config, out):
+    """What the job does; False if there is nothing left to do."""
+    listing = prepare(config, str(out))
+    if listing is None:
+        return False
+    pretrain(config, listing, str(out), "test")
+    return True
 
 
 class Killed(BaseException):
@@ -66,16 +75,16 @@ def test_a_killed_run_resumes_to_the_same_bytes(trained, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_save", save_and_die)
         with pytest.raises(Killed):
-            pretrain(TINY, str(tmp_path), "test")
+            train(TINY, tmp_path)
     assert not (tmp_path / "training.json").exists()
-    assert pretrain(TINY, str(tmp_path), "test")
+    assert train(TINY, tmp_path)
     assert files(tmp_path) == files(trained)
 
 
 def test_a_complete_run_is_left_alone_and_other_settings_are_refused(trained):
-    assert not pretrain(TINY, str(trained), "test")
+    assert not train(TINY, trained)
     with pytest.raises(ValueError, match=r"seed: 0 -> 1.*--overwrite"):
-        pretrain(replace(TINY, seed=1), str(trained), "test")
+        train(replace(TINY, seed=1), trained)
 
 
 def test_the_folder_loads_as_any_other_model(trained):
@@ -94,13 +103,19 @@ def test_the_folder_loads_as_any_other_model(trained):
     assert len((trained / "curves.csv").read_text().splitlines()) == 13
 
 
+def test_a_run_is_not_resumed_on_other_images(tmp_path):
+    assert prepare(TINY, str(tmp_path)) is not None
+    with pytest.raises(ValueError, match=r"limit_per_class: None -> 5"):
+        prepare(replace(TINY, data=DataConfig("digits", limit_per_class=5)), str(tmp_path))
+
+
 def test_overwrite_deletes_only_what_training_wrote(trained, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     (tmp_path / "training.json").write_text("{}")
     start_anew(str(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
-    with pytest.raises(ValueError, match="holds files that are no training run"):
-        pretrain(TINY, str(tmp_path), "test")
+    with pytest.raises(ValueError, match="holds files of something else"):
+        train(TINY, tmp_path)
 
 
 def test_fine_tuning_keeps_the_vae_and_refits_the_classes(trained, tmp_path):
@@ -111,7 +126,7 @@ def test_fine_tuning_keeps_the_vae_and_refits_the_classes(trained, tmp_path):
     fitted = build(config, ["7", "3", "unheard of"]).transformer
     old, new = (t.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight for t in (before, fitted))
     assert torch.equal(new, old[[7, 3, 10, 10]])
-    assert pretrain(config, str(tmp_path), "test")
+    assert train(config, tmp_path)
     assert read_card(str(tmp_path)).class_names == ("7", "3", "5")
     weights = "diffusion_pytorch_model.safetensors"
     assert files(tmp_path / "vae")[weights] == files(trained / "vae")[weights]
@@ -195,8 +210,8 @@ def test_workers_share_the_images(folder, monkeypatch):
 def test_too_many_unreadable_images_fail_the_run_and_name_one(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("rejected")
     with pytest.raises(RunError, match=r"2 of 80 images.*cat/02.png.*--max-rejected"):
-        pretrain(replace(TINY, data=DataConfig(folder)), str(out / "a"), "test")
-    assert pretrain(replace(TINY, data=DataConfig(folder, max_rejected=0.1)), str(out / "b"), "test")
+        train(replace(TINY, data=DataConfig(folder)), out / "a")
+    assert train(replace(TINY, data=DataConfig(folder, max_rejected=0.1)), out / "b")
     assert json.loads((out / "b" / "training.json").read_text())["rejected"] == 2
     assert read_card(str(out / "b")).class_names == ("cat", "dog")
 

@@ -10,7 +10,7 @@ from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.models.autoencoder import Autoencoder, to_images, to_pixels
 from d3hr_ray.models.classifiers import predict, train_convnet
 from d3hr_ray.models.dit import Denoiser
-from d3hr_ray.models.loading import load_networks, load_schedule, read_card
+from d3hr_ray.models.loading import ModelCard, load_networks, load_schedule, read_card
 from d3hr_ray.numerics.ddim import sample
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
@@ -32,9 +32,8 @@ def measure(model: str, train: DataConfig, held_out: DataConfig, per_class: int 
     """Check a model with a classifier trained on `train`; both sets must fit into memory."""
     card = read_card(model)
     autoencoder, denoiser = load_networks(model, torch.float32, "cpu")
-    (pixels, labels), (held_pixels, held_labels) = (
-        _load(data, card.image_size, card.num_classes, card.class_names) for data in (train, held_out)
-    )
+    pixels, labels = load_set(train, card)
+    held_pixels, held_labels = load_set(held_out, card)
     net = train_convnet(pixels, labels, card.num_classes, seed=seed)
     classes = np.repeat(np.arange(card.num_classes), per_class)
     samples = draw_samples(autoencoder, denoiser, load_schedule(model, 50), torch.from_numpy(classes), seed=seed)
@@ -81,13 +80,10 @@ def draw_samples(
     return np.concatenate(parts)
 
 
-def _load(
-    data: DataConfig, size: int, num_classes: int, names: tuple[str, ...] | None
-) -> tuple[np.ndarray, np.ndarray]:
+def load_set(data: DataConfig, card: ModelCard) -> tuple[np.ndarray, np.ndarray]:
     """A whole set => pixels (N, S, S, 3) and the model's class ids (N,)."""
-    listing = list_images(data, num_classes, names)
-    stream = ImageStream(listing, size, 0)
-    batches = list(stream.fixed(1000, len(listing)))
+    listing = list_images(data, card.num_classes, card.class_names)
+    batches = list(ImageStream(listing, card.image_size, 0).fixed(1000, len(listing)))
     ids = np.asarray(listing.classes.model_classes)
     return np.concatenate([b.pixels for b in batches]), ids[np.concatenate([b.labels for b in batches])]
 

@@ -32,10 +32,10 @@ def save(
     networks: Networks, class_names: Sequence[str], curve: Sequence[Row], record: dict[str, Any], store: Store
 ) -> None:
     """Write the pipeline in fp16 and its papers; training.json comes last and marks the folder as complete."""
-    parts = {"vae": networks.vae, "transformer": networks.transformer, "scheduler": networks.scheduler}
+    parts: dict[str, Any] = {"vae": networks.vae, "transformer": networks.transformer, "scheduler": networks.scheduler}
     with tempfile.TemporaryDirectory() as folder:
         for name, part in parts.items():
-            weights = part.to("cpu", torch.float16) if isinstance(part, torch.nn.Module) else part
+            weights: Any = part.to("cpu", torch.float16) if isinstance(part, torch.nn.Module) else part
             weights.save_pretrained(f"{folder}/{name}")
         for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
             store.write_bytes(file.relative_to(folder).as_posix(), file.read_bytes())

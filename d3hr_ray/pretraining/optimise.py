@@ -12,6 +12,7 @@ from torch import nn
 from d3hr_ray.pretraining.settings import Phase
 from d3hr_ray.store import Store
 
+SCRATCH = ".training"  # in the run folder: checkpoints and rejected images, until the model is complete
 Inputs = tuple[torch.Tensor, ...]
 Row = dict[str, float | str]
 
@@ -41,7 +42,7 @@ class Loop:
     @property
     def file(self) -> str:
         """The checkpoint's name; one file, replaced whole."""
-        return f".training/{self.name}.pt"
+        return f"{SCRATCH}/{self.name}.pt"
 
     def run(self, objective: Any, inputs: Callable[[int], Iterator[Inputs]]) -> list[Row]:
         """Minimise the objective to the last step, then leave the averaged weights in it. Returns the curve.

@@ -1,0 +1,50 @@
+"""The embedded models do what they are shipped for, measured on digits that they never saw."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from d3hr_ray.config import DataConfig
+from d3hr_ray.datasets.digits import NAMES
+from d3hr_ray.models.autoencoder import to_images
+from d3hr_ray.models.loading import ASSETS, load_networks, read_card
+from d3hr_ray.numerics.seeds import normal
+from d3hr_ray.pretraining.check import load_set, measure, psnr, reconstruct
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+def test_folder_is_small_and_holds_what_training_promises(name):
+    weights = list((ASSETS / name).rglob("*.safetensors"))
+    assert sum(p.stat().st_size for p in weights) < 8_000_000
+    record = json.loads((ASSETS / name / "training.json").read_text())
+    assert record["command"] == f"python jobs/pretrain.py --preset {name} --out d3hr_ray/assets/{name}"
+    assert record["rejected"] == 0 and record["settings"]["data"]["uri"] == name
+    assert {"curves.csv", "curves.png"} <= {p.name for p in (ASSETS / name).iterdir()}
+    assert not [p for p in Path(ASSETS / name).rglob("*") if p.suffix in (".bin", ".pt", ".ckpt")]
+
+
+def test_reconstruction_of_unseen_digits_and_unit_latents(name):
+    card = read_card(name)
+    pixels, labels = load_set(DataConfig(f"{name}/test"), card)
+    autoencoder, _ = load_networks(name, torch.float32, "cpu")
+    assert psnr(pixels, reconstruct(autoencoder, pixels)) >= 28
+    noise = normal((len(pixels), *card.latent_shape), "test")
+    with torch.inference_mode():
+        latents = autoencoder.encode(to_images(torch.from_numpy(pixels)), noise)
+    assert 0.95 <= float(latents.std()) <= 1.05
+    assert np.bincount(labels).min() >= 40
+
+
+@pytest.mark.slow
+def test_samples_show_their_class(name):
+    quality = measure(name, DataConfig(name), DataConfig(f"{name}/test"))
+    assert quality.psnr >= 28
+    assert quality.classifier_accuracy >= 0.98
+    assert quality.sample_accuracy >= 0.99
