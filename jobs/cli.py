@@ -7,9 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
-import ray
 import tyro
 
 from d3hr_ray.config import RunError
@@ -27,6 +27,9 @@ def parse(flags: type[T], description: str, argv: Sequence[str] | None = None) -
     argv = sys.argv[1:] if argv is None else list(argv)
     if "--help" in argv or "-h" in argv:
         return tyro.cli(flags, description=description, args=argv, config=options)
+    for flag, following in zip(argv, [*argv[1:], "--"], strict=True):
+        if flag.removeprefix("--").replace("-", "_") in _list_flags(flags) and following.startswith("--"):
+            refuse(f"{flag} has no value; give one or more, or leave it out")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -72,6 +75,8 @@ def connect(address: str | None) -> None:
 
     One slot holds the networks and one reads images: a single slot would wait for itself.
     """
+    import ray  # takes seconds to import: --help and a wrong flag should not wait for it
+
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -83,6 +88,8 @@ def connect(address: str | None) -> None:
         except ConnectionError as error:
             raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from error
         return
+    # Ray's C++ log calls every pool's constructor arguments an error (ray issue 53727, harmless for small ones).
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     cpus = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
 
@@ -91,12 +98,18 @@ def _name() -> str:
     return os.path.basename(sys.argv[0]).removesuffix(".py")
 
 
+def _list_flags(flags: type) -> set[str]:
+    """Names of the fields that take a list; tyro would take a list without values for its default."""
+    return {f.name for f in fields(flags) if f.default == ()}
+
+
 def _one_line(box: str) -> str:
-    """The message of tyro's box, without its frame, its repeated help and its hints on --help."""
-    lines = [re.sub(r"^[│ ]+|[│ ]+$", "", line) for line in box.splitlines() if line.startswith("│")]
-    text = " ".join(lines)
-    message, *rest = re.split(r" ?─{5,} ?", text)
-    message = re.split(r" Got errors:", message)[0]
-    hint = next((r for r in rest if r.startswith("Perhaps you meant")), "")
-    flag = re.search(r"--[a-z][a-z-]*", hint)
-    return message.strip() + (f"; perhaps you meant {flag[0]}" if flag else "")
+    """The message of tyro's box, framed or plain, without its title, its repeated help and its hint on --help."""
+    lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    text = "\n".join(lines if "╭" in box else lines[2:])
+    message, *rest = re.split(r"\n[─-]{5,}\n", text)
+    message = re.split(r"\s+Got errors:", message)[0]
+    meant = re.search(r"Perhaps you meant:\s+(--[a-z-]+)", "\n".join(rest))
+    usage = re.search(r"Argument helptext:\s+(--[^\n]+)", "\n".join(rest))
+    fix = f"; perhaps you meant {meant[1]}" if meant else (f"; write {usage[1].strip()}" if usage else "")
+    return " ".join(message.split()) + fix

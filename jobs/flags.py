@@ -1,7 +1,7 @@
 """The flags of jobs/distill.py, and what they make of a preset."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from cli import Ints, Words
@@ -18,10 +18,12 @@ from d3hr_ray.config import (
     from_dict,
 )
 from d3hr_ray.datasets.classes import read_classes
-from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.runs import stored_config
-from d3hr_ray.stages.pool import Pool
 from d3hr_ray.store import Store
+
+if TYPE_CHECKING:  # torch and Ray take seconds to import: --help and a wrong flag should not wait for them
+    from d3hr_ray.numerics.schedule import Schedule
+    from d3hr_ray.stages.pool import Pool
 
 Preset = Literal[
     "digits", "digits-affine", "imagenet1k", "imagewoof", "imagenette", "imagenet100", "tinyimagenet", "cifar10",
@@ -80,7 +82,7 @@ class DistillFlags:
     """Of the denoiser. auto: bfloat16 on GPUs (official: float16), float32 on CPUs."""
     batch_size: int | Literal["auto"] = "auto"
     """Images per forward. auto: 128 on GPUs, 64 on CPUs; halved when a GPU runs out of memory."""
-    actors: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="MIN MAX")] = None
+    actors: Annotated[tuple[int, ...], tyro.conf.arg(metavar="MIN MAX")] = ()
     """Actors that hold the networks. Default: all GPUs of the cluster, else all CPUs but one."""
     gpus_per_actor: float | None = None
     """GPUs per actor; a fraction shares one. Default 1, or 0 on a cluster without GPUs."""
@@ -186,7 +188,7 @@ def _given(config: Any, **values: Any) -> Any:
     return replace(config, **{k: v for k, v in values.items() if v not in (None, ())})
 
 
-def check_timesteps(config: RunConfig, schedule: Schedule) -> None:
+def check_timesteps(config: RunConfig, schedule: "Schedule") -> None:
     """Raise ValueError for a timestep that is off the grid, or that leaves nothing to invert."""
     for t in config.inversion.timesteps:
         if schedule.position(t) == 0:
@@ -195,7 +197,7 @@ def check_timesteps(config: RunConfig, schedule: Schedule) -> None:
             schedule.above(t)
 
 
-def settle(config: RunConfig, stored: dict[str, Any] | None, pool: Pool) -> RunConfig:
+def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Pool") -> RunConfig:
     """Replace every `auto` by the choice that the run folder already made, else by what the device suits."""
     gpu = pool.device == "cuda"
     dtype, size = config.model.dtype, config.inversion.batch_size

@@ -12,8 +12,6 @@ from math import cos, radians, sin
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from d3hr_ray.datasets.source import Mapper, scan_table
 from d3hr_ray.numerics.seeds import generator
@@ -74,12 +72,16 @@ def _distort(digit: Image.Image, image_id: str) -> Image.Image:
 
 @cache
 def _load() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits  # takes seconds to import: only where digits are meant
+
     bunch = load_digits()
     return bunch.images, bunch.target
 
 
 @cache
 def _indices(split: str) -> tuple[int, ...]:
+    from sklearn.model_selection import train_test_split
+
     _, targets = _load()
     train, test = train_test_split(
         np.arange(len(targets)), test_size=500, stratify=targets, random_state=0, shuffle=True

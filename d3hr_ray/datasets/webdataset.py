@@ -111,7 +111,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> str | N
 
 def _check_end(stream: IO[bytes], offset: int, where: str) -> None:
     """A whole tar ends in zero blocks and nothing else; data behind them would be lost in silence."""
-    stream.seek(offset - tarfile.BLOCKSIZE if offset else 0)
+    stream.seek(offset)
     end = stream.read(tarfile.BLOCKSIZE)
     if len(end) < tarfile.BLOCKSIZE or any(end):
         raise ValueError(f"--data {where}: the tar has no end mark, so it is cut off; copy or pack it again")

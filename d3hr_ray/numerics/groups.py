@@ -58,7 +58,8 @@ def match_moments(
 
     Per dim, of `candidates` columns of n normal values the least skewed wins (skewness does not change when a column
     is centred and scaled), is put into the best of ORDERS orders, and is standardised. So the set is exact, and its
-    first k images are closer to the Gaussian than k random ones. With n = 1 the latent is the mean.
+    first k images are closer to the Gaussian than k random ones. With n = 1 the latent is the mean. A price: columns
+    without skewness have lighter tails (excess kurtosis -0.63 against -0.29 of any standardised sample at n = 20).
     """
     if n == 1:
         return mean_D[None].clone()

@@ -33,7 +33,7 @@ class Pool:
         return {"compute": compute, "num_gpus": self.gpus or None, "num_cpus": 0 if self.gpus else 1}
 
 
-def find_pool(actors: tuple[int, int] | None, gpus_per_actor: float | None) -> Pool:
+def find_pool(actors: tuple[int, ...], gpus_per_actor: float | None) -> Pool:
     """Size a pool for the cluster that Ray is connected to: all its GPUs, else all CPUs but one, kept for reading.
 
     Raises ValueError when the cluster can never hold the pool asked for.
@@ -44,10 +44,10 @@ def find_pool(actors: tuple[int, int] | None, gpus_per_actor: float | None) -> P
     if share > gpus:
         raise ValueError(f"--gpus-per-actor {share:g}: the cluster has {gpus:g} GPUs; add nodes, or give 0 to use CPUs")
     room = int(gpus / share) if share else max(1, cpus - 1)
-    if actors is None:
+    if not actors:
         return Pool((room, room), share)
-    if not 1 <= actors[0] <= actors[1]:
-        raise ValueError(f"--actors {actors[0]} {actors[1]}: give MIN MAX with 1 <= MIN <= MAX")
+    if len(actors) != 2 or not 1 <= actors[0] <= actors[1]:
+        raise ValueError(f"--actors {' '.join(map(str, actors))}: give MIN MAX with 1 <= MIN <= MAX")
     if actors[0] > room:
         raise ValueError(
             f"--actors {actors[0]}: the cluster has room for {room} (one {'GPU share' if share else 'CPU'} each, "
@@ -117,6 +117,19 @@ def run_units(
             yield row
 
 
+class _Lines:
+    """A log file's view of a progress bar: each state on a line of its own."""
+
+    def write(self, text: str) -> None:
+        """Print what tqdm draws, without its carriage returns."""
+        if line := text.strip():
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        """Pass on."""
+        sys.stderr.flush()
+
+
 def progress(total: int, title: str, unit: str, hide: bool, done: int = 0) -> tqdm:
     """A progress bar: live on a terminal, a line every 10 seconds in a job's log."""
     live = sys.stderr.isatty()
@@ -127,6 +140,9 @@ def progress(total: int, title: str, unit: str, hide: bool, done: int = 0) -> tq
         initial=done,
         disable=hide,
         mininterval=0.1 if live else 10,
-        ascii=not live,
-        ncols=None if live else 80,
+        delay=0 if live else 0.5,
+        file=None if live else _Lines(),
+        bar_format=None
+        if live
+        else "{desc}: {n_fmt}/{total_fmt}{unit}s, {rate_fmt}, {elapsed} elapsed, {remaining} left",
     )

@@ -1,0 +1,110 @@
+"""Shared fixtures: one local Ray for the session, the authors' golden data, and little datasets made here."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_BACKEND_LOG_LEVEL="fatal",
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+)
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "official"
+PIPELINE = str(GOLDEN / "pipeline")  # a DiTPipeline with random weights: 1000 classes, latents 4x8x8, images 32x32
+WNIDS = ("n01443537", "n02099601", "n15075141")  # ImageNet classes 1, 207 and 999, those of the golden data
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One Ray for all tests; 4 slots on any machine, so that pools and readers never wait for each other."""
+    import ray
+
+    for attempt in range(2):
+        try:
+            ray.init(
+                address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+                object_store_memory=300 << 20,
+            )  # fmt: skip
+            break
+        except Exception as error:  # noqa: BLE001 - Ray's own start-up limit of 30 s, on a loaded machine
+            if attempt:
+                raise error
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return dict(np.load(GOLDEN / "golden.npz"))
+
+
+@pytest.fixture(scope="session")
+def networks():
+    from d3hr_ray.models.loading import load_networks
+
+    return load_networks(PIPELINE, torch.float32, "cpu")
+
+
+def encode(pixels: np.ndarray, form: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def make_images(per_class: int, side: int = 32, seed: int = 0) -> list[tuple[str, str, bytes]]:
+    """(wnid, name, PNG bytes) of smooth random images, sorted by class and name."""
+    draw = np.random.default_rng(seed)
+    images = []
+    for wnid in WNIDS:
+        for k in range(per_class):
+            small = Image.fromarray(draw.integers(0, 256, (4, 4, 3), np.uint8))
+            pixels = np.asarray(small.resize((side, side + k % 3 * 4), Image.Resampling.BICUBIC))
+            images.append((wnid, f"{k:04d}", encode(pixels)))
+    return images
+
+
+def write_imagefolder(root: Path, images) -> str:
+    for wnid, name, data in images:
+        (root / wnid).mkdir(parents=True, exist_ok=True)
+        (root / wnid / f"{name}.png").write_bytes(data)
+    return str(root)
+
+
+def write_webdataset(root: Path, images, per_tar: int = 10, label: str = "cls") -> str:
+    root.mkdir(parents=True, exist_ok=True)
+    for at in range(0, len(images), per_tar):
+        with tarfile.open(root / f"shard-{at:05d}.tar", "w") as tar:
+            for wnid, name, data in images[at : at + per_tar]:
+                text = wnid.encode() if label == "cls" else f'{{"label": "{wnid}"}}'.encode()
+                for suffix, content in (("png", data), (label, text)):
+                    info = tarfile.TarInfo(f"{wnid}_{name}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return str(root)
+
+
+def write_parquet(root: Path, images, per_file: int = 20, group: int = 7) -> str:
+    root.mkdir(parents=True, exist_ok=True)
+    for at in range(0, len(images), per_file):
+        rows = images[at : at + per_file]
+        table = pa.table(
+            {
+                "image": [{"bytes": data, "path": f"{name}.png"} for _, name, data in rows],
+                "label": [wnid for wnid, _, _ in rows],
+            }
+        )
+        pq.write_table(table, root / f"data-{at:05d}.parquet", row_group_size=group)
+    return str(root)

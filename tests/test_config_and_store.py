@@ -1,0 +1,122 @@
+"""Configs refuse what cannot work; the store writes whole files; run.json guards a folder."""
+
+import os
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from d3hr_ray.config import (
+    DataConfig,
+    InversionConfig,
+    ModelConfig,
+    RunConfig,
+    SearchConfig,
+    as_dict,
+    differences,
+    fingerprint,
+    from_dict,
+)
+from d3hr_ray.runs import claim_recipe, open_run
+from d3hr_ray.store import Store
+
+CONFIG = RunConfig(DataConfig("data"), ModelConfig("digits"), InversionConfig((280, 600)), SearchConfig((1, 10)))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SearchConfig(ipc=(0,)), "--ipc 0"),
+        (lambda: SearchConfig(ipc=(-3,)), "--ipc -3"),
+        (lambda: SearchConfig(ipc=(1, 1)), "twice"),
+        (lambda: SearchConfig(candidates=0), "--candidates 0"),
+        (lambda: InversionConfig(timesteps=()), "--timesteps is empty"),
+        (lambda: InversionConfig(guidance=-1), "--inversion-guidance -1"),
+        (lambda: InversionConfig(batch_size=0), "--batch-size 0"),
+        (lambda: DataConfig("x", limit_per_class=1), "--limit-per-class 1"),
+        (lambda: DataConfig("x", max_rejected=2), "--max-rejected 2"),
+        (lambda: DataConfig("x", format="zip"), "--format 'zip'"),
+        (lambda: replace(CONFIG, fidelity="official"), "--search random"),
+        (lambda: replace(CONFIG, fidelity="official", search=SearchConfig((1,), "random")), "--ipc 1"),
+        (lambda: replace(CONFIG, seed=-1), "--seed -1"),
+    ],
+)
+def test_wrong_values_are_refused_by_flag(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_a_config_survives_json_and_names_its_differences():
+    assert from_dict(as_dict(CONFIG)) == CONFIG
+    other = replace(CONFIG, seed=1, search=SearchConfig((1, 50)))
+    assert differences(as_dict(CONFIG), as_dict(other)) == ["search.ipc: [1, 10] -> [1, 50]", "seed: 0 -> 1"]
+    assert fingerprint(CONFIG) == fingerprint(from_dict(as_dict(CONFIG))) != fingerprint(other)
+
+
+def test_files_are_whole_or_absent(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    store.write_bytes("a/b.bin", b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match=r"b\.bin.*No space left.*--out"):
+        store.write_bytes("a/b.bin", b"new")
+    assert store.read_bytes("a/b.bin") == b"old"
+    assert store.list(".tmp") == []
+
+
+def test_equal_tables_are_equal_bytes_and_folders_read_in_order(tmp_path):
+    store, table = Store(str(tmp_path)), pa.table({"x": [1, 2]})
+    store.write_table("t/1.parquet", table)
+    store.write_table("t/0.parquet", pa.table({"x": [0]}))
+    assert store.read_table("t")["x"].to_pylist() == [0, 1, 2]
+    first = store.read_bytes("t/1.parquet")
+    store.write_table("t/1.parquet", table)
+    assert store.read_bytes("t/1.parquet") == first
+
+
+def test_marks_carry_counts(tmp_path):
+    store = Store(str(tmp_path))
+    assert store.marks("invert") == {}
+    store.mark("invert", 7, accepted=3, rejected=1)
+    assert store.marks("invert") == {7: {"accepted": 3, "rejected": 1}}
+
+
+def test_file_uris_and_unknown_schemes(tmp_path):
+    Store(f"file://{tmp_path}").write_bytes("x", b"1")
+    assert Store(str(tmp_path)).read_bytes("x") == b"1"
+    with pytest.raises(ValueError, match="ftp://x: cannot open"):
+        Store("ftp://x").exists("y")
+
+
+def test_another_config_or_dataset_is_refused_with_the_fields(tmp_path):
+    store = Store(str(tmp_path))
+    open_run(store, CONFIG, {"listing": "a"})
+    open_run(store, replace(CONFIG, data=DataConfig("data", max_rejected=0.5)), {"listing": "a"})
+    with pytest.raises(ValueError, match=r"search\.ipc: \[1, 10\] -> \[50\]"):
+        open_run(store, replace(CONFIG, search=SearchConfig((50,))), {"listing": "a"})
+    with pytest.raises(ValueError, match=r"inputs\.listing: a -> b"):
+        open_run(store, CONFIG, {"listing": "b"})
+    open_run(store, replace(CONFIG, seed=5), {"listing": "b"}, overwrite=True)
+
+
+def test_overwrite_never_deletes_what_is_not_a_run(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    store = Store(str(tmp_path))
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"no run\.json"):
+            open_run(store, CONFIG, {}, overwrite)
+    assert (tmp_path / "thesis.tex").exists()
+    (tmp_path / "thesis.tex").rename(tmp_path / "run.json")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        open_run(store, CONFIG, {})
+
+
+def test_a_variant_has_one_recipe(tmp_path):
+    store = Store(str(tmp_path))
+    claim_recipe(store, "v", {"guidance": 4})
+    claim_recipe(store, "v", {"guidance": 4})
+    with pytest.raises(ValueError, match="guidance: 4 -> 2"):
+        claim_recipe(store, "v", {"guidance": 2})

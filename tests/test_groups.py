@@ -1,0 +1,116 @@
+"""Group sampling: the score against a plain loop, the search's properties, and exact matching."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from d3hr_ray.numerics import groups
+
+D = 96
+MEAN = torch.linspace(-1, 2, D)
+STD = torch.linspace(0.5, 1.5, D)
+
+
+def plain_score(subset: np.ndarray, weight: float) -> float:
+    """The definition, in float64, one dim at a time."""
+    mean = std = skew = 0.0
+    n = len(subset)
+    for d in range(subset.shape[1]):
+        x = subset[:, d].astype(np.float64)
+        mean += (x.mean() - float(MEAN[d])) ** 2
+        std += (x.std(ddof=1) - float(STD[d])) ** 2
+        z = (x - x.mean()) / x.std(ddof=1)
+        skew += (n / ((n - 1) * (n - 2)) * (z**3).sum()) ** 2
+    return mean**0.5 + std**0.5 + weight * skew**0.5
+
+
+def candidates(m: int, n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(m, n, D, generator=torch.Generator().manual_seed(seed)) * STD + MEAN
+
+
+def test_score_is_its_definition():
+    subsets = candidates(5, 7)
+    ours = groups.scores(subsets, MEAN, STD, 0.5)
+    assert ours.tolist() == pytest.approx([plain_score(s.numpy(), 0.5) for s in subsets], rel=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(3, 12), st.integers(0, 1000))
+def test_score_does_not_depend_on_the_order_within_a_subset(n, seed):
+    subset = candidates(1, n, seed)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    for axis in ("dims", "features"):
+        a, b = (groups.scores(s, MEAN, STD, 0.3, axis) for s in (subset, subset[:, order]))
+        assert torch.allclose(a, b, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_winner_has_the_score_it_won_with(n, weight):
+    score, index = groups.best_random(MEAN, STD, n, block=3, count=120, seed=1, label=2, skew_weight=weight)
+    subset = groups.random_subset(MEAN, STD, n, 3, index, seed=1, label=2)
+    assert float(groups.scores(subset[None], MEAN, STD, weight)) == pytest.approx(score, rel=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_more_candidates_never_score_worse(weight):
+    best = [
+        min(groups.best_random(MEAN, STD, 4, b, min(groups.BLOCK, m - b * groups.BLOCK), 0, 7, weight) for b in range(-(-m // groups.BLOCK)))
+        for m in (1, 10, 100, 700)
+    ]  # fmt: skip
+    assert best == sorted(best, reverse=True)
+
+
+def test_random_search_scores_are_distributed_like_plain_draws():
+    """Statistics drawn on their own (mean, chi-square, residual) against n full normal vectors: one distribution."""
+    n, m = 5, 400
+    fast = [groups.scores(groups.random_subset(MEAN, STD, n, b, 0, 0, 0)[None], MEAN, STD, 0.5) for b in range(m)]
+    plain = groups.scores(candidates(m, n, seed=5), MEAN, STD, 0.5)
+    assert stats.ks_2samp(torch.cat(fast).numpy(), plain.numpy()).pvalue > 0.01
+
+
+def test_classes_and_seeds_draw_different_subsets():
+    draws = [groups.random_subset(MEAN, STD, 3, 0, 0, seed, label) for seed in (0, 1) for label in (0, 1)]
+    assert len({tuple(d.flatten().tolist()) for d in draws}) == 4
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 50])
+def test_moments_matches_exactly_and_loses_its_skewness(n):
+    subset = groups.match_moments(MEAN, STD, n, 256, seed=0, label=4)
+    draw = groups.random_subset(MEAN, STD, n, 0, 0, 0, 4)
+    ours, random = (float(groups.scores(s[None], MEAN, STD, 0.0)) for s in (subset, draw))
+    assert ours < 1e-5 * random
+    if n > 2:
+        skew, random_skew = (float(groups.skewness(s[None]).norm()) for s in (subset, draw))
+        assert skew < random_skew / 8
+
+
+def test_moments_with_one_image_is_the_mean():
+    assert torch.equal(groups.match_moments(MEAN, STD, 1, 256, 0, 0), MEAN[None])
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 7])
+def test_prefixes_of_an_exact_set_beat_random_draws(k):
+    """Nested sets: mean over 10 labels, against the mean of as many draws of k."""
+    sets = [groups.match_moments(MEAN, STD, 10, 64, 0, label)[:k] for label in range(10)]
+    draws = [groups.random_subset(MEAN, STD, k, 0, 0, 0, label) for label in range(10)]
+    ours, random = (np.mean([float(groups.scores(s[None], MEAN, STD, 0.0)) for s in x]) for x in (sets, draws))
+    assert ours < 0.9 * random
+
+
+def test_moments_keeps_the_marginals_near_those_of_a_standardised_sample():
+    """Choosing columns without skewness must not distort their values (KS distance measured: 0.013; tails lighter)."""
+    zero, one = torch.zeros(2000), torch.ones(2000)
+    ours = groups.match_moments(zero, one, 20, 32, 0, 0)
+    plain = torch.randn(20, 2000, generator=torch.Generator().manual_seed(0))
+    plain = (plain - plain.mean(0)) / plain.std(0)
+    assert stats.ks_2samp(ours.flatten().numpy(), plain.flatten().numpy()).statistic < 0.02
+
+
+def test_official_candidates_are_the_same_for_every_class_and_any_count():
+    few, many = (list(groups.official_candidates(MEAN, STD, 3, 2, m)) for m in (60, 120))
+    assert torch.equal(torch.cat(few), torch.cat(many)[:60])
+    assert len(torch.cat(many)) == 120
