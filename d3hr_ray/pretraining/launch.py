@@ -73,7 +73,8 @@ def pretrain(
         trainer.fit()
     except train.TrainingFailedError as error:
         raise RunError(f"pretraining into {out} failed: {error}; run the same command again to resume") from error
-    Store(out).delete(SCRATCH)
+    for name in (SCRATCH, ".tmp"):
+        Store(out).delete(name)
 
 
 def trained_on(model: str) -> DataConfig:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import nn
 
+from d3hr_ray.config import RunError
 from d3hr_ray.pretraining.settings import Phase
 from d3hr_ray.store import Store
 
@@ -96,14 +98,14 @@ class Loop:
         self, progress: Progress, trained: nn.Module, average: dict[str, Any], optimizer: torch.optim.Optimizer
     ) -> None:
         if not all(math.isfinite(float(v)) for k, v in progress.curve[-1].items() if k != "phase"):
-            raise RuntimeError(
+            raise RunError(
                 f"pretraining {self.name}: the loss is not finite at step {progress.step}; lower its --{self.name}-lr"
             )
         if self.rank == 0:
             data = io.BytesIO()
             state = {"model": trained.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
             torch.save({**state, "step": progress.step, "curve": progress.curve}, data)
-            self.store.write_bytes(self.file, data.getvalue())
+            self.store.write_bytes(self.file, pa.py_buffer(data.getbuffer()))
         self.report(progress.curve[-1])
 
     def _load(self, trained: nn.Module, average: dict[str, Any], optimizer: torch.optim.Optimizer) -> Progress:
