@@ -1,7 +1,7 @@
 """What a run folder says of itself: run.json, written first, so that a rerun resumes the same run or is refused."""
 
 import platform
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -107,4 +107,4 @@ def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any]) -> None:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -4,6 +4,7 @@ Local files are written under .tmp/ and renamed; object stores show an object on
 So a reader never sees half a file, and what exists is whole.
 """
 
+import contextlib
 import json
 import os
 import uuid
@@ -51,8 +52,9 @@ class Store:
                 _sync(target)
                 os.replace(target, path)
         except OSError as error:
-            if local:
-                Path(target).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if local:
+                    os.unlink(target)
             raise OSError(f"cannot write {path}: {error}; free space or give another --out, then run again") from error
 
     def read_bytes(self, name: str) -> bytes:

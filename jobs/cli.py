@@ -27,7 +27,7 @@ def parse(flags: type[T], description: str, argv: Sequence[str] | None = None) -
     argv = sys.argv[1:] if argv is None else list(argv)
     if "--help" in argv or "-h" in argv:
         return tyro.cli(flags, description=description, args=argv, config=options)
-    for flag, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for flag, following in zip(argv, [*argv, "--"][1:], strict=True):
         if flag.removeprefix("--").replace("-", "_") in _list_flags(flags) and following.startswith("--"):
             refuse(f"{flag} has no value; give one or more, or leave it out")
     said = io.StringIO()
@@ -77,6 +77,8 @@ def connect(address: str | None) -> None:
     """
     import ray  # takes seconds to import: --help and a wrong flag should not wait for it
 
+    if ray.is_initialized():
+        return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -17,11 +17,10 @@ def main() -> None:
         config = build_config(flags)
 
     # Imported late: torch and diffusers take seconds, and --help or a wrong flag should not wait for them.
-    from inputs import count_images, is_remote, list_data
+    from inputs import count_images, is_remote, list_data, read_model
 
     from d3hr_ray.methods import d3hr
     from d3hr_ray.methods.plan import plan
-    from d3hr_ray.models.loading import load_schedule, read_card
     from d3hr_ray.report.distilled import report
     from d3hr_ray.runs import stored_config
     from d3hr_ray.stages.pool import find_pool
@@ -30,7 +29,7 @@ def main() -> None:
     store = Store(flags.out or flags.from_gaussians or f"runs/{flags.preset}")
     source = Store(flags.from_gaussians) if flags.from_gaussians else None
     with refusing():
-        card, schedule = read_card(config.model.name), load_schedule(config.model.name, config.inversion.steps)
+        card, schedule = read_model(config, planning=flags.dry_run)
         check_timesteps(config, schedule)
         if flags.dry_run:
             print(plan(config, card, schedule, *count_images(config, card, flags.preset), flags.tflops))

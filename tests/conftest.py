@@ -32,16 +32,12 @@ def ray_session():
     """One Ray for all tests; 4 slots on any machine, so that pools and readers never wait for each other."""
     import ray
 
-    for attempt in range(2):
-        try:
-            ray.init(
-                address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-                object_store_memory=300 << 20,
-            )  # fmt: skip
-            break
-        except Exception as error:  # noqa: BLE001 - Ray's own start-up limit of 30 s, on a loaded machine
-            if attempt:
-                raise error
+    settings = {"num_cpus": 4, "object_store_memory": 300 << 20, "include_dashboard": False, "log_to_driver": False}
+    try:
+        ray.init(address="local", logging_level="ERROR", **settings)
+    except Exception:  # noqa: BLE001 - Ray raises a bare one when a loaded machine takes over 30 s to start it
+        ray.shutdown()
+        ray.init(address="local", logging_level="ERROR", **settings)
     yield ray
     ray.shutdown()
 

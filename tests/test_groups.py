@@ -57,11 +57,12 @@ def test_the_winner_has_the_score_it_won_with(n, weight):
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_more_candidates_never_score_worse(weight):
-    best = [
-        min(groups.best_random(MEAN, STD, 4, b, min(groups.BLOCK, m - b * groups.BLOCK), 0, 7, weight) for b in range(-(-m // groups.BLOCK)))
-        for m in (1, 10, 100, 700)
-    ]  # fmt: skip
-    assert best == sorted(best, reverse=True)
+    def best(m: int) -> float:
+        blocks = [(b, min(groups.BLOCK, m - b * groups.BLOCK)) for b in range(-(-m // groups.BLOCK))]
+        return min(groups.best_random(MEAN, STD, 4, b, count, 0, 7, weight)[0] for b, count in blocks)
+
+    found = [best(m) for m in (1, 10, 100, 700)]
+    assert found == sorted(found, reverse=True)
 
 
 def test_random_search_scores_are_distributed_like_plain_draws():

@@ -33,7 +33,7 @@ def contact_sheet(store: Store, variant: str, images: pa.Table) -> bytes:
         if r["index"] == 0:
             axis.text(-0.1, 0.5, r["class_name"][:16], transform=axis.transAxes, ha="right", va="center", fontsize=9)
     classes = len(set(images["label"].to_pylist()))
-    figure.suptitle(f"{variant}: {len(images)} images, {classes} classes", fontsize=9)
+    figure.suptitle(f"{variant}: {len(images)} images, {classes} classes", fontsize=9, y=0.9, va="bottom")
     return save_figure(figure)
 
 

@@ -118,12 +118,16 @@ def run_units(
 
 
 class _Lines:
-    """A log file's view of a progress bar: each state on a line of its own."""
+    """A log file's view of a progress bar: each state once, on a line of its own."""
+
+    last = ""
 
     def write(self, text: str) -> None:
         """Print what tqdm draws, without its carriage returns."""
-        if line := text.strip():
+        line = text.strip()
+        if line and line != self.last:
             print(line, file=sys.stderr)
+            self.last = line
 
     def flush(self) -> None:
         """Pass on."""

@@ -1,0 +1,43 @@
+# Two commands to know: `make demo` and `make test`. Both install into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := d3hr_ray jobs tests
+
+.PHONY: help install demo test lint format clean
+
+help:  ## what each target does
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+install: .venv/.installed  ## make .venv with pinned versions (uv if present, else pip brings it)
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	@if command -v uv >/dev/null; then \
+		test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) .venv; \
+		uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	else \
+		test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+			{ echo "cannot make .venv; on Debian: apt-get install python3-venv"; exit 1; }; \
+		$(BIN)/python -m pip install --quiet uv && \
+		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+demo: install  ## distil the embedded digits: the whole pipeline on a laptop
+	$(BIN)/python jobs/distill.py --preset digits
+
+test: install  ## all tests but those that need a GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: install  ## ruff check and format check, mypy
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: install  ## let ruff mend what it can
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

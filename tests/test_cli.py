@@ -1,0 +1,122 @@
+"""The command line: one line per mistake, naming the flag and the fix, before anything is started."""
+
+import shlex
+import sys
+
+import distill
+import pytest
+from cli import guard
+from conftest import PIPELINE, make_images, write_imagefolder
+from flags import DistillFlags, build_config
+from presets import PRESETS, as_official
+
+from d3hr_ray.config import RunError
+
+
+def main(monkeypatch, capsys, command: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["jobs/distill.py", *shlex.split(command)])
+    with pytest.raises(SystemExit) as stop:
+        guard(distill.main)
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+MISTAKES = {
+    "--ipx 3": "Unrecognized options: --ipx, 3; perhaps you meant --ipc",
+    "--ipc": "--ipc has no value",
+    "--ipc 0": "--ipc 0 makes no image",
+    "--ipc -1": "--ipc",
+    "--ipc ten": "Error parsing --ipc",
+    "--preset imagenet": "invalid choice 'imagenet' for argument '--preset'",
+    "--method cao3": "invalid choice 'cao3'",
+    "--timesteps 601": "--timesteps 601 is not on the 50-step grid; its neighbours are 600 and 620",
+    "--timesteps 1000": "--timesteps 1000 is outside the schedule",
+    "--timesteps 0": "--timesteps 0 is before the first inversion step",
+    "--ddim-steps 5000": "--ddim-steps 5000 is more than the model's 1000",
+    "--fidelity official --search moments": "--search random",
+    "--fidelity official --ipc 1 10": "--ipc 1",
+    "--fidelity official --timesteps 980": "starts one above",
+    "--preset imagenet1k": "--data is needed",
+    "--preset cifar10 --data x": "--model is needed",
+    "--data /nowhere": "--data /nowhere: no such file or folder",
+    "--data ftp://x/y": "cannot open this URI",
+    "--model /nowhere": "--model /nowhere: no such folder",
+    "--classes 11": "--classes 11: the data has no such class",
+    "--limit-per-class 1": "--limit-per-class 1 leaves no variance",
+    "--from-gaussians /nowhere": "no run there",
+    "--from-gaussians /nowhere --data x": "--data contradicts --from-gaussians",
+    "--from-gaussians /nowhere --dry-run": "--dry-run cannot go with",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, command):
+    code, said = main(monkeypatch, capsys, command)
+    assert code == 2
+    assert MISTAKES[command] in said
+    assert said.startswith("distill: ") and len(said.strip().splitlines()) == 1
+
+
+def test_a_model_with_fewer_classes_than_the_data_is_refused(monkeypatch, capsys, tmp_path):
+    for k in range(11):
+        (tmp_path / f"c{k}").mkdir()
+        (tmp_path / f"c{k}" / "a.png").write_bytes(b"x")
+    code, said = main(monkeypatch, capsys, f"--data {tmp_path} --format imagefolder --model digits")
+    assert code == 2
+    assert "--model has 10 classes, fewer than the data's 11" in said
+
+
+def test_help_names_every_flag(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["jobs/distill.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        distill.main()
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for flag in DistillFlags.__dataclass_fields__:
+        assert "--" + flag.replace("_", "-") in text
+
+
+@pytest.mark.parametrize("error", [RunError("stage x"), OSError("disk full")])
+def test_a_failed_run_exits_1_with_one_line(error, capsys, monkeypatch):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["jobs/distill.py"])
+    with pytest.raises(SystemExit) as stop:
+        guard(fail)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == f"distill: failed: {error}\n"
+
+
+def test_an_output_that_cannot_be_written_is_named(monkeypatch, capsys, ray_session, tmp_path):
+    (tmp_path / "file").write_text("x")
+    data = write_imagefolder(tmp_path / "data", make_images(2))
+    flags = f"--preset imagenet1k --data {data} --model {PIPELINE} --ipc 1 --out {tmp_path}/file/run"
+    code, said = main(monkeypatch, capsys, flags)
+    assert code == 1
+    assert f"cannot write {tmp_path}/file/run/run.json" in said and "--out" in said
+
+
+def test_dry_run_prints_the_plan_of_imagenet_without_data_or_model(monkeypatch, capsys):
+    """DiT-XL/2's known cost: 118.6 GMAC a forward (FIELD.md 1.2), 30 steps to t = 600, one pass each."""
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--preset", "imagenet1k", "--dry-run", "--ipc", "10", "50"])
+    distill.main()
+    text = capsys.readouterr().out
+    assert "1,281,167 images of 1000 classes" in text
+    assert "one denoiser forward = 237 GFLOP" in text
+    invert = next(line for line in text.splitlines() if line.startswith("invert"))
+    assert invert.split()[2] == "30"
+    assert "60,000" in next(line for line in text.splitlines() if line.startswith("synthesize"))
+
+
+def test_official_settings_are_the_authors():
+    config = as_official(PRESETS["imagenet1k"]())
+    assert (config.inversion.guidance, config.synthesis.guidance, config.inversion.timesteps) == (4.0, 4.0, (600,))
+    assert (config.search.method, config.search.candidates, config.search.skew_weight) == ("random", 1_000_000, 0.1)
+    assert config.synthesis.image_size == 224
+
+
+def test_flags_override_the_preset_and_nothing_else():
+    base, ours = PRESETS["digits"](), build_config(DistillFlags(ipc=(3,), guidance=2.0, search="random"))
+    assert ours.search.ipc == (3,) and ours.synthesis.guidance == 2.0
+    assert ours.search.candidates == 1_000_000
+    assert ours.inversion == base.inversion and ours.data == base.data and ours.model == base.model

@@ -1,0 +1,250 @@
+"""The stages' cores without Ray: the same classes that Ray Data schedules, called in this process."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import PIPELINE, WNIDS, make_images, write_imagefolder, write_parquet, write_webdataset
+from safetensors.torch import load_file, save_file
+
+from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig, RunError
+from d3hr_ray.datasets.listing import Listing, list_images
+from d3hr_ray.models.loading import load_schedule, read_card
+from d3hr_ray.numerics.ddim import invert
+from d3hr_ray.stages import invert as stage
+from d3hr_ray.stages.fit import gaussian_table, merge_tree, partial_moments, to_tensors
+from d3hr_ray.stages.pool import Pool
+from d3hr_ray.stages.search import Variant
+from d3hr_ray.store import Store
+
+CPU = Pool((1, 1), 0)
+IMAGES = make_images(7)
+
+
+@pytest.fixture(autouse=True)
+def inline(monkeypatch):
+    """Run the units one by one in this process instead of on Ray Data."""
+
+    def run_units(units, steps, title, unit_name, total, done):
+        (read, _), (kind, options) = steps
+        actor = kind(*options["fn_constructor_args"])
+        for unit in units:
+            row = actor(read(pa.Table.from_pylist([unit]))).to_pylist()[0]
+            if row["error"]:
+                raise RunError(f"{title}: {row['error']}")
+            yield row
+
+    monkeypatch.setattr(stage, "run_units", run_units)
+
+
+def config(uri: str, model: str = PIPELINE, batch_size: int = 8, posterior="sample", **data) -> RunConfig:
+    inversion = InversionConfig((20, 100), batch_size=batch_size, posterior=posterior)
+    return RunConfig(DataConfig(uri, **{"shard_size": 8} | data), ModelConfig(model, "float32"), inversion)
+
+
+def listing(made: RunConfig) -> Listing:
+    return list_images(made.data, 1000, None)
+
+
+def inverted(root: Path, made: RunConfig) -> Store:
+    store = Store(str(root))
+    stage.run_invert(store, made, read_card(made.model.name), listing(made), CPU)
+    return store
+
+
+def gaussians(store: Store, t: int = 100) -> pa.Table:
+    moments = partial_moments(store, store.list("latents"), t)
+    return gaussian_table(moments, t, list(WNIDS), sum(m.count for m in moments.values()))
+
+
+def columns(table: pa.Table) -> np.ndarray:
+    return np.stack([np.stack(table[c].to_pylist()) for c in ("mean", "variance")])
+
+
+def test_latents_are_the_contracts_rows(tmp_path):
+    store = inverted(tmp_path / "run", config(write_imagefolder(tmp_path / "data", IMAGES)))
+    table = store.read_table("latents")
+    assert table.schema.names == ["image_id", "label", "z_20", "z_100"]
+    assert table.schema.field("z_100").type == pa.list_(pa.float16(), 256)
+    assert table["label"].type == pa.int32()
+    assert sorted(table["image_id"].to_pylist()) == [f"{w}/{n}.png" for w, n, _ in IMAGES]
+    assert sum(c["accepted"] for c in store.marks("invert").values()) == len(IMAGES)
+
+
+def test_latents_are_what_plain_code_makes(tmp_path, networks):
+    """Mode posterior, one batch, against encode and invert called by hand."""
+    made = config(write_imagefolder(tmp_path / "data", IMAGES), posterior="mode", batch_size=64, shard_size=64)
+    table = inverted(tmp_path / "run", made).read_table("latents")
+    found = listing(made)
+    pixels = np.stack([stage_pixels(d) for d in found.source.read(found.entries)])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    classes = torch.tensor([(1, 207, 999)[label] for label in table["label"].to_pylist()])
+    with torch.inference_mode():
+        latents = networks[0].encode(images, None)
+        states = invert(networks[1].guided(classes, 1.0), latents, load_schedule(PIPELINE, 50), [100])
+    assert torch.allclose(to_tensors(table, "z_100")[1].float(), states[100].flatten(1), atol=2e-3)
+
+
+def stage_pixels(data: bytes) -> np.ndarray:
+    from d3hr_ray.datasets.decode import decode
+
+    return decode(data, 32)
+
+
+@pytest.mark.parametrize("write", [write_webdataset, write_parquet])
+def test_formats_give_the_same_gaussians_up_to_rounding(tmp_path, write):
+    a = gaussians(inverted(tmp_path / "a", config(write_imagefolder(tmp_path / "folder", IMAGES))))
+    b = gaussians(inverted(tmp_path / "b", config(write(tmp_path / "other", IMAGES[::-1]))))
+    assert a["count"].to_pylist() == b["count"].to_pylist() == [7, 7, 7]
+    assert np.abs(columns(a) - columns(b)).max() < 1e-3  # fp16 latents of size about 1
+
+
+def test_batch_sizes_differ_by_rounding_only(tmp_path):
+    uri = write_imagefolder(tmp_path / "data", IMAGES)
+    a, b = (inverted(tmp_path / str(n), config(uri, batch_size=n)).read_table("latents") for n in (2, 8))
+    assert a["image_id"].equals(b["image_id"])
+    assert torch.allclose(to_tensors(a, "z_100")[1].float(), to_tensors(b, "z_100")[1].float(), atol=2e-3)
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_deleted_parts_are_rebuilt_to_the_same_bytes(tmp_path):
+    made = config(write_imagefolder(tmp_path / "data", IMAGES))
+    inverted(tmp_path / "run", made)
+    whole = snapshot(tmp_path / "run")
+    for name in (
+        "latents/part-000001.parquet",
+        ".done/invert/000000.accepted=8.rejected=0",
+        "latents/part-000000.parquet",
+    ):
+        (tmp_path / "run" / name).unlink()
+    untouched = (tmp_path / "run" / "latents/part-000002.parquet").stat().st_mtime_ns
+    inverted(tmp_path / "run", made)
+    assert snapshot(tmp_path / "run") == whole
+    assert (tmp_path / "run" / "latents/part-000002.parquet").stat().st_mtime_ns == untouched
+
+
+def spoil(root: Path) -> None:
+    (root / WNIDS[0] / "0001.png").write_bytes(b"")
+    (root / WNIDS[1] / "0002.png").write_bytes(b"not an image")
+    good = (root / WNIDS[2] / "0003.png").read_bytes()
+    (root / WNIDS[2] / "0003.png").write_bytes(good[: len(good) // 2])
+
+
+def test_unreadable_images_are_counted_and_named(tmp_path):
+    made = config(write_imagefolder(tmp_path / "data", IMAGES), max_rejected=0.2)
+    spoil(tmp_path / "data")
+    store = inverted(tmp_path / "run", made)
+    rejected = {r["image_id"]: r["reason"] for r in store.read_table("rejected").to_pylist()}
+    assert rejected.keys() == {f"{WNIDS[0]}/0001.png", f"{WNIDS[1]}/0002.png", f"{WNIDS[2]}/0003.png"}
+    assert rejected[f"{WNIDS[0]}/0001.png"] == "empty file"
+    assert len(store.read_table("latents")) == len(IMAGES) - 3
+    assert gaussians(store)["count"].to_pylist() == [6, 6, 6]
+
+
+def test_too_many_unreadable_images_fail_the_run_by_name(tmp_path):
+    made = config(write_imagefolder(tmp_path / "data", IMAGES))
+    spoil(tmp_path / "data")
+    with pytest.raises(
+        RunError, match=r"3 of 21 images cannot be used, more than --max-rejected 0\.01: n0144.*0001\.png"
+    ):
+        inverted(tmp_path / "run", made)
+
+
+def test_a_file_that_vanishes_fails_the_run_by_name(tmp_path):
+    made = config(write_imagefolder(tmp_path / "data", IMAGES))
+    found = listing(made)
+    (tmp_path / "data" / WNIDS[0] / "0001.png").unlink()
+    with pytest.raises(RunError, match=r"shard 0: cannot read: .*0001\.png"):
+        stage.run_invert(Store(str(tmp_path / "run")), made, read_card(PIPELINE), found, CPU)
+
+
+def test_nan_in_latents_names_the_images_and_leaves_no_done_mark(tmp_path):
+    broken = tmp_path / "model"
+    shutil.copytree(PIPELINE, broken)
+    weights = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["proj_out_2.weight"][:] = float("nan")
+    save_file(tensors, weights, {"format": "pt"})
+    made = config(write_imagefolder(tmp_path / "data", IMAGES), model=str(broken))
+    with pytest.raises(RunError, match=rf"NaN or inf in the latents at t=20 of 8 images: {WNIDS[0]}/0000\.png"):
+        inverted(tmp_path / "run", made)
+    assert Store(str(tmp_path / "run")).marks("invert") == {}
+
+
+def test_lost_images_fail_the_run(tmp_path):
+    made = config(write_imagefolder(tmp_path / "data", IMAGES))
+    store = Store(str(tmp_path / "run"))
+    for shard in range(3):
+        store.mark("invert", shard, accepted=0, rejected=0)
+    with pytest.raises(RunError, match=r"0 accepted \+ 0 rejected images are not the 21 listed"):
+        inverted(tmp_path / "run", made)
+
+
+def test_posterior_noise_depends_on_seed_and_image_only(tmp_path):
+    uri = write_imagefolder(tmp_path / "data", IMAGES)
+    made = config(uri, posterior="sample")
+    tables = [
+        inverted(tmp_path / str(i), c).read_table("latents")["z_20"].to_pylist()
+        for i, c in enumerate([made, replace(made, seed=1), config(uri, limit_per_class=7)])
+    ]
+    assert tables[0] == tables[2] != tables[1]
+
+
+def test_fit_equals_numpy_and_any_grouping(tmp_path):
+    store = inverted(tmp_path / "run", config(write_imagefolder(tmp_path / "data", IMAGES)))
+    files = store.list("latents")
+    labels, z = to_tensors(store.read_table("latents"), "z_100")
+    for groups in ([files], [[f] for f in files], [files[:1], files[1:]]):
+        moments = merge_tree([partial_moments(store, g, 100) for g in groups])
+        for label in range(3):
+            own = z[labels == label].double().numpy()
+            assert np.allclose(moments[label].mean_D, own.mean(0), rtol=1e-12, atol=1e-14)
+            assert np.allclose(moments[label].variance(), own.var(0, ddof=1), rtol=1e-12)
+
+
+def test_fit_refuses_small_classes_and_lost_images(tmp_path):
+    store = inverted(tmp_path / "run", config(write_imagefolder(tmp_path / "data", IMAGES)))
+    moments = partial_moments(store, store.list("latents"), 100)
+    with pytest.raises(RunError, match="class 'extra' has 0 usable"):
+        gaussian_table(moments, 100, [*WNIDS, "extra"], 21)
+    with pytest.raises(RunError, match="holds 21 images at t=100, but 22 were accepted"):
+        gaussian_table(moments, 100, list(WNIDS), 22)
+
+
+def test_blocks_cover_every_label_once():
+    for ipc in (1, 10, 300):
+        blocks = Variant("d3hr", "moments", 600, ipc, 0).blocks(1000)
+        assert [label for block in blocks for label in block] == list(range(1000))
+    assert Variant("d3hr", "moments", 600, 10, 0).name == "d3hr-moments-t600-ipc10-seed0"
+    assert Variant("dit", None, None, 5, 2).name == "dit-ipc5-seed2"
+
+
+@pytest.mark.parametrize(
+    ("part", "file"), [("vae", "config.json"), ("transformer", "config.json"), ("scheduler", "scheduler_config.json")]
+)
+def test_a_model_folder_without_a_part_says_which_file(tmp_path, part, file):
+    shutil.copytree(PIPELINE, tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / part)
+    with pytest.raises(ValueError, match=f"no usable {part}; it needs {part}/{file}"):
+        read_card(str(tmp_path / "model"))
+
+
+def test_a_model_that_does_not_predict_noise_is_refused(tmp_path):
+    shutil.copytree(PIPELINE, tmp_path / "model")
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
+    with pytest.raises(ValueError, match="'v_prediction'; only 'epsilon'"):
+        load_schedule(str(tmp_path / "model"), 50)
+
+
+def test_a_hub_model_out_of_reach_says_what_to_download():
+    with pytest.raises(ValueError, match=r"transformer/config\.json.*--model FOLDER"):
+        read_card("facebook/DiT-XL-2-256")
