@@ -43,7 +43,7 @@ def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listin
         job = InversionJob(store, config, listing.classes.model_classes, pool.device)
         steps: list[tuple[Any, dict[str, Any]]] = [
             (read, {"num_cpus": 1}),
-            (InvertShard, {"fn_constructor_args": (job,), **pool.options()}),
+            (InvertShard, {"fn_constructor_args": (job,), **pool.options(len(units))}),
         ]
         for _ in run_units(units, steps, "invert", "image", len(listing), inverted):
             pass

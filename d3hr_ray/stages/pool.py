@@ -24,9 +24,9 @@ class Pool:
         """Where an actor's networks live."""
         return "cuda" if self.gpus else "cpu"
 
-    def options(self) -> dict[str, Any]:
-        """Arguments for Ray Data's map_batches."""
-        low, high = self.size
+    def options(self, units: int) -> dict[str, Any]:
+        """Arguments for Ray Data's map_batches over so many units; more actors than units would only load weights."""
+        low, high = (min(bound, units) for bound in self.size)
         compute = ray.data.ActorPoolStrategy(
             min_size=low, max_size=high, initial_size=low, max_tasks_in_flight_per_actor=2
         )

@@ -55,7 +55,7 @@ def run_synthesize(store: Store, config: RunConfig, variants: list[Variant], cla
     job = SynthesisJob(store, config, tuple(variants), classes, pool.device)
     units = [{"variant": variants.index(v), "block": b} for v, b in todo]
     steps: list[tuple[Any, dict[str, Any]]] = [
-        (SynthesizeBlock, {"fn_constructor_args": (job,), **pool.options()}),
+        (SynthesizeBlock, {"fn_constructor_args": (job,), **pool.options(len(units))}),
     ]
     for _ in run_units(units, steps, "synthesize", "image", sum(images.values()), sum(images[d] for d in done)):
         pass
