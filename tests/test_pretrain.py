@@ -18,6 +18,7 @@ from PIL import Image
 from d3hr_ray.config import DataConfig, RunError
 from d3hr_ray.models.loading import load_networks, load_schedule, read_card
 from d3hr_ray.pretraining import stream as streams
+from d3hr_ray.pretraining.export import FILES
 from d3hr_ray.pretraining.launch import list_classes, prepare, pretrain, start_anew
 from d3hr_ray.pretraining.networks import build
 from d3hr_ray.pretraining.objectives import DitObjective
@@ -229,15 +230,30 @@ def test_impossible_shapes_are_refused_by_flag(change, message):
         replace(SHAPE, **change)
 
 
-def job(*args):
-    command = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+SMALL = [
+    "--batch-size", "8", "--vae-channels", "8", "16", "--dit-width", "32", "--dit-layers", "1", "--checkpoint-every", "50",
+]  # fmt: skip
+
+
+def job(*args, cwd=ROOT):
+    command = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *SMALL, *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
+
+
+@pytest.mark.slow
+def test_two_workers_train_one_model_from_relative_paths(tmp_path):
+    run = job("--vae-steps", "50", "--dit-steps", "50", "--workers", "2", "--out", "out", cwd=tmp_path)
+    _, err = run.communicate()
+    assert run.returncode == 0, err
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["workers"] == 2 and record["final"]["dit"]["loss"] < 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(FILES)
+    load_networks(str(tmp_path / "out"), torch.float32, "cpu")
 
 
 @pytest.mark.slow
 def test_kill_9_and_the_same_command_end_at_the_same_bytes(tmp_path):
-    small = "--preset digits --vae-steps 100 --dit-steps 150 --batch-size 8 --vae-channels 8 16 --dit-width 32"
-    flags = [*small.split(), "--dit-layers", "1", "--checkpoint-every", "50"]
+    flags = ["--vae-steps", "100", "--dit-steps", "150"]
     whole, killed = job(*flags, "--out", f"{tmp_path}/whole"), job(*flags, "--out", f"{tmp_path}/killed")
     while not (tmp_path / "killed" / ".training" / "dit.pt").exists() and killed.poll() is None:
         time.sleep(0.01)

@@ -5,6 +5,7 @@ Ours are files in `--out`, whole or absent, so that a killed run continues under
 workers.
 """
 
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 from ray import train
+from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchTrainer
 
 from d3hr_ray.config import DataConfig, RunError, as_dict, differences
@@ -57,7 +59,8 @@ def pretrain(
 
     Raises RunError if training fails, and says how to resume.
     """
-    settings = {"config": config, "out": out, "command": command, "threads": threads}
+    os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # relative paths mean the same in a worker as here
+    settings = {"config": config, "out": _absolute(out), "command": command, "threads": threads}
     trainer = TorchTrainer(
         work,
         train_loop_config=settings | {"listing": ray.put(listing) if workers else listing},
