@@ -231,7 +231,8 @@ def test_impossible_shapes_are_refused_by_flag(change, message):
 
 
 SMALL = [
-    "--batch-size", "8", "--vae-channels", "8", "16", "--dit-width", "32", "--dit-layers", "1", "--checkpoint-every", "50",
+    "--batch-size", "8", "--vae-channels", "8", "16", "--dit-width", "32", "--dit-layers", "1",
+    "--checkpoint-every", "50",
 ]  # fmt: skip
 
 
