@@ -36,7 +36,7 @@ def open_run(store: Store, config: RunConfig, inputs: dict[str, Any], overwrite:
     if store.exists("run.json"):
         _same_run(store, config, inputs)
         return
-    foreign = store.list()
+    foreign = [*store.list(), *store.folders()]
     if foreign:
         raise ValueError(f"--out {store.uri} holds {foreign[0]} but no run.json; give an empty or new folder")
     store.write_json("run.json", _record(config, inputs) | {"started": _now(), "finished": None})
@@ -44,7 +44,7 @@ def open_run(store: Store, config: RunConfig, inputs: dict[str, Any], overwrite:
 
 def clear(store: Store) -> None:
     """Delete what a run wrote. Raises ValueError if the folder is no run folder, so that nothing else is ever lost."""
-    if store.list() and not store.exists("run.json"):
+    if (store.list() or store.folders()) and not store.exists("run.json"):
         raise ValueError(f"--overwrite: {store.uri} has no run.json, so it is no run folder; empty it yourself")
     for name in OWN:
         store.delete(name)

@@ -96,6 +96,12 @@ class Store:
         filesystem, path = self._open(name)
         return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
+    def folders(self) -> list[str]:
+        """Sorted names of the folders directly under the root."""
+        filesystem, path = self._open("")
+        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory)
+
     def list(self, name: str = "", recursive: bool = False) -> list[str]:
         """Sorted names of the files in a folder, relative to it; none if there is no such folder."""
         filesystem, path = self._open(name)

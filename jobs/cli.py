@@ -63,7 +63,7 @@ def guard(main: Callable[[], None]) -> None:
     except (RunError, ValueError, OSError) as error:
         if os.environ.get("D3HR_TRACEBACK"):
             raise
-        print(f"{_name()}: failed: {error}", file=sys.stderr)
+        print(f"{_name()}: failed: {error} (what is finished is kept: the same command resumes)", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as stop:
         print(f"{_name()}: stopped; the same command resumes", file=sys.stderr)

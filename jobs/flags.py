@@ -50,8 +50,8 @@ class DistillFlags:
     """Run folder. Default: runs/<preset>, or the run of --from-gaussians. The same command resumes it."""
     method: Method = "d3hr"
     """d3hr; or a baseline: gaussian (one random draw), dit (plain sampling), random (real images)."""
-    fidelity: Fidelity = "fixed"
-    """official reproduces the authors' code bug for bug, with their settings; fixed is right."""
+    fidelity: Fidelity | None = None
+    """official reproduces the authors' code bug for bug, with their settings; fixed (the default) is right."""
     ipc: Ints = ()
     """Images per class, one or more. Default 10."""
     timesteps: Ints = ()
@@ -125,6 +125,8 @@ def build_config(flags: DistillFlags) -> RunConfig:
         if stored is None:
             raise ValueError(f"--from-gaussians {flags.from_gaussians}: no run there (it has no run.json)")
         base = from_dict(stored)
+        if flags.fidelity not in (None, base.fidelity):
+            raise ValueError(f"--fidelity {flags.fidelity} contradicts --from-gaussians: that run is {base.fidelity}")
     else:
         base = PRESETS[flags.preset]()
         base = as_official(base) if flags.fidelity == "official" else base

@@ -84,7 +84,7 @@ def test_a_failed_run_exits_1_with_one_line(error, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         guard(fail)
     assert stop.value.code == 1
-    assert capsys.readouterr().err == f"distill: failed: {error}\n"
+    assert capsys.readouterr().err == f"distill: failed: {error} (what is finished is kept: the same command resumes)\n"
 
 
 def test_an_output_that_cannot_be_written_is_named(monkeypatch, capsys, ray_session, tmp_path):

@@ -11,13 +11,14 @@ from d3hr_ray.report.contact import contact_sheet
 from d3hr_ray.report.matching import format_table, matching_table
 from d3hr_ray.report.normality import MIN_IMAGES, normality_figure, normality_table, probe_latents, tsne_figure
 from d3hr_ray.runs import close_run
+from d3hr_ray.stages.invert import finished
 from d3hr_ray.store import Store
 
 
 def report(run: Run) -> str:
     """Write report/, close the run, and return the summary as text."""
     names = run.classes["name"].to_pylist()
-    read, rejected = (_per_class(run.store, part, len(names)) for part in ("latents", "rejected"))
+    rejected = _rejected_per_class(run.store, len(names))
     if run.store.exists("report/vae") and not run.store.exists("report/normality.csv"):
         _write_normality(run, names)
     lines, sets = [], {}
@@ -26,25 +27,24 @@ def report(run: Run) -> str:
         images = run.store.read_table(f"{folder}/metadata.parquet")
         run.store.write_bytes(f"report/{variant.name}.png", contact_sheet(run.store, variant.name, images))
         lines += ["", f"{variant.name}: {len(images)} images in {run.store.uri}/{folder}"]
-        if run.store.exists(f"subsets/{variant.name}"):
-            table = matching_table(run.store, variant, read, rejected, names)
+        if variant.timestep is not None:
+            table = matching_table(run.store, variant, rejected, names)
             run.store.write_bytes(f"report/matching-{variant.name}.csv", _csv(table))
             lines.append(format_table(table))
         lines.append(f"contact sheet: {run.store.uri}/report/{variant.name}.png")
         sets[variant.name] = run.store.read_json(f"{folder}/manifest.json")["set_hash"]
     recorded = run.store.read_json("run.json").get("sets", {})
-    counts = {"accepted": sum(read), "rejected": sum(rejected)}
+    done = finished(run.store).values()
+    counts = {key: sum(c[key] for c in done) for key in ("accepted", "rejected")} if done else None
     close_run(run.store, {"counts": counts, "sets": recorded | sets})
     return "\n".join(lines)
 
 
-def _per_class(store: Store, folder: str, classes: int) -> list[int]:
-    """Images per label in latents/ or rejected/."""
-    counts = np.zeros(classes, int)
-    for file in store.list(folder):
-        labels = store.read_table(f"{folder}/{file}", columns=["label"])["label"].to_numpy()
-        counts += np.bincount(labels, minlength=classes)
-    return [int(c) for c in counts]
+def _rejected_per_class(store: Store, classes: int) -> list[int]:
+    if not store.list("rejected"):
+        return [0] * classes
+    labels = store.read_table("rejected", columns=["label"])["label"].to_numpy()
+    return [int(c) for c in np.bincount(labels, minlength=classes)]
 
 
 def _write_normality(run: Run, names: list[str]) -> None:

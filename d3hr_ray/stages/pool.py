@@ -67,7 +67,7 @@ def bounded(
 ) -> Iterator[tuple[Any, Any]]:
     """Run function(*args) as a Ray task for each (key, args), few at a time; yield (key, result) as they finish.
 
-    ValueError and OSError raised by the function arrive as themselves, so that users read their message.
+    Errors that the function raises for users arrive as themselves, so that users read their message.
     """
     jobs = list(jobs)
     task = ray.remote(num_cpus=1, max_retries=3)(function)
@@ -82,8 +82,8 @@ def bounded(
             key = waiting.pop(ready[0])
             try:
                 result = ray.get(ready[0])
-            except (ValueError, OSError) as error:
-                raise type(error)(getattr(error, "cause", error)) from error
+            except (ValueError, OSError, RunError) as error:
+                raise getattr(error, "cause", error) from error
             bar.update()
             yield key, result
 

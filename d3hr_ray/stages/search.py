@@ -52,9 +52,8 @@ def subset_file(variant: Variant, block: int) -> str:
 
 def run_search(store: Store, config: RunConfig, variant: Variant, classes: int) -> None:
     """Find the subsets of a variant, block by block; blocks that are there are kept."""
-    missing = [
-        (i, labels) for i, labels in enumerate(variant.blocks(classes)) if not store.exists(subset_file(variant, i))
-    ]
+    blocks = enumerate(variant.blocks(classes))
+    missing = [(i, labels) for i, labels in blocks if not store.exists(subset_file(variant, i))]
     if not missing:
         return
     assert variant.timestep is not None, "noise needs no search"
@@ -64,16 +63,17 @@ def run_search(store: Store, config: RunConfig, variant: Variant, classes: int) 
         for _ in bounded(write_block, jobs, f"search {variant.name}"):
             pass
         return
-    winners = _best_candidates(config, variant, [label for _, labels in missing for label in labels], gaussians)
-    for i, labels in missing:
-        write_block(store, config, variant, i, labels, ray.get(gaussians), winners)
+    for i, labels in missing:  # one block after the other, each written as soon as its winners are known
+        winners = _best_candidates(config, variant, labels, gaussians)
+        for _ in bounded(write_block, [(i, (store, config, variant, i, labels, gaussians, winners))]):
+            pass
 
 
 Gaussians = tuple[torch.Tensor, torch.Tensor]
 Winners = dict[int, tuple[float, int, int]]  # label => (score, block, index) of its best candidate
 
 
-def _best_candidates(config: RunConfig, variant: Variant, labels: list[int], gaussians: ray.ObjectRef) -> Winners:
+def _best_candidates(config: RunConfig, variant: Variant, labels: range, gaussians: ray.ObjectRef) -> Winners:
     """Each label's best random candidate, found by tasks over ranges of candidate blocks."""
     count = 1 if variant.method == "gaussian" else config.search.candidates
     official = config.fidelity == "official"
@@ -86,7 +86,8 @@ def _best_candidates(config: RunConfig, variant: Variant, labels: list[int], gau
         for at in range(0, blocks, step)
     ]
     winners: Winners = {}
-    for (label, _), winner in bounded(search_range, jobs, f"search {variant.name}"):
+    title = f"candidates {variant.name}, classes {labels.start} to {labels.stop - 1}"
+    for (label, _), winner in bounded(search_range, jobs, title):
         winners[label] = min(winners.get(label, winner), winner)
     return winners
 
