@@ -106,9 +106,10 @@ def digits() -> PretrainConfig:
 
 
 def digits_affine() -> PretrainConfig:
-    """16x16 digits rotated, scaled and shifted, 10,376 images: the same networks, 9 minutes on one core.
+    """16x16 digits rotated, scaled and shifted, 10,376 images: the same networks, 12 minutes on one core.
 
-    Held out: AFFINE.
+    Held out: reconstruction 29.1 dB; 491 of 500 samples on class, by a classifier that is right on 99.1 %. Small
+    batches and a high rate matter: 6,000 steps of 128 at 1e-3 cost the same and put only 84 % on class.
     """
     return _embedded("digits-affine", vae_steps=1500, dit=Phase(16000, 64, 4e-3))
 
