@@ -52,7 +52,7 @@ def refusing() -> Iterator[None]:
 
 def refuse(message: object) -> None:
     """Exit with status 2, for a flag that is wrong."""
-    print(f"{_name()}: {message} (see --help)", file=sys.stderr)
+    announce(f"{message} (see --help)")
     raise SystemExit(2)
 
 
@@ -63,11 +63,16 @@ def guard(main: Callable[[], None]) -> None:
     except (RunError, ValueError, OSError) as error:
         if os.environ.get("D3HR_TRACEBACK"):
             raise
-        print(f"{_name()}: failed: {error} (what is finished is kept: the same command resumes)", file=sys.stderr)
+        announce(f"failed: {error} (what is finished is kept: the same command resumes)")
         raise SystemExit(1) from error
     except KeyboardInterrupt as stop:
-        print(f"{_name()}: stopped; the same command resumes", file=sys.stderr)
+        announce("stopped; the same command resumes")
         raise SystemExit(130) from stop
+
+
+def announce(text: str) -> None:
+    """Say what happens next, beside the progress bars."""
+    print(f"{_name()}: {text}", file=sys.stderr)
 
 
 def connect(address: str | None) -> None:

@@ -6,7 +6,7 @@
 The same command resumes a run that was stopped. D3HR_TRACEBACK=1 shows the traceback of a failure.
 """
 
-from cli import connect, guard, parse, refusing
+from cli import announce, connect, guard, parse, refusing
 from flags import DistillFlags, build_config, check_timesteps, settle
 
 
@@ -43,6 +43,7 @@ def main() -> None:
             run = d3hr.start_run(store, config, card, listing, pool, flags.overwrite)
         else:
             run = d3hr.reopen_run(store, source, config, card, pool)
+    announce(f"{run.inputs['images']:,} images of {len(run.classes)} classes -> {store.uri}, on {pool}")
     if listing is not None:
         d3hr.distill(run, listing)  # images => latents => gaussians => subsets => distilled
     else:

@@ -24,6 +24,11 @@ class Pool:
         """Where an actor's networks live."""
         return "cuda" if self.gpus else "cpu"
 
+    def __str__(self) -> str:
+        low, high = self.size
+        share = f"{self.gpus:g} GPU" if self.gpus else "1 CPU"
+        return f"{low if low == high else f'{low} to {high}'} actor(s) with {share} each"
+
     def options(self, units: int) -> dict[str, Any]:
         """Arguments for Ray Data's map_batches over so many units; more actors than units would only load weights."""
         low, high = (min(bound, units) for bound in self.size)
