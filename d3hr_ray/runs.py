@@ -9,18 +9,19 @@ from d3hr_ray.config import RunConfig, as_dict, differences, fingerprint
 from d3hr_ray.store import Store
 
 # All that a run may write; --overwrite deletes these and nothing else.
+# The marks go first and run.json last, so that a killed --overwrite neither mixes two runs nor locks the folder.
 OWN = (
-    "run.json",
-    "classes.parquet",
-    "latents",
-    "rejected",
+    ".done",
+    ".tmp",
     "gaussians",
     "subsets",
     "distilled",
     "evaluations",
     "report",
-    ".done",
-    ".tmp",
+    "rejected",
+    "latents",
+    "classes.parquet",
+    "run.json",
 )
 LIBRARIES = ("d3hr-ray", "ray", "torch", "diffusers", "numpy", "pyarrow", "pillow")
 
@@ -57,8 +58,7 @@ def close_run(store: Store, summary: dict[str, Any]) -> None:
 
 def stored_config(store: Store) -> dict[str, Any] | None:
     """The plain config of the run in a folder, if there is one."""
-    config: dict[str, Any] | None = store.read_json("run.json")["config"] if store.exists("run.json") else None
-    return config
+    return _read_run(store)["config"] if store.exists("run.json") else None
 
 
 def claim_recipe(store: Store, variant: str, recipe: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def _record(config: RunConfig, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any]) -> None:
-    old = store.read_json("run.json")
+    old = _read_run(store)
     new = as_dict(config)
     for plain in (old["config"], new):
         plain["data"].pop("max_rejected")  # a limit on the input, which changes no result
@@ -104,6 +104,13 @@ def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any]) -> None:
             f"--out {store.uri} holds a run with another config: {'; '.join(changed)}. Give another --out, or "
             "--overwrite to start anew, or --from-gaussians to make more sets from its Gaussians"
         )
+
+
+def _read_run(store: Store) -> dict[str, Any]:
+    record = store.read_json("run.json")
+    if not isinstance(record, dict) or not {"config", "inputs"} <= record.keys():
+        raise ValueError(f"{store.uri}/run.json is no run's record; restore it or use --overwrite")
+    return record
 
 
 def _now() -> str:

@@ -5,6 +5,7 @@ So a reader never sees half a file, and what exists is whole.
 """
 
 import contextlib
+import functools
 import json
 import os
 import uuid
@@ -17,10 +18,19 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 
+def absolute(uri: str) -> str:
+    """A local path as an absolute one, without a last slash; other URIs as they are.
+
+    Workers have other working folders than the driver, so paths are made absolute before they travel.
+    """
+    return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+@functools.lru_cache(64)
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """Path or URI => (filesystem, path on it). Raises ValueError for a scheme that pyarrow does not know."""
     if "://" not in uri:
-        return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+        return pafs.LocalFileSystem(), absolute(uri)
     try:
         return pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -85,7 +95,10 @@ class Store:
         """Read one Parquet file, or every Parquet file of a folder in the order of their names."""
         filesystem, path = self._open(name)
         if filesystem.get_file_info(path).type == pafs.FileType.File:
-            return pq.ParquetFile(filesystem.open_input_file(path)).read(columns=columns)
+            try:
+                return pq.ParquetFile(filesystem.open_input_file(path)).read(columns=columns)
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{path} is not a whole Parquet file ({error}); delete it and run again") from error
         names = [n for n in self.list(name) if n.endswith(".parquet")]
         if not names:
             raise FileNotFoundError(f"{self.uri}/{name} holds no Parquet file")

@@ -24,15 +24,15 @@ def main() -> None:
     from d3hr_ray.report.distilled import report
     from d3hr_ray.runs import stored_config
     from d3hr_ray.stages.pool import find_pool
-    from d3hr_ray.store import Store
+    from d3hr_ray.store import Store, absolute
 
-    store = Store(flags.out or flags.from_gaussians or f"runs/{flags.preset}")
-    source = Store(flags.from_gaussians) if flags.from_gaussians else None
+    store = Store(absolute(flags.out or flags.from_gaussians or f"runs/{flags.preset or 'digits'}"))
+    source = Store(absolute(flags.from_gaussians)) if flags.from_gaussians else None
     with refusing():
         card, schedule = read_model(config, planning=flags.dry_run)
         check_timesteps(config, schedule)
         if flags.dry_run:
-            print(plan(config, card, schedule, *count_images(config, card, flags.preset), flags.tflops))
+            print(plan(config, card, schedule, *count_images(config, card, flags.preset or "digits"), flags.tflops))
             return
         listing = None if source or is_remote(config) else list_data(config, card)
         connect(flags.address)

@@ -35,8 +35,8 @@ Preset = Literal[
 class DistillFlags:
     """Command line of the job. An empty default means: as the preset says."""
 
-    preset: Preset = "digits"
-    """Dataset, model and settings; other flags override it."""
+    preset: Preset | None = None
+    """Dataset, model and settings; other flags override it. Default: digits."""
     data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
     """Images: a folder, a .tar, a .parquet, or an s3:// or gs:// URI. Needed for all presets but the digits."""
     format: Format | None = None
@@ -48,8 +48,8 @@ class DistillFlags:
     """diffusers DiTPipeline: a folder, a hub id, or an embedded model (digits, digits-affine)."""
     out: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
     """Run folder. Default: runs/<preset>, or the run of --from-gaussians. The same command resumes it."""
-    method: Method = "d3hr"
-    """d3hr; or a baseline: gaussian (one random draw), dit (plain sampling), random (real images)."""
+    method: Method | None = None
+    """d3hr, the default; or a baseline: gaussian (one random draw), dit (plain sampling), random (real images)."""
     fidelity: Fidelity | None = None
     """official reproduces the authors' code bug for bug, with their settings; fixed (the default) is right."""
     ipc: Ints = ()
@@ -74,8 +74,8 @@ class DistillFlags:
     """Weight of the skewness term in the score. Default 0.5, the paper's (official: 0.1, the code's)."""
     limit_per_class: int | None = None
     """Use only the first so many images of each class."""
-    seed: int = 0
-    """Seed of the run; every draw is keyed by it and by what it is for."""
+    seed: int | None = None
+    """Seed of the run; every draw is keyed by it and by what it is for. Default 0 (--from-gaussians: that run's)."""
     image_size: int | None = None
     """Side in pixels of the saved images. Default: the model's (official ImageNet: 224)."""
     dtype: Dtype = "auto"
@@ -102,6 +102,7 @@ class DistillFlags:
 
 # Flags that name the data or how it is inverted: settled for good once a run has Gaussians.
 UPSTREAM = (
+    "preset",
     "data",
     "format",
     "classes",
@@ -128,9 +129,13 @@ def build_config(flags: DistillFlags) -> RunConfig:
         if flags.fidelity not in (None, base.fidelity):
             raise ValueError(f"--fidelity {flags.fidelity} contradicts --from-gaussians: that run is {base.fidelity}")
     else:
-        base = PRESETS[flags.preset]()
+        base = PRESETS[flags.preset or "digits"]()
         base = as_official(base) if flags.fidelity == "official" else base
     config = _overlay(base, flags)
+    if config.method != "d3hr" and (flags.search or flags.candidates is not None):
+        raise ValueError(f"--method {config.method} searches nothing; leave out --search and --candidates")
+    if not flags.tflops > 0:
+        raise ValueError(f"--tflops {flags.tflops:g} must be above 0")
     if not config.model.name:
         raise ValueError(
             f"--model is needed: preset {flags.preset} has no public model; train one with jobs/pretrain.py"
@@ -149,7 +154,7 @@ def _refuse_upstream(flags: DistillFlags) -> None:
     for name in ("dry_run", "overwrite"):
         if getattr(flags, name):
             raise ValueError(f"--{name.replace('_', '-')} cannot go with --from-gaussians")
-    if flags.method not in ("d3hr", "gaussian"):
+    if flags.method not in (None, "d3hr", "gaussian"):
         raise ValueError(f"--method {flags.method} uses no Gaussians; leave out --from-gaussians")
 
 
@@ -181,8 +186,8 @@ def _overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
         ),
         search=search,
         synthesis=_given(base.synthesis, guidance=flags.guidance, image_size=flags.image_size),
-        method=flags.method,
-        seed=flags.seed,
+        method=flags.method or base.method,
+        seed=base.seed if flags.seed is None else flags.seed,
     )
 
 

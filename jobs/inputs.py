@@ -68,5 +68,7 @@ def count_images(config: RunConfig, card: ModelCard, preset: str) -> tuple[int, 
         listing = list_images(config.data, card.num_classes, card.class_names)
         return len(listing), len(listing.classes)
     images, classes = IMAGES[preset], CLASSES[preset]
+    if chosen := len(config.data.classes):
+        images, classes = images * chosen // classes if chosen < classes else images, chosen
     limit = config.data.limit_per_class
     return (images if limit is None else min(images, limit * classes)), classes

@@ -112,7 +112,7 @@ def as_official(config: RunConfig) -> RunConfig:
         fidelity="official",
         inversion=replace(config.inversion, guidance=4.0, posterior="sample"),
         search=replace(config.search, method="random", candidates=1_000_000, skew_weight=OFFICIAL_SKEW_WEIGHT),
-        synthesis=SynthesisConfig(guidance=4.0, image_size=224 if config.model.name == DIT_XL else None),
+        synthesis=SynthesisConfig(guidance=4.0, image_size=None if config.data.format == "digits" else 224),
     )
 
 

@@ -29,6 +29,29 @@ def test_integers_sort_by_value_and_the_given_order_is_kept():
     assert build_class_map(found, ["10", "2"], 12, None).model_classes == (10, 2)
 
 
+def test_full_names_of_imagenet_are_matched_before_their_parts():
+    info = ImageNetInfo("imagenet-1k")
+    full = [info.label_name_to_description(w, detailed=False) for w in info.label_names()]
+    unique = [name for name in full if full.count(name) == 1]
+    assert len(unique) >= 996
+    classes = build_class_map(unique, unique, 1000, None)
+    assert classes.model_classes == tuple(full.index(name) for name in unique)
+
+
+def test_numbers_from_1_are_not_taken_for_ids():
+    """10 classes called 1 to 10: by order, all of them, never some by value and one by order."""
+    found = [str(i) for i in range(1, 11)]
+    assert build_class_map(found, [], 10, None).model_classes == tuple(range(10))
+
+
+def test_folders_sort_like_labels_unless_they_are_wnids():
+    numbers = build_class_map([str(i) for i in range(12)], [], 12, None)
+    names = folder_names(numbers.table())
+    assert names == sorted(names) and names[10] == "0010_10"
+    woof = build_class_map(SUBSETS["imagewoof"], SUBSETS["imagewoof"], 1000, None)
+    assert folder_names(woof.table()) == list(SUBSETS["imagewoof"])
+
+
 def test_a_models_own_names_decide():
     classes = build_class_map(["dog", "cat"], [], 3, ["bird", "cat", "dog"])
     assert classes.names == ("cat", "dog")
@@ -46,6 +69,7 @@ def test_an_id_can_be_written_down():
         (["a", "b"], ["c"], 10, None, "no such class"),
         (["dog", "cat"], [], 1000, None, "no ImageNet wnid"),
         (["crane"], [], 1000, None, "no ImageNet wnid"),  # two ImageNet classes are called crane
+        (["tench", "n01440764"], [], 1000, None, "one class of the model"),
         (["a", "b"], [], 5, None, "cannot be matched"),
         (["a"], [], 5, ["x"], "knows no class 'a'"),
         (["dog"], ["dog=1000"], 1000, None, "0 to 999"),

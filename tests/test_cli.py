@@ -45,6 +45,9 @@ MISTAKES = {
     "--from-gaussians /nowhere": "no run there",
     "--from-gaussians /nowhere --data x": "--data contradicts --from-gaussians",
     "--from-gaussians /nowhere --dry-run": "--dry-run cannot go with",
+    "--from-gaussians /nowhere --preset digits": "--preset contradicts",
+    "--method random --candidates 5": "--method random searches nothing",
+    "--tflops 0": "--tflops 0 must be above 0",
 }
 
 
@@ -106,6 +109,12 @@ def test_dry_run_prints_the_plan_of_imagenet_without_data_or_model(monkeypatch, 
     invert = next(line for line in text.splitlines() if line.startswith("invert"))
     assert invert.split()[2] == "30"
     assert "60,000" in next(line for line in text.splitlines() if line.startswith("synthesize"))
+
+
+def test_a_plan_of_some_classes_counts_only_theirs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--preset", "imagenet1k", "--classes", "imagewoof", "--dry-run"])
+    distill.main()
+    assert "12,811 images of 10 classes" in capsys.readouterr().out
 
 
 def test_official_settings_are_the_authors():

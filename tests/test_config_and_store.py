@@ -1,10 +1,12 @@
 """Configs refuse what cannot work; the store writes whole files; run.json guards a folder."""
 
 import os
+import shutil
 from dataclasses import replace
 
 import pyarrow as pa
 import pytest
+from conftest import PIPELINE
 
 from d3hr_ray.config import (
     DataConfig,
@@ -17,8 +19,9 @@ from d3hr_ray.config import (
     fingerprint,
     from_dict,
 )
-from d3hr_ray.runs import claim_recipe, open_run
-from d3hr_ray.store import Store
+from d3hr_ray.models.loading import portable, read_card
+from d3hr_ray.runs import OWN, claim_recipe, open_run
+from d3hr_ray.store import Store, absolute
 
 CONFIG = RunConfig(DataConfig("data"), ModelConfig("digits"), InversionConfig((280, 600)), SearchConfig((1, 10)))
 
@@ -112,6 +115,66 @@ def test_overwrite_never_deletes_what_is_not_a_run(tmp_path):
     (tmp_path / "thesis.tex").rename(tmp_path / "run.json")
     with pytest.raises(ValueError, match="not valid JSON"):
         open_run(store, CONFIG, {})
+
+
+@pytest.mark.parametrize("reached", range(len(OWN)))
+def test_a_killed_overwrite_never_mixes_two_runs(tmp_path, monkeypatch, reached):
+    """Whatever the deletion had reached, no mark of the old run outlives its record; the command can be repeated."""
+    store, other, delete = Store(str(tmp_path)), replace(CONFIG, seed=9), Store.delete
+    open_run(store, CONFIG, {})
+    for name in OWN[:-1]:
+        store.write_bytes(f"{name}/x" if "." not in name[1:] else name, b"old")
+    deleted: list[str] = []
+
+    def delete_some(self: Store, name: str) -> None:
+        if len(deleted) == reached:
+            raise KeyboardInterrupt
+        deleted.append(name)
+        delete(self, name)
+
+    monkeypatch.setattr(Store, "delete", delete_some)
+    with pytest.raises(KeyboardInterrupt):
+        open_run(store, other, {}, overwrite=True)
+    monkeypatch.setattr(Store, "delete", delete)
+    assert store.exists("run.json")
+    assert reached == 0 or not store.exists(".done")
+    open_run(store, other, {}, overwrite=True)
+    assert store.list(recursive=True) == ["run.json"]
+
+
+def test_a_folder_of_folders_is_no_run(tmp_path):
+    (tmp_path / "latents").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"no run\.json"):
+            open_run(Store(str(tmp_path)), CONFIG, {}, overwrite)
+
+
+def test_paths_are_absolute_before_they_travel(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute("runs/x/") == f"{tmp_path}/runs/x"
+    assert absolute("s3://bucket/x/") == "s3://bucket/x"
+    shutil.copytree(PIPELINE, "model")
+    assert portable("model") == f"{tmp_path}/model"
+    assert portable("digits") == "digits"
+
+
+def test_broken_weights_are_refused_before_anything_starts(tmp_path):
+    shutil.copytree(PIPELINE, tmp_path / "model")
+    weights = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        read_card(str(tmp_path / "model"))
+    weights.unlink()
+    with pytest.raises(ValueError, match="no usable transformer"):
+        read_card(str(tmp_path / "model"))
+
+
+def test_a_broken_parquet_of_the_run_is_named(tmp_path):
+    store = Store(str(tmp_path))
+    store.write_table("t/0.parquet", pa.table({"x": [0]}))
+    store.write_bytes("t/0.parquet", store.read_bytes("t/0.parquet")[:-9])
+    with pytest.raises(ValueError, match=r"t/0\.parquet is not a whole Parquet file"):
+        store.read_table("t")
 
 
 def test_a_variant_has_one_recipe(tmp_path):

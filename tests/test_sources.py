@@ -83,6 +83,28 @@ def test_the_digest_sees_a_relabelled_or_missing_image(tmp_path):
     assert listing(write_imagefolder(tmp_path / "c", IMAGES[:-1])).digest != whole
 
 
+def test_splits_are_never_mixed_and_a_pattern_chooses_one(tmp_path):
+    write_parquet(tmp_path, IMAGES, per_file=14)
+    first, second = sorted(tmp_path.iterdir())
+    first.rename(tmp_path / "train-00000-of-00001.parquet")
+    second.rename(tmp_path / "validation-00000-of-00001.parquet")
+    refuses("of several splits .train, val.", tmp_path)
+    assert len(listing(f"{tmp_path}/train*.parquet")) == 14
+
+
+def test_a_replaced_image_changes_the_digest(tmp_path):
+    before = listing(write_imagefolder(tmp_path, IMAGES)).digest
+    (tmp_path / WNIDS[0] / "0000.png").write_bytes(IMAGES[0][2] + b"more")
+    assert listing(str(tmp_path)).digest != before
+
+
+def test_images_in_other_formats_are_listed_so_that_they_are_counted(tmp_path):
+    write_imagefolder(tmp_path, IMAGES)
+    (tmp_path / WNIDS[0] / "x.tif").write_bytes(b"II*")
+    (tmp_path / WNIDS[0] / "notes.txt").write_bytes(b"not listed")
+    assert listing(str(tmp_path)).counts() == [10, 9, 9]
+
+
 def refuses(words: str, uri: object, **options) -> None:
     with pytest.raises(ValueError, match=words):
         require_variance(listing(str(uri), **options))
@@ -92,7 +114,7 @@ def test_missing_or_empty_sources_are_refused(tmp_path):
     refuses("no such file or folder", tmp_path / "none")
     refuses("no class folders", tmp_path)
     (tmp_path / WNIDS[0]).mkdir()
-    refuses("no image in it", tmp_path)
+    refuses(f"class folder '{WNIDS[0]}' holds no image", tmp_path)
     refuses("no webdataset file", tmp_path, format="webdataset")
     (tmp_path / "notes.txt").write_text("x")
     refuses("not a .tar or .parquet", tmp_path / "notes.txt")
@@ -159,6 +181,8 @@ def test_parquet_without_label_or_image_or_end_is_refused(tmp_path):
     refuses("x.parquet: no label column", tmp_path)
     pq.write_table(pa.table({"label": [1], "caption": ["x"]}), path)
     refuses("x.parquet: no image column", tmp_path)
+    pq.write_table(pa.table({"image": [b"x"], "label": [[1]]}), path)
+    refuses("label column 'label' is list", tmp_path)
     pq.write_table(pa.table({"image": [b"x", b"y"], "label": [1, None]}), path)
     refuses("row 1 has no 'label'", tmp_path)
     path.write_bytes(path.read_bytes()[:-20])

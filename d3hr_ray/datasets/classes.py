@@ -50,8 +50,11 @@ def folder_names(classes: pa.Table) -> list[str]:
     """classes.parquet => a safe folder name per label: the wnid, else the name without anything a path could abuse."""
     rows = classes.to_pylist()
     names = [row["wnid"] or re.sub(r"[^A-Za-z0-9_-]+", "_", row["name"])[:64].strip("_") for row in rows]
-    doubles = len({n.lower() for n in names}) < len(names) or not all(names)
-    return [f"{row['label']:04d}_{name}" for row, name in zip(rows, names, strict=True)] if doubles else names
+    unsafe = len({n.lower() for n in names}) < len(names) or not all(names)
+    # Loaders number folders in sorted order: a prefix makes that the label order. Wnids stay, as everyone knows theirs.
+    unsorted = names != sorted(names) and not all(row["wnid"] for row in rows)
+    prefixed = [f"{row['label']:04d}_{name}" for row, name in zip(rows, names, strict=True)]
+    return prefixed if unsafe or unsorted else names
 
 
 def read_classes(values: Sequence[str]) -> tuple[str, ...]:
@@ -77,7 +80,7 @@ def build_class_map(
     `wanted` entries may be written NAME=ID to say the model's class id. Raises ValueError naming what has no match.
     """
     asked = [_split_id(w) for w in wanted]
-    sources = [_match(name, found) for name, _ in asked] if asked else _ordered(found)
+    sources = _match_all([name for name, _ in asked], found) if asked else _ordered(found)
     if len(set(sources)) < len(sources):
         raise ValueError("--classes names the same class twice, under two names")
     if len(sources) > num_classes:
@@ -86,10 +89,13 @@ def build_class_map(
             "or train a model on this data with jobs/pretrain.py"
         )
     ids = [i for _, i in asked] or [None] * len(sources)
-    resolved = [
-        _model_class(s, sources, num_classes, model_names) if i is None else i
-        for s, i in zip(sources, ids, strict=True)
-    ]
+    matched = _model_classes([s for s, i in zip(sources, ids, strict=True) if i is None], num_classes, model_names)
+    resolved = [matched[s] if i is None else i for s, i in zip(sources, ids, strict=True)]
+    if doubles := [c for c in set(matched.values()) if list(matched.values()).count(c) > 1]:
+        same = ", ".join(s for s, c in matched.items() if c == doubles[0])
+        raise ValueError(
+            f"classes {same} are one class of the model (id {doubles[0]}); join them, or choose with --classes"
+        )
     for source, model_class in zip(sources, resolved, strict=True):
         if not 0 <= model_class < num_classes:
             raise ValueError(f"--classes {source}={model_class}: the model's ids run from 0 to {num_classes - 1}")
@@ -112,35 +118,50 @@ def _split_id(value: str) -> tuple[str, int | None]:
     return (name, int(number)) if equals and number.isdecimal() else (value, None)
 
 
-def _match(name: str, found: Sequence[str]) -> str:
-    """A class as the user names it => as the source names it: the same text, or the same ImageNet class."""
-    if name in found:
-        return name
-    index = _imagenet_index(name)
-    same = [f for f in found if index is not None and _imagenet_index(f) == index]
-    if len(same) == 1:
-        return same[0]
-    close = difflib.get_close_matches(name, found, 3) or sorted(found)[:3]
-    known = f"; named subsets are {', '.join(SUBSETS)}" if name.isalnum() else ""
-    raise ValueError(f"--classes {name}: the data has no such class; near it: {', '.join(close)}{known}")
+def _match_all(names: Sequence[str], found: Sequence[str]) -> list[str]:
+    """Classes as the user names them => as the source names them: the same text, or the same ImageNet class."""
+    exact = set(found)
+    if all(name in exact for name in names):
+        return list(names)
+    by_index: dict[int | None, list[str]] = {}
+    for f in found:
+        by_index.setdefault(_imagenet_index(f), []).append(f)
+    matched = []
+    for name in names:
+        index = _imagenet_index(name)
+        same = [name] if name in exact else (by_index.get(index, []) if index is not None else [])
+        if len(same) != 1:
+            close = difflib.get_close_matches(name, found, 3) or sorted(found)[:3]
+            known = f"; named subsets are {', '.join(SUBSETS)}" if name.isalnum() else ""
+            raise ValueError(f"--classes {name}: the data has no such class; near it: {', '.join(close)}{known}")
+        matched += same
+    return matched
 
 
-def _model_class(source: str, sources: Sequence[str], num_classes: int, model_names: Sequence[str] | None) -> int:
-    hint = f"write --classes {source}=ID with the model's class id, or train a model on this data with jobs/pretrain.py"
+def _model_classes(sources: Sequence[str], num_classes: int, model_names: Sequence[str] | None) -> dict[str, int]:
+    """The model's class id of each source class, by one rule for all of them. Raises ValueError without a match."""
+    hint = "write --classes NAME=ID ... with the model's class ids, or train a model on this data with jobs/pretrain.py"
     if model_names is not None:
-        if source in model_names:
-            return list(model_names).index(source)
-        raise ValueError(f"--model knows no class {source!r} (it knows {', '.join(model_names[:5])}, ...); {hint}")
+        index = {name: i for i, name in enumerate(model_names)}
+        if unknown := [s for s in sources if s not in index]:
+            raise ValueError(
+                f"--model knows no class {unknown[0]!r} (it knows {', '.join(model_names[:5])}, ...); {hint}"
+            )
+        return {s: index[s] for s in sources}
     if num_classes == 1000:
-        index = _imagenet_index(source)
-        if index is None:
-            raise ValueError(f"class {source!r} is no ImageNet wnid, name or number, and the model has those; {hint}")
-        return index
-    if source.isdecimal() and int(source) < num_classes:
-        return int(source)
+        indices = {s: _imagenet_index(s) for s in sources}
+        if unknown := [s for s, i in indices.items() if i is None]:
+            raise ValueError(
+                f"class {unknown[0]!r} is no ImageNet wnid, name or number, and the model has those; {hint}"
+            )
+        return {s: i for s, i in indices.items() if i is not None}
+    if all(s.isdecimal() and int(s) < num_classes for s in sources):
+        return {s: int(s) for s in sources}
     if len(sources) == num_classes:
-        return _ordered(sources).index(source)
-    raise ValueError(f"class {source!r} cannot be matched: the model has {num_classes} classes without names; {hint}")
+        return {s: i for i, s in enumerate(_ordered(sources))}
+    raise ValueError(
+        f"class {sources[0]!r} cannot be matched: the model has {num_classes} classes without names; {hint}"
+    )
 
 
 @dataclass(frozen=True)
@@ -148,6 +169,7 @@ class _ImageNet:
     wnids: tuple[str, ...]
     names: dict[str, str]
     lemmas: dict[str, int | None]
+    index: dict[str, int]
 
 
 @cache
@@ -160,9 +182,16 @@ def _imagenet() -> _ImageNet:
     full = [info.label_name_to_description(w, detailed=False) for w in wnids]
     lemmas: dict[str, int | None] = {}
     for i, text in enumerate(full):
-        for lemma in {text.casefold(), *(p.strip().casefold() for p in text.split(","))}:
-            lemmas[lemma] = None if lemma in lemmas else i  # crane, the bird and the machine: no guess
-    return _ImageNet(wnids, {w: t.split(",")[0] for w, t in zip(wnids, full, strict=True)}, lemmas)
+        for lemma in {p.strip().casefold() for p in text.split(",")}:
+            lemmas[lemma] = None if lemma in lemmas else i  # cardigan, the dog and the garment: no guess
+    whole = [text.casefold() for text in full]
+    lemmas |= {text: i if whole.count(text) == 1 else None for i, text in enumerate(whole)}  # a full name outranks
+    return _ImageNet(
+        wnids,
+        {w: t.split(",")[0] for w, t in zip(wnids, full, strict=True)},
+        lemmas,
+        {w: i for i, w in enumerate(wnids)},
+    )
 
 
 def _is_wnid(name: str) -> bool:
@@ -173,5 +202,5 @@ def _imagenet_index(name: str) -> int | None:
     if name.isdecimal():
         return int(name) if int(name) < 1000 else None
     if _is_wnid(name):
-        return _imagenet().wnids.index(name) if name in _imagenet().wnids else None
+        return _imagenet().index.get(name)
     return _imagenet().lemmas.get(name.casefold().replace("_", " "))

@@ -8,13 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from d3hr_ray.datasets.source import SCAN_SCHEMA, Mapper
+from d3hr_ray.datasets.source import SCAN_SCHEMA, Mapper, list_files
 from d3hr_ray.store import resolve
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
+READ_ROWS = 64
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label", "target", "class_name", "wnid")
 
 
@@ -62,8 +62,11 @@ def _scan_file(uri: str, file: str) -> pa.Table:
     if labels.null_count:
         row = labels.is_null().index(True).as_py()
         raise ValueError(f"--data {where}: row {row} has no {column!r}; every image needs a label")
-    names = _class_names(schema, column)
-    if names is not None:
+    kind = labels.type
+    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"--data {where}: label column {column!r} is {kind}; it must hold integers or strings")
+    names = _class_names(schema, column, where)
+    if names is not None and pa.types.is_integer(kind):
         outside = pc.or_(pc.less(labels, 0), pc.greater_equal(labels, len(names)))
         if pc.any(outside).as_py():
             raise ValueError(f"--data {where}: a {column!r} lies outside its {len(names)} class names")
@@ -97,13 +100,18 @@ def _image_column(schema: pa.Schema, where: str) -> str:
     )
 
 
-def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
+def _class_names(schema: pa.Schema, column: str, where: str) -> list[str] | None:
     """Hugging Face's ClassLabel names, if the file's metadata holds them."""
     metadata = (schema.metadata or {}).get(b"huggingface")
     if metadata is None:
         return None
-    features: dict[str, Any] = json.loads(metadata).get("info", {}).get("features", {})
-    names = features.get(column, {}).get("names")
+    try:
+        features: dict[str, Any] = json.loads(metadata)["info"]["features"]
+        names = features[column].get("names")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"--data {where}: its huggingface metadata cannot be read ({error!r}); drop or mend it"
+        ) from error
     return list(names) if names else None
 
 
@@ -116,19 +124,24 @@ def _read_rows(uri: str, file: str, wanted: list[int]) -> Iterator[bytes]:
         rows = parquet.metadata.row_group(group).num_rows
         end = next((i for i in range(at, len(wanted)) if wanted[i] >= first + rows), len(wanted))
         if end > at:
-            images = parquet.read_row_group(group, columns=[column])[column]
-            for row in wanted[at:end]:
-                value = images[row - first].as_py()
-                yield (value.get("bytes") if isinstance(value, dict) else value) or b""
+            yield from _read_group(parquet, group, column, [row - first for row in wanted[at:end]])
         first, at = first + rows, end
 
 
+def _read_group(parquet: pq.ParquetFile, group: int, column: str, wanted: list[int]) -> Iterator[bytes]:
+    """Rows of one row group, which is streamed: it may be as big as the file."""
+    first, at = 0, 0
+    for batch in parquet.iter_batches(READ_ROWS, row_groups=[group], columns=[column]):
+        while at < len(wanted) and wanted[at] < first + len(batch):
+            value = batch[column][wanted[at] - first].as_py()
+            yield (value.get("bytes") if isinstance(value, dict) else value) or b""
+            at += 1
+        if at == len(wanted):
+            return
+        first += len(batch)
+
+
 def list_parquet(uri: str) -> ParquetImages | None:
-    """The Parquet files of a folder (sorted), or a single file; None if there are none."""
-    filesystem, root = resolve(uri)
-    if filesystem.get_file_info(root).type == pafs.FileType.File:
-        parent, _, name = uri.rpartition("/")
-        return ParquetImages(parent or ".", (name,)) if uri.endswith(".parquet") else None
-    infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    files = sorted(i.path[len(root.rstrip("/")) + 1 :] for i in infos if i.path.endswith(".parquet"))
-    return ParquetImages(uri, tuple(files)) if files else None
+    """The Parquet files of a folder, of a pattern such as DIR/train-*.parquet, or a single file; None without any."""
+    found = list_files(uri, ".parquet")
+    return ParquetImages(*found) if found else None

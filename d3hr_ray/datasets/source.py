@@ -1,12 +1,18 @@
 """What every image source offers: a scan that lists all images without decoding any, and reads by listing entry."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+from d3hr_ray.store import resolve
+
+# What is listed as an image. GIF and TIFF are not decoded: they are counted as rejected instead of overlooked.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
 
 # One row per image: its unique id, its class as the source names it, and where its bytes are. For a tar, start and
 # length are a byte range; for Parquet, start is a row.
@@ -32,6 +38,29 @@ class Source(Protocol):
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
         """The encoded bytes of the entries, in their order."""
+
+
+def list_files(uri: str, suffix: str) -> tuple[str, tuple[str, ...]] | None:
+    """A file, a pattern in the last part of a path, or a folder => (folder, sorted names in it); None without any.
+
+    Raises ValueError if the names tell of several splits: mixing them would leak test images.
+    """
+    parent, _, last = uri.rpartition("/")
+    filesystem, root = resolve(uri)
+    if "*" in last:
+        uri, root = parent, root.rpartition("/")[0]
+    elif filesystem.get_file_info(root).type == pafs.FileType.File:
+        return (parent, (last,)) if uri.endswith(suffix) else None
+    infos = filesystem.get_file_info(pafs.FileSelector(root, recursive="*" not in last, allow_not_found=True))
+    found = (i.path[len(root.rstrip("/")) + 1 :] for i in infos if i.path.endswith(suffix))
+    names = sorted(n for n in found if "*" not in last or fnmatch(n, last))
+    splits = {s for n in names for s in re.findall(r"(?:^|[/_.-])(train|test|val)(?=[a-z]*[/_.-])", n.lower())}
+    if len(splits) > 1:
+        raise ValueError(
+            f"--data {uri}: its files are of several splits ({', '.join(sorted(splits))}); name one of them with a "
+            f"pattern, such as {uri}/train*{suffix}"
+        )
+    return (uri, tuple(names)) if names else None
 
 
 def thread_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:

@@ -14,12 +14,11 @@ from itertools import groupby
 from typing import IO, Any, cast
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
-from d3hr_ray.datasets.source import Mapper, scan_table
+from d3hr_ray.datasets.source import IMAGE_SUFFIXES, Mapper, list_files, scan_table
 from d3hr_ray.store import resolve
 
-SUFFIXES = ("jpg", "jpeg", "png", "webp")
+SUFFIXES = tuple(s.removeprefix(".") for s in IMAGE_SUFFIXES)
 JSON_KEYS = ("label", "cls", "class", "class_id", "class_name")
 MAX_LABEL_BYTES = 1 << 20
 READ_AHEAD = 1 << 16
@@ -123,12 +122,6 @@ def _check_end(stream: IO[bytes], offset: int, where: str) -> None:
 
 
 def list_tars(uri: str) -> WebDataset | None:
-    """The tars of a folder (sorted), or a single tar; None if there are none."""
-    filesystem, root = resolve(uri)
-    info = filesystem.get_file_info(root)
-    if info.type == pafs.FileType.File:
-        parent, _, name = uri.rpartition("/")
-        return WebDataset(parent or ".", (name,)) if uri.endswith(".tar") else None
-    infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    files = sorted(i.path[len(root.rstrip("/")) + 1 :] for i in infos if i.path.endswith(".tar"))
-    return WebDataset(uri, tuple(files)) if files else None
+    """The tars of a folder, of a pattern such as DIR/train-*.tar, or a single tar; None if there are none."""
+    found = list_files(uri, ".tar")
+    return WebDataset(*found) if found else None

@@ -13,11 +13,6 @@ class Autoencoder(nn.Module):
         self.vae = vae
         self.scale = float(vae.config.scaling_factor)
 
-    @property
-    def factor(self) -> int:
-        """Pixels per latent cell along one side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
-
     def encode(self, images: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """images => latents: the posterior's sample made with `noise`, or its mode if that is None."""
         posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
+from safetensors import SafetensorError, safe_open
 
 from d3hr_ray.models.autoencoder import Autoencoder
 from d3hr_ray.models.dit import Denoiser
@@ -40,6 +41,12 @@ def locate(name: str) -> str:
     return name
 
 
+def portable(name: str) -> str:
+    """A model's name for workers, whose working folder is another: a local folder becomes an absolute path."""
+    where = Path(locate(name))
+    return str(where.absolute()) if where.is_dir() and not where.is_relative_to(ASSETS) else name
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """What a run must know of a model before loading its weights."""
@@ -59,6 +66,9 @@ def read_card(name: str) -> ModelCard:
     transformer = dict(_config(DiTTransformer2DModel, where, "transformer"))
     vae = dict(_config(AutoencoderKL, where, "vae"))
     _config(DDIMScheduler, where, "scheduler")
+    if Path(where).is_dir():
+        for part in ("vae", "transformer"):
+            _check_weights(Path(where) / part, where, part)
     channels, side = transformer["in_channels"], transformer["sample_size"]
     if vae["latent_channels"] != channels:
         raise ValueError(
@@ -119,6 +129,21 @@ def _load(kind: Any, where: str, part: str, dtype: torch.dtype) -> Any:
         return kind.from_pretrained(where, subfolder=part, torch_dtype=dtype)
     except OSError as error:
         raise ValueError(_missing(where, part)) from error
+
+
+def _check_weights(folder: Path, where: str, part: str) -> None:
+    """Weights must be there and whole before a cluster is started for them; headers tell."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("*.bin")):
+        raise ValueError(_missing(where, part))
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"--model {where}: {file} is not a whole safetensors file ({error}); copy it again"
+            ) from error
 
 
 def _missing(where: str, part: str) -> str:

@@ -11,7 +11,7 @@ from d3hr_ray.report.contact import contact_sheet
 from d3hr_ray.report.matching import format_table, matching_table
 from d3hr_ray.report.normality import MIN_IMAGES, normality_figure, normality_table, probe_latents, tsne_figure
 from d3hr_ray.runs import close_run
-from d3hr_ray.stages.invert import finished
+from d3hr_ray.stages.invert import PROBES, finished
 from d3hr_ray.store import Store
 
 
@@ -19,7 +19,7 @@ def report(run: Run) -> str:
     """Write report/, close the run, and return the summary as text."""
     names = run.classes["name"].to_pylist()
     rejected = _rejected_per_class(run.store, len(names))
-    if run.store.exists("report/vae") and not run.store.exists("report/normality.csv"):
+    if run.store.exists(PROBES) and not run.store.exists("report/normality.csv"):
         _write_normality(run, names)
     lines, sets = [], {}
     for variant in variants(run.config):

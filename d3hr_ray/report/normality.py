@@ -15,6 +15,7 @@ from scipy import stats
 from sklearn.manifold import TSNE
 
 from d3hr_ray.report.contact import save_figure
+from d3hr_ray.stages.invert import PROBES
 from d3hr_ray.store import Store
 
 MIN_IMAGES = 8  # Shapiro-Wilk says nothing below
@@ -25,8 +26,8 @@ def probe_latents(store: Store, timesteps: tuple[int, ...]) -> tuple[np.ndarray,
     """Labels (N,) of the probes and their latents {t: (N, D) float64}, t = 0 being the VAE's."""
     labels: list[np.ndarray] = []
     states: dict[int, list[np.ndarray]] = {t: [] for t in (0, *timesteps)}
-    for file in store.list("report/vae"):
-        before = store.read_table(f"report/vae/{file}")
+    for file in store.list(PROBES):
+        before = store.read_table(f"{PROBES}/{file}")
         after = store.read_table(f"latents/{file}")
         after = after.filter(pc.is_in(after["image_id"], before["image_id"].combine_chunks()))
         labels.append(before["label"].to_numpy())

@@ -14,7 +14,7 @@ import torch
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.models.autoencoder import Autoencoder, to_images
-from d3hr_ray.models.loading import ModelCard, load_networks, load_schedule
+from d3hr_ray.models.loading import ModelCard, load_networks, load_schedule, portable
 from d3hr_ray.numerics.ddim import Denoise, invert
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
@@ -23,7 +23,8 @@ from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.read import ReadShard, open_message, shard_unit
 from d3hr_ray.store import Store
 
-RESULT_SCHEMA = pa.schema([("shard", pa.int64()), ("count", pa.int64()), ("error", pa.string())])
+RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("rejected", pa.int64()), ("error", pa.string())])
+PROBES = ".done/probes"
 PROBE_CLASSES, PROBE_IMAGES = 10, 200  # whose VAE latents are kept too, to show normality before and after
 
 
@@ -40,13 +41,16 @@ def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listin
     inverted = sum(len(shards[i]) for i in done)
     if units:
         read = ReadShard(listing.source, card.image_size)
+        config = replace(config, model=replace(config.model, name=portable(config.model.name)))
         job = InversionJob(store, config, listing.classes.model_classes, pool.device)
         steps: list[tuple[Any, dict[str, Any]]] = [
             (read, {"num_cpus": 1}),
             (InvertShard, {"fn_constructor_args": (job,), **pool.options(len(units))}),
         ]
-        for _ in run_units(units, steps, "invert", "image", len(listing), inverted):
-            pass
+        rejected = sum(done[i]["rejected"] for i in done)
+        for row in run_units(units, steps, "invert", "image", len(listing), inverted):
+            rejected += row["rejected"]
+            _check_rejected(store, config, rejected, len(listing))
     _check_counts(store, config, listing, len(shards))
 
 
@@ -79,11 +83,16 @@ def _check_counts(store: Store, config: RunConfig, listing: Listing, shards: int
             f"invert: {accepted} accepted + {rejected} rejected images are not the {len(listing)} listed; "
             "run the same command again to complete the missing shards"
         )
-    if rejected > config.data.max_rejected * len(listing):
+    _check_rejected(store, config, rejected, len(listing))
+
+
+def _check_rejected(store: Store, config: RunConfig, rejected: int, listed: int) -> None:
+    """Raise RunError, naming the first files, as soon as too many images are rejected."""
+    if rejected > config.data.max_rejected * listed:
         first = store.read_table("rejected").slice(0, 5).to_pylist()
         names = "; ".join(f"{r['image_id']} ({r['reason']})" for r in first)
         raise RunError(
-            f"invert: {rejected} of {len(listing)} images cannot be used, more than --max-rejected "
+            f"invert: already {rejected} of {listed} images cannot be used, more than --max-rejected "
             f"{config.data.max_rejected:g}: {names}; mend them and use --overwrite, or allow more"
         )
 
@@ -110,19 +119,24 @@ class InvertShard:
             torch.set_num_threads(1)  # sums round differently with other thread counts
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row of ReadShard => {shard, count, error}, after the files are written."""
+        """One row of ReadShard => {count, rejected, error}, after the files are written."""
         shard, error = batch["shard"][0].as_py(), batch["error"][0].as_py()
-        count = 0
+        count = lost = 0
         if error is None:
+            pixels, accepted, rejected = open_message(batch)
             try:
-                count = self.write(shard, *open_message(batch))
+                self.write(shard, pixels, accepted, rejected)
+                count, lost = len(accepted) + len(rejected), len(rejected)
             except (ValueError, OSError) as problem:
                 error = str(problem)
-        return pa.table([[shard], [count], [f"shard {shard}: {error}" if error else None]], schema=RESULT_SCHEMA)
+        return pa.table([[count], [lost], [f"shard {shard}: {error}" if error else None]], schema=RESULT_SCHEMA)
 
-    def write(self, shard: int, pixels: np.ndarray, accepted: pa.Table, rejected: pa.Table) -> int:
-        """Invert and write one shard; its done mark comes last. Returns how many images it counted."""
+    def write(self, shard: int, pixels: np.ndarray, accepted: pa.Table, rejected: pa.Table) -> None:
+        """Invert and write one shard; its done mark comes last. Files of an earlier, killed try are replaced."""
         store = self.job.store
+        for folder, rows in (("latents", accepted), ("rejected", rejected)):
+            if not len(rows):
+                store.delete(f"{folder}/{shard_file(shard)}")
         if len(accepted):
             states = self.invert(pixels, accepted)
             table = accepted.select(["image_id", "label"])
@@ -133,7 +147,6 @@ class InvertShard:
         if len(rejected):
             store.write_table(f"rejected/{shard_file(shard)}", rejected)
         store.mark("invert", shard, accepted=len(accepted), rejected=len(rejected))
-        return len(accepted) + len(rejected)
 
     def invert(self, pixels: np.ndarray, accepted: pa.Table) -> dict[int, np.ndarray]:
         """Pixels => {t: (N, D) float32} in fixed batches; t = 0 is the VAE's latents."""
@@ -158,7 +171,7 @@ class InvertShard:
         if len(chosen):
             table = accepted.select(["image_id", "label"]).take(chosen)
             column = _column(latents[chosen], table["image_id"], 0)
-            self.job.store.write_table(f"report/vae/{shard_file(shard)}", table.append_column("z_0", column))
+            self.job.store.write_table(f"{PROBES}/{shard_file(shard)}", table.append_column("z_0", column))
 
 
 def invert_images(

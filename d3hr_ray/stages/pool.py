@@ -7,6 +7,8 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.data.exceptions import SystemException, UserCodeException
+from ray.exceptions import RayError
 from tqdm import tqdm
 
 from d3hr_ray.config import RunError
@@ -46,9 +48,12 @@ def find_pool(actors: tuple[int, ...], gpus_per_actor: float | None) -> Pool:
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
     share = gpus_per_actor if gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    if not (0 <= share <= 1 or share.is_integer()):
+        raise ValueError(f"--gpus-per-actor {share:g}: give 0, a fraction of one GPU, or whole GPUs")
     if share > gpus:
         raise ValueError(f"--gpus-per-actor {share:g}: the cluster has {gpus:g} GPUs; add nodes, or give 0 to use CPUs")
-    room = int(gpus / share) if share else max(1, cpus - 1)
+    # A fraction must fit on one GPU: of 4 GPUs, 0.6 each makes room for 4 actors, not 6.
+    room = (int(1 / share) * int(gpus) if share <= 1 else int(gpus / share)) if share else max(1, cpus - 1)
     if not actors:
         return Pool((room, room), share)
     if len(actors) != 2 or not 1 <= actors[0] <= actors[1]:
@@ -88,6 +93,8 @@ def bounded(
             try:
                 result = ray.get(ready[0])
             except (ValueError, OSError, RunError) as error:
+                for other in waiting:
+                    ray.cancel(other)
                 raise getattr(error, "cause", error) from error
             bar.update()
             yield key, result
@@ -115,11 +122,22 @@ def run_units(
     for function, options in steps:
         dataset = dataset.map_batches(function, batch_size=1, batch_format="pyarrow", **options)
     with progress(total, title, unit_name, False, done) as bar:
-        for row in dataset.iter_rows():
-            if row["error"]:
-                raise RunError(f"{title}: {row['error']}")
-            bar.update(row["count"])
-            yield row
+        try:
+            for row in dataset.iter_rows():
+                if row["error"]:
+                    raise RunError(f"{title}: {row['error']}")
+                bar.update(row["count"])
+                yield row
+        except (RayError, UserCodeException, SystemException) as error:
+            raise RunError(f"{title}: a worker failed: {_innermost(error)}") from error
+
+
+def _innermost(error: BaseException) -> str:
+    """The first cause of an error from a worker, in one line."""
+    while cause := getattr(error, "cause", None) or error.__cause__:
+        error = cause
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1]
 
 
 class _Lines:

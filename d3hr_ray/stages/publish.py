@@ -34,8 +34,8 @@ tags:
 | set hash | `{set_hash}` |
 
 Load it with `torchvision.datasets.ImageFolder("train")` or `datasets.load_dataset("imagefolder", data_dir=".")`.
-`metadata.parquet` holds each image's label; labels follow the class order of the run, which is the order of folder
-names only if that is how the classes were given. `manifest.json` is the whole recipe, with a hash of every image.
+Both number the classes by sorted folder name. `metadata.parquet` holds the run's own labels, which differ from that
+if wnids were given in another order. `manifest.json` is the whole recipe, with a hash of every image.
 """
 
 

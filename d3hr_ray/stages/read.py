@@ -45,7 +45,8 @@ class ReadShard:
         try:
             pixels, accepted, rejected = read_shard(self.source, _unpack(row["entries"]), self.size)
         except (OSError, ValueError) as error:
-            return _message(row["shard"], error=f"cannot read: {error}")
+            first = _unpack(row["entries"])["image_id"][0]
+            return _message(row["shard"], error=f"cannot read the images from {first} on: {error}")
         return _message(row["shard"], pixels, _pack(accepted), _pack(rejected))
 
 

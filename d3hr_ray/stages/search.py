@@ -4,6 +4,7 @@ Ray tasks, one per block of classes (`moments`) or per class and range of candid
 (seed, label), so neither the number of tasks nor their order changes a winner.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -145,7 +146,8 @@ def _matched(config: RunConfig, n: int, gaussians: Gaussians, label: int) -> tor
 def _winner(config: RunConfig, n: int, gaussians: Gaussians, winners: Winners, label: int) -> torch.Tensor:
     (mean_D, std_D), (_, block, index) = (g[label] for g in gaussians), winners[label]
     if config.fidelity == "official":
-        return list(groups.official_candidates(mean_D, std_D, n, block, index + 1))[-1][-1]
+        (last_MND,) = deque(groups.official_candidates(mean_D, std_D, n, block, index + 1), maxlen=1)
+        return last_MND[-1]
     return groups.random_subset(mean_D, std_D, n, block, index, config.seed, label)
 
 

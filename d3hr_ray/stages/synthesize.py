@@ -6,7 +6,7 @@ of what it wrote, which is the block's done mark. A variant is complete when its
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.models.autoencoder import Autoencoder, to_pixels
-from d3hr_ray.models.loading import load_networks, load_schedule
+from d3hr_ray.models.loading import load_networks, load_schedule, portable
 from d3hr_ray.numerics.ddim import Denoise, sample
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.stages.batching import run_batches
@@ -52,6 +52,7 @@ def run_synthesize(store: Store, config: RunConfig, variants: list[Variant], cla
     if not todo:
         return
     images = {(v, b): v.ipc * len(labels) for v in variants for b, labels in enumerate(v.blocks(len(classes)))}
+    config = replace(config, model=replace(config.model, name=portable(config.model.name)))
     job = SynthesisJob(store, config, tuple(variants), classes, pool.device)
     units = [{"variant": variants.index(v), "block": b} for v, b in todo]
     steps: list[tuple[Any, dict[str, Any]]] = [
