@@ -41,8 +41,10 @@ class Pool:
 
 
 def find_pool(actors: tuple[int, ...], gpus_per_actor: float | None) -> Pool:
-    """Size a pool for the cluster that Ray is connected to: all its GPUs, else all CPUs but one, kept for reading.
+    """Size a pool for the cluster that Ray is connected to: all its GPUs, else all CPUs but one.
 
+    That CPU is for readers: Ray Data now runs them inside CPU actors, but where it does not, a pool on every CPU waits
+    for ever. GPU actors leave all CPUs to them.
     Raises ValueError when the cluster can never hold the pool asked for.
     """
     resources = ray.cluster_resources()
