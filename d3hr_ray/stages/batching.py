@@ -1,11 +1,27 @@
-"""Fixed batches on a device: what is computed together depends on the input alone, unless a GPU runs out of memory."""
+"""What an actor loads once, and fixed batches: what is computed together depends on the input alone, unless a GPU
+runs out of memory.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 
+from d3hr_ray.config import RunConfig
+from d3hr_ray.models.autoencoder import Autoencoder
+from d3hr_ray.models.dit import Denoiser
+from d3hr_ray.models.loading import load_networks, load_schedule
+from d3hr_ray.numerics.schedule import Schedule
+
 Result = TypeVar("Result")
+
+
+def open_model(config: RunConfig, device: str) -> tuple[Schedule, Autoencoder, Denoiser]:
+    """What an actor loads once: the run's schedule, and its networks in the run's dtype on a device."""
+    if device == "cpu":
+        torch.set_num_threads(1)  # sums round differently with other thread counts
+    schedule = load_schedule(config.model.name, config.inversion.steps)
+    return schedule, *load_networks(config.model.name, getattr(torch, config.model.dtype), device)
 
 
 def run_batches(work: Callable[[slice], Result], count: int, size: int | str) -> list[Result]:

@@ -14,11 +14,11 @@ import torch
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.models.autoencoder import Autoencoder, to_images
-from d3hr_ray.models.loading import ModelCard, load_networks, load_schedule, portable
+from d3hr_ray.models.loading import ModelCard, portable
 from d3hr_ray.numerics.ddim import Denoise, invert
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
-from d3hr_ray.stages.batching import run_batches
+from d3hr_ray.stages.batching import open_model, run_batches
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.read import ReadShard, open_message, shard_unit
 from d3hr_ray.store import Store
@@ -111,12 +111,9 @@ class InvertShard:
     """Actor: holds the networks, inverts one shard per call and writes its files."""
 
     def __init__(self, job: InversionJob) -> None:
-        self.job, model = job, job.config.model
-        self.schedule = load_schedule(model.name, job.config.inversion.steps)
-        self.autoencoder, self.denoiser = load_networks(model.name, getattr(torch, model.dtype), job.device)
+        self.job = job
+        self.schedule, self.autoencoder, self.denoiser = open_model(job.config, job.device)
         self.model_classes = torch.tensor(job.model_classes)
-        if job.device == "cpu":
-            torch.set_num_threads(1)  # sums round differently with other thread counts
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One row of ReadShard => {count, rejected, error}, after the files are written."""

@@ -17,10 +17,10 @@ from PIL import Image
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.models.autoencoder import Autoencoder, to_pixels
-from d3hr_ray.models.loading import load_networks, load_schedule, portable
+from d3hr_ray.models.loading import portable
 from d3hr_ray.numerics.ddim import Denoise, sample
 from d3hr_ray.numerics.schedule import Schedule
-from d3hr_ray.stages.batching import run_batches
+from d3hr_ray.stages.batching import open_model, run_batches
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.search import Variant, subset_file
 from d3hr_ray.store import Store
@@ -99,12 +99,9 @@ class SynthesizeBlock:
     """Actor: holds the networks and turns one block of a variant into PNGs per call."""
 
     def __init__(self, job: SynthesisJob) -> None:
-        self.job, model = job, job.config.model
-        self.schedule = load_schedule(model.name, job.config.inversion.steps)
-        self.autoencoder, self.denoiser = load_networks(model.name, getattr(torch, model.dtype), job.device)
+        self.job = job
+        self.schedule, self.autoencoder, self.denoiser = open_model(job.config, job.device)
         self.folders = folder_names(job.classes)
-        if job.device == "cpu":
-            torch.set_num_threads(1)  # sums round differently with other thread counts
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One row {variant, block} => {count, error}, after the files are written."""
