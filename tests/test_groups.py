@@ -1,4 +1,4 @@
-"""Group sampling: the score against a plain loop, the search's properties, and exact matching."""
+"""Group sampling: the score against a plain loop, its properties, and exact matching."""
 
 import numpy as np
 import pytest
@@ -47,41 +47,10 @@ def test_score_does_not_depend_on_the_order_within_a_subset(n, seed):
         assert torch.allclose(a, b, rtol=1e-4)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.5])
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_the_winner_has_the_score_it_won_with(n, weight):
-    score, index = groups.best_random(MEAN, STD, n, block=3, count=120, seed=1, label=2, skew_weight=weight)
-    subset = groups.random_subset(MEAN, STD, n, 3, index, seed=1, label=2)
-    assert float(groups.scores(subset[None], MEAN, STD, weight)) == pytest.approx(score, rel=1e-4)
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.5])
-def test_more_candidates_never_score_worse(weight):
-    def best(m: int) -> float:
-        blocks = [(b, min(groups.BLOCK, m - b * groups.BLOCK)) for b in range(-(-m // groups.BLOCK))]
-        return min(groups.best_random(MEAN, STD, 4, b, count, 0, 7, weight)[0] for b, count in blocks)
-
-    found = [best(m) for m in (1, 10, 100, 700)]
-    assert found == sorted(found, reverse=True)
-
-
-def test_random_search_scores_are_distributed_like_plain_draws():
-    """Statistics drawn on their own (mean, chi-square, residual) against n full normal vectors: one distribution."""
-    n, m = 5, 400
-    fast = [groups.scores(groups.random_subset(MEAN, STD, n, b, 0, 0, 0)[None], MEAN, STD, 0.5) for b in range(m)]
-    plain = groups.scores(candidates(m, n, seed=5), MEAN, STD, 0.5)
-    assert stats.ks_2samp(torch.cat(fast).numpy(), plain.numpy()).pvalue > 0.01
-
-
-def test_classes_and_seeds_draw_different_subsets():
-    draws = [groups.random_subset(MEAN, STD, 3, 0, 0, seed, label) for seed in (0, 1) for label in (0, 1)]
-    assert len({tuple(d.flatten().tolist()) for d in draws}) == 4
-
-
 @pytest.mark.parametrize("n", [2, 3, 10, 50])
 def test_moments_matches_exactly_and_loses_its_skewness(n):
     subset = groups.match_moments(MEAN, STD, n, 256, seed=0, label=4)
-    draw = groups.random_subset(MEAN, STD, n, 0, 0, 0, 4)
+    draw = candidates(1, n)[0]
     ours, random = (float(groups.scores(s[None], MEAN, STD, 0.0)) for s in (subset, draw))
     assert ours < 1e-5 * random
     if n > 2:
@@ -97,7 +66,7 @@ def test_moments_with_one_image_is_the_mean():
 def test_prefixes_of_an_exact_set_beat_random_draws(k):
     """Nested sets: mean over 10 labels, against the mean of as many draws of k."""
     sets = [groups.match_moments(MEAN, STD, 10, 64, 0, label)[:k] for label in range(10)]
-    draws = [groups.random_subset(MEAN, STD, k, 0, 0, 0, label) for label in range(10)]
+    draws = candidates(10, k)
     ours, random = (np.mean([float(groups.scores(s[None], MEAN, STD, 0.0)) for s in x]) for x in (sets, draws))
     assert ours < random
 

@@ -1,4 +1,4 @@
-"""Group sampling: how well a subset of n latents matches its class Gaussian, and how to find one that does.
+"""Group sampling: how well a subset of n latents matches its class Gaussian, and how to make one that does.
 
 M candidate subsets, N images per class, D latent dims. Sources: D3HR paper, section on group sampling; the authors'
 code as described in FIELD.md 1.1; the fitted Gaussian is diagonal, so its dims are independent (DESIGN.md, Decisions).
@@ -9,10 +9,9 @@ from typing import Literal
 
 import torch
 
-from d3hr_ray.numerics.seeds import generator, normal
+from d3hr_ray.numerics.seeds import normal
 
 SkewAxis = Literal["dims", "features"]
-BLOCK = 500  # candidates whose statistics come from one generator: fixed, so that chunking never changes a winner
 CHUNK = 50  # candidates drawn in full at once: 8 MB at n = 10, D = 4096
 
 
@@ -99,53 +98,6 @@ def _nested(z_ND: torch.Tensor) -> torch.Tensor:
         sum_D, square_D = sums_LD[best], squares_LD[best]
         chosen.append(left.pop(best))
     return z_ND[chosen]
-
-
-def best_random(
-    mean_D: torch.Tensor, std_D: torch.Tensor, n: int, block: int, count: int, seed: int, label: int, skew_weight: float
-) -> tuple[float, int]:
-    """Best (score, index) among the first `count` candidates of a block of random subsets.
-
-    For normal draws the sample mean, sample variance and standardised residual are independent, so without a skewness
-    term a candidate's score needs only D means and D chi-squares. The residual is drawn if skewness counts.
-    """
-    mean_MD, std_MD = _block_statistics(len(mean_D), n, block, seed, label)
-    score_M = (mean_MD[:count] * std_D).norm(dim=1)
-    if n > 1:
-        score_M = score_M + ((std_MD[:count] - 1) * std_D).norm(dim=1)
-    if n > 2 and skew_weight:
-        for at in range(0, count, CHUNK):
-            skew_MD = skewness(_residuals(len(mean_D), n, block, at // CHUNK, seed, label))
-            score_M[at : at + CHUNK] += skew_weight * skew_MD.norm(dim=1)[: count - at]
-    index = int(score_M.argmin())
-    return float(score_M[index]), index
-
-
-def random_subset(
-    mean_D: torch.Tensor, std_D: torch.Tensor, n: int, block: int, index: int, seed: int, label: int
-) -> torch.Tensor:
-    """The n latents (n, D) of one candidate, filled in from its statistics and its own residual."""
-    mean_MD, std_MD = _block_statistics(len(mean_D), n, block, seed, label)
-    z_ND = mean_MD[index].expand(n, -1)
-    if n > 1:
-        residuals_MND = _residuals(len(mean_D), n, block, index // CHUNK, seed, label)
-        z_ND = z_ND + std_MD[index] * _standardised(residuals_MND[index % CHUNK])
-    return mean_D + std_D * z_ND
-
-
-def _block_statistics(dims: int, n: int, block: int, seed: int, label: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample means and unbiased stds, (BLOCK, D) each, of BLOCK subsets of n standard normal vectors."""
-    draw = generator("random", seed, label, n, block)
-    mean_MD = torch.from_numpy(draw.standard_normal((BLOCK, dims), "float32")) / n**0.5
-    if n == 1:
-        return mean_MD, torch.ones(())
-    gamma_MD = torch.from_numpy(draw.standard_gamma((n - 1) / 2, (BLOCK, dims), "float32"))
-    return mean_MD, (gamma_MD * (2 / (n - 1))).sqrt()
-
-
-def _residuals(dims: int, n: int, block: int, chunk: int, seed: int, label: int) -> torch.Tensor:
-    """(CHUNK, n, D) normal vectors; standardised, each is independent of its candidate's mean and std."""
-    return normal((CHUNK, n, dims), "residual", seed, label, n, block, chunk)
 
 
 def official_candidates(

@@ -14,14 +14,16 @@ import ray
 import torch
 
 from d3hr_ray.config import OFFICIAL_BLOCK, RunConfig
-from d3hr_ray.numerics import groups
+from d3hr_ray.numerics import groups, random_search
+from d3hr_ray.numerics.random_search import RandomSearch
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.stages.fit import read_gaussians
 from d3hr_ray.stages.pool import bounded
 from d3hr_ray.store import Store
 
 IMAGES_PER_BLOCK = 256  # of one subsets/ file: a few batches of synthesis, 4 MB at D = 4096
-CANDIDATES_PER_TASK = 10_000
+# Candidates of one task: seconds of work, up to a minute's with skewness.
+OFFICIAL_PER_TASK, SKEWED_PER_TASK, PLAIN_PER_TASK = 10_000, 50_000, 2_000_000
 
 
 @dataclass(frozen=True)
@@ -64,33 +66,49 @@ def run_search(store: Store, config: RunConfig, variant: Variant, classes: int) 
         for _ in bounded(write_block, jobs, f"search {variant.name}"):
             pass
         return
-    for i, labels in missing:  # one block after the other, each written as soon as its winners are known
-        winners = _best_candidates(config, variant, labels, gaussians)
-        for _ in bounded(write_block, [(i, (store, config, variant, i, labels, gaussians, winners))]):
-            pass
+    _search_blocks(store, config, variant, missing, gaussians)
 
 
 Gaussians = tuple[torch.Tensor, torch.Tensor]
 Winners = dict[int, tuple[float, int, int]]  # label => (score, block, index) of its best candidate
 
 
-def _best_candidates(config: RunConfig, variant: Variant, labels: range, gaussians: ray.ObjectRef) -> Winners:
-    """Each label's best random candidate, found by tasks over ranges of candidate blocks."""
+def _search_blocks(
+    store: Store, config: RunConfig, variant: Variant, missing: list[tuple[int, range]], gaussians: ray.ObjectRef
+) -> None:
+    """Search all blocks' labels in one stream of tasks; write each block as soon as its winners are known."""
     count = 1 if variant.method == "gaussian" else config.search.candidates
-    official = config.fidelity == "official"
-    block = OFFICIAL_BLOCK if official else groups.BLOCK
-    step = max(1, CANDIDATES_PER_TASK // block)
-    blocks = -(-count // block)
+    ranges = _candidate_ranges(config, variant.ipc, count)
     jobs = [
-        ((label, at), (config, variant.ipc, label, range(at, min(at + step, blocks)), count, gaussians))
+        ((i, label), (config, variant.ipc, label, blocks, count, gaussians))
+        for i, labels in missing
         for label in labels
-        for at in range(0, blocks, step)
+        for blocks in ranges
     ]
-    winners: Winners = {}
-    title = f"candidates {variant.name}, classes {labels.start} to {labels.stop - 1}"
-    for (label, _), winner in bounded(search_range, jobs, title):
-        winners[label] = min(winners.get(label, winner), winner)
-    return winners
+    winners: dict[int, Winners] = {i: {} for i, _ in missing}
+    labels_of, left = dict(missing), {i: len(labels) * len(ranges) for i, labels in missing}
+    write, writes = ray.remote(num_cpus=1, max_retries=3)(write_block), []
+    for (i, label), winner in bounded(search_range, jobs, f"candidates {variant.name}"):
+        winners[i][label] = min(winners[i].get(label, winner), winner)
+        left[i] -= 1
+        if not left[i]:
+            writes.append(write.remote(store, config, variant, i, labels_of[i], gaussians, winners.pop(i)))
+    try:
+        ray.get(writes)
+    except OSError as error:
+        raise getattr(error, "cause", error) from error
+
+
+def _candidate_ranges(config: RunConfig, n: int, count: int) -> list[range]:
+    """Blocks of candidates, a task's worth each."""
+    if config.fidelity == "official":
+        block, per_task = OFFICIAL_BLOCK, OFFICIAL_PER_TASK
+    elif n > 2 and config.search.skew_weight:
+        block, per_task = random_search.BLOCK, SKEWED_PER_TASK
+    else:
+        block, per_task = random_search.BLOCK, PLAIN_PER_TASK
+    step, blocks = max(1, per_task // block), -(-count // block)
+    return [range(at, min(at + step, blocks)) for at in range(0, blocks, step)]
 
 
 def search_range(
@@ -98,19 +116,20 @@ def search_range(
 ) -> tuple[float, int, int]:
     """Best (score, block, index) of one label over some blocks of its first `count` candidates."""
     mean_D, std_D = (g[label] for g in gaussians)
-    weight, official = config.search.skew_weight, config.fidelity == "official"
-    size = OFFICIAL_BLOCK if official else groups.BLOCK
+    weight = config.search.skew_weight
+    if config.fidelity != "official":
+        return _search(config, n, label, gaussians).over(blocks, count)
     found = []
     for block in blocks:
-        here = min(size, count - block * size)
-        if official:
-            chunks = groups.official_candidates(mean_D, std_D, n, block, here)
-            score_M = torch.cat([groups.scores(c, mean_D, std_D, weight, "features") for c in chunks])
-            score, index = float(score_M.min()), int(score_M.argmin())
-        else:
-            score, index = groups.best_random(mean_D, std_D, n, block, here, config.seed, label, weight)
-        found.append((score, block, index))
+        here = min(OFFICIAL_BLOCK, count - block * OFFICIAL_BLOCK)
+        chunks = groups.official_candidates(mean_D, std_D, n, block, here)
+        score_M = torch.cat([groups.scores(c, mean_D, std_D, weight, "features") for c in chunks])
+        found.append((float(score_M.min()), block, int(score_M.argmin())))
     return min(found)
+
+
+def _search(config: RunConfig, n: int, label: int, gaussians: Gaussians) -> RandomSearch:
+    return RandomSearch(gaussians[0][label], gaussians[1][label], n, config.seed, label, config.search.skew_weight)
 
 
 def write_block(
@@ -148,7 +167,7 @@ def _winner(config: RunConfig, n: int, gaussians: Gaussians, winners: Winners, l
     if config.fidelity == "official":
         (last_MND,) = deque(groups.official_candidates(mean_D, std_D, n, block, index + 1), maxlen=1)
         return last_MND[-1]
-    return groups.random_subset(mean_D, std_D, n, block, index, config.seed, label)
+    return _search(config, n, label, gaussians).subset(block, index)
 
 
 def write_noise(store: Store, variant: Variant, classes: int, dims: int) -> None:
