@@ -13,6 +13,7 @@ Method = Literal["d3hr", "gaussian", "dit", "random"]
 Fidelity = Literal["fixed", "official"]
 Format = Literal["auto", "imagefolder", "webdataset", "parquet", "digits"]
 Posterior = Literal["sample", "mode"]
+Solver = Literal["ddim", "adams"]
 Search = Literal["moments", "random"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -70,12 +71,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class InversionConfig:
-    """How latents reach the noise domain: the grid of `steps`, the stored `timesteps`, the guidance scale."""
+    """How latents reach the noise domain: the grid of `steps`, the stored `timesteps`, the guidance scale.
+
+    Sampling walks the same grid back, by the same solver.
+    """
 
     timesteps: tuple[int, ...] = (600,)
     steps: int = 50
     guidance: float = 1.0
     posterior: Posterior = "sample"
+    solver: Solver = "ddim"
     batch_size: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
@@ -84,6 +89,7 @@ class InversionConfig:
         _check(self.steps >= 2, f"--ddim-steps {self.steps} is too few; give 2 or more")
         _check(self.guidance >= 0, f"--inversion-guidance {self.guidance} is negative; 1 means no guidance")
         _one_of("--posterior", self.posterior, Posterior)
+        _one_of("--solver", self.solver, Solver)
         size = self.batch_size
         _check(size == "auto" or (isinstance(size, int) and size >= 1), f"--batch-size {size} must be at least 1")
 
@@ -141,6 +147,10 @@ class RunConfig:
         _check(
             not (official and self.method == "d3hr" and self.search.method == "moments"),
             "--fidelity official has no --search moments: it is ours; use --search random",
+        )
+        _check(
+            not (official and self.inversion.solver != "ddim"),
+            f"--fidelity official walks by DDIM; leave out --solver {self.inversion.solver}",
         )
         _check(
             not (official and self.method == "d3hr" and 1 in self.search.ipc),

@@ -6,7 +6,7 @@ from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.listing import Listing, list_images, require_variance
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.models.loading import ModelCard, load_schedule, read_card
-from d3hr_ray.numerics.schedule import Schedule, leading_grid, linear_alphas
+from d3hr_ray.numerics.schedule import Schedule, even_grid, leading_grid, linear_alphas
 from d3hr_ray.stages.pool import ray_map
 
 
@@ -27,8 +27,11 @@ def list_data(config: RunConfig, card: ModelCard) -> Listing:
 def read_model(config: RunConfig, planning: bool) -> tuple[ModelCard, Schedule]:
     """The model's card and schedule. A plan for DiT-XL/2-256 needs no hub: its published geometry is enough."""
     if planning and config.model.name == DIT_XL:
-        return DIT_XL_CARD, Schedule(linear_alphas(), leading_grid(1000, config.inversion.steps))
-    return read_card(config.model.name), load_schedule(config.model.name, config.inversion.steps)
+        grid = even_grid if config.inversion.solver == "adams" else leading_grid
+        return DIT_XL_CARD, Schedule(linear_alphas(), grid(1000, config.inversion.steps))
+    return read_card(config.model.name), load_schedule(
+        config.model.name, config.inversion.steps, config.inversion.solver
+    )
 
 
 # facebook/DiT-XL-2-256: the DiT paper's XL/2 (28 layers x 1152, 16 heads) on Stable Diffusion's VAE.

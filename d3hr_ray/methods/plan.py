@@ -58,10 +58,12 @@ def plan(config: RunConfig, card: ModelCard, schedule: Schedule, images: int, cl
     hour = tflops * 1e12 * 3600
     if config.method in ("d3hr", "gaussian"):
         top = max(config.inversion.timesteps)
-        forwards = schedule.position(top) * _passes(config.inversion.guidance)
+        adams = config.inversion.solver == "adams"
+        forwards = (schedule.position(top) + adams) * _passes(config.inversion.guidance)
         flop = images * (forwards * cost.forward + cost.encode)
         stored = len(config.inversion.timesteps)
-        note = f"{schedule.position(top)} steps to t={top}, guidance {config.inversion.guidance:g}"
+        walk = f"{schedule.position(top)} {config.inversion.solver} steps to t={top}"
+        note = f"{walk}, guidance {config.inversion.guidance:g}"
         lines.append(_row("invert", images, forwards, flop, flop / hour, images * stored * dims * 2, note))
         lines.append(_row("fit", images, 0, 0, 0, classes * stored * dims * 8, "reads latents/ once per timestep"))
         seconds = sum(search_seconds(config, n.ipc, dims) for n in sets) * classes

@@ -14,9 +14,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 from safetensors import SafetensorError, safe_open
 
+from d3hr_ray.config import Solver
 from d3hr_ray.models.autoencoder import Autoencoder
 from d3hr_ray.models.dit import Denoiser
-from d3hr_ray.numerics.schedule import Schedule
+from d3hr_ray.numerics.schedule import Schedule, even_grid
 
 ASSETS = Path(__file__).parent.parent / "assets"
 PARTS = {
@@ -100,8 +101,8 @@ def load_networks(name: str, dtype: torch.dtype, device: str) -> tuple[Autoencod
     return networks
 
 
-def load_schedule(name: str, steps: int) -> Schedule:
-    """The model's own noise schedule, with diffusers' DDIM grid of `steps` points."""
+def load_schedule(name: str, steps: int, solver: Solver = "ddim") -> Schedule:
+    """The model's own noise schedule, with diffusers' DDIM grid of `steps` points, or an even one for `adams`."""
     scheduler = DDIMScheduler.from_config(_config(DDIMScheduler, locate(name), "scheduler"))
     train_steps = scheduler.config.num_train_timesteps
     if steps > train_steps:
@@ -112,6 +113,8 @@ def load_schedule(name: str, steps: int) -> Schedule:
         )
     scheduler.set_timesteps(steps)
     grid = tuple(sorted(int(t) for t in scheduler.timesteps))
+    if solver == "adams":
+        grid = even_grid(train_steps, steps)
     final = float(scheduler.final_alpha_cumprod)
     return Schedule(scheduler.alphas_cumprod.double(), grid, final)
 

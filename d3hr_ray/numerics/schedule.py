@@ -50,6 +50,14 @@ def leading_grid(train_steps: int, steps: int) -> tuple[int, ...]:
     return tuple(range(0, train_steps // steps * steps, train_steps // steps))
 
 
+def even_grid(train_steps: int, steps: int) -> tuple[int, ...]:
+    """`steps` points from 0, evenly spaced to rounding; the leading grid where `steps` divides `train_steps`.
+
+    Leading spacing rounds the step down, so that 15 of 1000 steps would miss t = 600 (66 * 9 = 594).
+    """
+    return tuple(round(i * train_steps / steps) for i in range(steps))
+
+
 def linear_alphas(train_steps: int = 1000, start: float = 1e-4, end: float = 2e-2) -> torch.Tensor:
     """Cumulative alphas (T,) float64 of the linear beta schedule that DiT was trained with (Ho et al., 2020)."""
     return torch.cumprod(1 - torch.linspace(start, end, train_steps, dtype=torch.float64), 0)

@@ -20,7 +20,7 @@ def open_model(config: RunConfig, device: str) -> tuple[Schedule, Autoencoder, D
     """What an actor loads once: the run's schedule, and its networks in the run's dtype on a device."""
     if device == "cpu":
         torch.set_num_threads(1)  # sums round differently with other thread counts
-    schedule = load_schedule(config.model.name, config.inversion.steps)
+    schedule = load_schedule(config.model.name, config.inversion.steps, config.inversion.solver)
     return schedule, *load_networks(config.model.name, getattr(torch, config.model.dtype), device)
 
 

@@ -4,6 +4,7 @@ A shard is read and decoded by a CPU task, then encoded and inverted by an actor
 last, its done mark. What a shard holds and how it is cut into batches depends on the listing alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,8 @@ from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.models.autoencoder import Autoencoder, to_images
 from d3hr_ray.models.loading import ModelCard, portable
-from d3hr_ray.numerics.ddim import Denoise, invert
+from d3hr_ray.numerics import adams, ddim
+from d3hr_ray.numerics.ddim import Denoise
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.stages.batching import open_model, run_batches
@@ -24,6 +26,7 @@ from d3hr_ray.stages.read import ReadShard, open_message, shard_unit
 from d3hr_ray.store import Store
 
 RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("rejected", pa.int64()), ("error", pa.string())])
+Invert = Callable[[Denoise, torch.Tensor, Schedule, tuple[int, ...]], dict[int, torch.Tensor]]
 PROBES = ".done/probes"
 PROBE_CLASSES, PROBE_IMAGES = 10, 200  # whose VAE latents are kept too, to show normality before and after
 
@@ -158,7 +161,8 @@ class InvertShard:
                 noise = torch.stack([normal(shape, "posterior", seed, k) for k in keys[rows]]).to(device)
             images = torch.from_numpy(pixels[rows].copy()).to(device)
             denoise = self.denoiser.guided(self.model_classes[labels[rows]].to(device), inversion.guidance)
-            return invert_images(self.autoencoder, denoise, self.schedule, images, noise, inversion.timesteps)
+            walk = adams.invert if inversion.solver == "adams" else ddim.invert
+            return invert_images(self.autoencoder, denoise, self.schedule, images, noise, inversion.timesteps, walk)
 
         parts = run_batches(work, len(accepted), inversion.batch_size)
         return {t: np.concatenate([part[t] for part in parts]) for t in parts[0]}
@@ -178,11 +182,12 @@ def invert_images(
     pixels: torch.Tensor,
     noise: torch.Tensor | None,
     timesteps: tuple[int, ...],
+    walk: Invert = ddim.invert,
 ) -> dict[int, np.ndarray]:
     """Pixels (B, H, W, 3) uint8 => {t: (B, D) float32} for t = 0, the VAE's latents, and each stored timestep."""
     with torch.inference_mode():
         latents = autoencoder.encode(to_images(pixels), noise)
-        states = {0: latents} | invert(denoise, latents, schedule, timesteps)
+        states = {0: latents} | walk(denoise, latents, schedule, timesteps)
         return {t: x.flatten(1).cpu().numpy() for t, x in states.items()}
 
 

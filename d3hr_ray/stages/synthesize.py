@@ -6,7 +6,9 @@ of what it wrote, which is the block's done mark. A variant is complete when its
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,15 @@ from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.models.autoencoder import Autoencoder, to_pixels
 from d3hr_ray.models.loading import portable
-from d3hr_ray.numerics.ddim import Denoise, sample
+from d3hr_ray.numerics import adams, ddim
+from d3hr_ray.numerics.ddim import Denoise
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.stages.batching import open_model, run_batches
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.search import Variant, subset_file
 from d3hr_ray.store import Store
 
+Sample = Callable[[Denoise, torch.Tensor, Schedule, int], torch.Tensor]
 RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("error", pa.string())])
 IMAGE_SCHEMA = pa.schema(
     [
@@ -136,9 +140,11 @@ class SynthesizeBlock:
         classes = model_classes[torch.tensor(subsets["label"].to_pylist())].long()
         start, floor = sampling_start(self.schedule, variant.timestep, config.fidelity == "official")
 
+        walk = adams.sample if config.inversion.solver == "adams" else partial(ddim.sample, floor=floor)
+
         def work(rows: slice) -> np.ndarray:
             denoise = self.denoiser.guided(classes[rows].to(device), config.synthesis.guidance)
-            return synthesize(self.autoencoder, denoise, self.schedule, latents[rows].to(device), start, floor)
+            return synthesize(self.autoencoder, walk, denoise, self.schedule, latents[rows].to(device), start)
 
         return np.concatenate(run_batches(work, len(latents), config.inversion.batch_size))
 
@@ -155,15 +161,15 @@ def sampling_start(schedule: Schedule, timestep: int | None, official: bool) -> 
 
 def synthesize(
     autoencoder: Autoencoder,
+    walk: Sample,
     denoise: Denoise,
     schedule: Schedule,
     latents: torch.Tensor,
     start: int,
-    floor: int | None,
 ) -> np.ndarray:
     """Noised latents (B, C, H, W) at `start` => pixels (B, H, W, 3) uint8. Raises ValueError if they are not finite."""
     with torch.inference_mode():
-        images = autoencoder.decode(sample(denoise, latents, schedule, start, floor))
+        images = autoencoder.decode(walk(denoise, latents, schedule, start))
         if not torch.isfinite(images).all():
             raise ValueError("NaN or inf in the images; check the model, lower --guidance, or use --dtype float32")
         return to_pixels(images).cpu().numpy()
