@@ -164,6 +164,11 @@ def _model_classes(sources: Sequence[str], num_classes: int, model_names: Sequen
     )
 
 
+def imagenet_wnids() -> tuple[str, ...]:
+    """ImageNet-1k's wnids, in the class order that its pretrained models share."""
+    return _imagenet().wnids
+
+
 @dataclass(frozen=True)
 class _ImageNet:
     wnids: tuple[str, ...]

@@ -1,0 +1,106 @@
+"""Augmentation of whole batches on the device they live on. Draws are made on the CPU, keyed by the step.
+
+Images are float [-1, 1] BCHW. Resampling is bilinear without antialiasing: crops are enlarged, never shrunk.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from d3hr_ray.evaluation.protocols import Augment
+
+
+def augment(images: torch.Tensor, how: Augment, draw: np.random.Generator) -> torch.Tensor:
+    """Images => images: crop, strips, flip, shift, each drawn per image. Mixing is apart: it changes labels too."""
+    count = len(images)
+    if how.crop_scale:
+        images = crop(images, *crop_boxes(count, how.crop_scale, draw))
+    if how.strips > 1:
+        orders = [np.stack([draw.permutation(how.strips) for _ in range(count)]) for _ in range(2)]
+        images = shuffle_strips(images, *orders)
+    if how.shift:
+        images = shift(images, draw.integers(-how.shift, how.shift + 1, (count, 2)))
+    if how.flip:
+        mirrored = _to(draw.random(count) < 0.5, images.device).view(-1, 1, 1, 1)
+        images = torch.where(mirrored, images.flip(-1), images)
+    return images
+
+
+def crop_boxes(count: int, scale: tuple[float, float], draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(centres (N, 2), sizes (N, 2), in shares of the side; order height, width) as RandomResizedCrop draws them.
+
+    The area is uniform in `scale`, the aspect log-uniform in 3/4..4/3; a box that sticks out is cut to the image.
+    """
+    area = draw.uniform(*scale, count)
+    aspect = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3), count))
+    size = np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], 1).clip(max=1.0)
+    corner = draw.random((count, 2)) * (1 - size)
+    return corner + size / 2, size
+
+
+def crop(images: torch.Tensor, centre: np.ndarray, size: np.ndarray) -> torch.Tensor:
+    """Each image's box, enlarged to the whole image."""
+    theta = np.zeros((len(images), 2, 3), np.float32)
+    theta[:, 0, 0], theta[:, 1, 1] = size[:, 1], size[:, 0]
+    theta[:, 0, 2], theta[:, 1, 2] = 2 * centre[:, 1] - 1, 2 * centre[:, 0] - 1
+    grid = functional.affine_grid(_to(theta, images.device), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def shuffle_strips(images: torch.Tensor, columns: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    """RDED's ShufflePatches: columns cut in equal strips and reordered, then rows. Orders are (N, strips).
+
+    Raises ValueError if the side does not divide.
+    """
+    side, strips = images.shape[-1], columns.shape[1]
+    if side % strips:
+        raise ValueError(f"{side} pixels do not cut into {strips} strips; use another size or protocol")
+    within = np.arange(side // strips)
+    index = [(order[:, :, None] * (side // strips) + within).reshape(len(images), side) for order in (rows, columns)]
+    return take(images, *(_to(i, images.device) for i in index))
+
+
+def shift(images: torch.Tensor, by: np.ndarray) -> torch.Tensor:
+    """Move each image by whole pixels (N, 2) down and right; edges are repeated."""
+    side = np.arange(images.shape[-1])
+    index = [(side - by[:, axis, None]).clip(0, len(side) - 1) for axis in (0, 1)]
+    return take(images, *(_to(i, images.device) for i in index))
+
+
+def take(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Each image's own rows (N, S) and columns (N, S)."""
+    at = torch.arange(len(images), device=images.device).view(-1, 1, 1)
+    return images.permute(0, 2, 3, 1)[at, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def mix(
+    images: torch.Tensor, targets: torch.Tensor, how: Augment, draw: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """CutMix (Yun et al., 2019) or mixup (Zhang et al., 2018) of a batch with a permutation of itself.
+
+    `targets` (N, K) are class probabilities and are mixed in the same share.
+    """
+    if how.mix == "none" or draw.random() >= how.mix_probability:
+        return images, targets
+    share = float(draw.beta(how.mix_alpha, how.mix_alpha))
+    order = _to(draw.permutation(len(images)), images.device)
+    if how.mix == "mixup":
+        mixed = share * images + (1 - share) * images[order]
+    else:
+        top, bottom, left, right = cut_box(images.shape[-1], share, draw)
+        mixed = images.clone()
+        mixed[:, :, top:bottom, left:right] = images[order, :, top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / images.shape[-1] ** 2
+    return mixed, share * targets + (1 - share) * targets[order]
+
+
+def cut_box(side: int, share: float, draw: np.random.Generator) -> tuple[int, int, int, int]:
+    """CutMix's box: sides of sqrt(1 - share), a uniform centre, cut at the image's edge => top, bottom, left, right."""
+    half = int(side * np.sqrt(1 - share)) // 2
+    (y, x) = draw.integers(0, side, 2)
+    low_y, high_y, low_x, high_x = np.clip([y - half, y + half, x - half, x + half], 0, side)
+    return int(low_y), int(high_y), int(low_x), int(high_x)
+
+
+def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)

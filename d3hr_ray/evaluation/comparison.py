@@ -1,0 +1,166 @@
+"""A comparison: distilled sets, the baselines they must beat, and the trials that tell which is worth more."""
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from d3hr_ray.config import DataConfig
+from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.evaluation.baselines import make_baseline, random_set
+from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
+from d3hr_ray.evaluation.sets import DistilledSet, find_sets, list_real, load_set, read_listing
+from d3hr_ray.evaluation.students import check_arch
+from d3hr_ray.evaluation.teachers import Target
+from d3hr_ray.evaluation.training import check_batches
+from d3hr_ray.evaluation.trials import Trial, make_trial
+from d3hr_ray.store import Store
+
+FULL_EPOCHS = 90  # a protocol made for 10,000 images need not see 1.28 M as often
+FULL_BYTES = 64 << 30
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared on which test images; `test_digest` names them in every result."""
+
+    sets: tuple[DistilledSet, ...]
+    test: Images
+    test_digest: str
+    recipe: Recipe
+
+    @property
+    def target(self) -> Target:
+        """What a teacher must label."""
+        return Target(self.test.classes, self.sets[0].wnids, self.test.side)
+
+    def images(self) -> dict[str, Images]:
+        """The sets that workers need, by hash."""
+        return {found.set_hash: found.images for found in self.sets}
+
+    def setting(self, found: DistilledSet, arch: str) -> Setting:
+        """What the constants of a protocol depend on."""
+        return Setting(arch, self.test.side, found.about["ipc"], len(self.test.classes))
+
+    def protocol(self, name: str, found: DistilledSet, arch: str) -> Protocol:
+        """A protocol for a set; the full set is seen fewer times."""
+        made = self.recipe.make(name, self.setting(found, arch))
+        if found.name == "real-full" and made.steps is None and made.epochs > FULL_EPOCHS:
+            made = replace(made, epochs=FULL_EPOCHS, version=f"{made.version}+epochs={FULL_EPOCHS}")
+        return made
+
+    def trials(
+        self,
+        archs: Sequence[str],
+        protocols: Sequence[str],
+        repeats: int,
+        teachers: tuple[str, ...],
+        teacher: str | None,
+    ) -> list[Trial]:
+        """Every set x student x protocol x repeat. Baselines that were drawn anew for each repeat are trained once.
+
+        Raises ValueError for a student that cannot train on a set.
+        """
+        found = []
+        for each in self.sets:
+            drawn = each.about["method"] in ("real-random", "herding", "kmeans-real", "pixel-kmeans")
+            for arch in archs:
+                for name in protocols:
+                    protocol = self.protocol(name, each, arch)
+                    check_batches(len(each.images), protocol, arch)
+                    for seed in range(1 if drawn else repeats):
+                        found.append(make_trial(each, arch, protocol, seed, teachers, teacher, self.test_digest))
+        return found
+
+
+def open_comparison(
+    paths: tuple[str, ...],
+    data: DataConfig | None,
+    side: int | None,
+    archs: Sequence[str],
+    glyphs: bool | None,
+    recipe: Recipe,
+) -> Comparison:
+    """Load sets and test images. `data` None means the held-out split of the digits, `side` None the sets' own.
+
+    Raises ValueError for sets that do not belong together, or for a test set without one of their classes.
+    """
+    stores = find_sets(paths)
+    side = side or _own_side(stores[0])
+    for arch in archs:
+        check_arch(arch, side)
+    sets = [load_set(store, side) for store in stores]
+    first = sets[0]
+    for store, other in zip(stores, sets, strict=True):
+        if other.images.classes != first.images.classes:
+            raise ValueError(f"--distilled {store.uri} has other classes than {stores[0].uri}; evaluate them apart")
+    source = source_of(first)
+    if data is None:
+        if source is None or source.format != "digits":
+            raise ValueError("--data is needed: the real test images of these classes (only the digits' are embedded)")
+        data = DataConfig(f"{source.uri.partition('/')[0]}/test", "digits")
+    listing = list_real(data, first.images.classes, first.wnids)
+    test = Images(*read_listing(listing, side, None, context=True), first.images.classes)
+    is_glyphs = data.format == "digits" if glyphs is None else glyphs
+    return Comparison(tuple(sets), test, test.digest, replace(recipe, glyphs=is_glyphs))
+
+
+def _own_side(store: Store) -> int:
+    """The side of a set's first image; 224 for the ImageNet sizes, as in all published protocols."""
+    name = next(n for n in store.list("train", recursive=True) if not n.endswith((".parquet", ".json")))
+    with Image.open(io.BytesIO(store.read_bytes(f"train/{name}"))) as image:
+        side = min(image.size)
+    return 224 if side >= 224 else side
+
+
+def source_of(found: DistilledSet) -> DataConfig | None:
+    """The real images that a set of ours was distilled from."""
+    plain = found.about.get("data")
+    return None if plain is None else DataConfig(**{**plain, "classes": tuple(plain["classes"])})
+
+
+def list_train(comparison: Comparison, data: DataConfig | None) -> Listing:
+    """The real training images: those named, else those that the first set was distilled from. Raises ValueError."""
+    first = comparison.sets[0]
+    source = data or source_of(first)
+    if source is None:
+        raise ValueError("--train-data is needed: baselines and `--teacher train` want the real training images")
+    return list_real(source, first.images.classes, first.wnids)
+
+
+def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) -> Images:
+    """All training images in memory. Raises ValueError if they are too many for that."""
+    needed = len(listing) * side * side * 3
+    if needed > FULL_BYTES:
+        raise ValueError(
+            f"{flag} would hold {len(listing):,} images ({needed >> 30} GiB) in memory; use a smaller --image-size, "
+            "a --train-data subset, or a teacher of timm's"
+        )
+    return Images(*read_listing(listing, side, None), classes)
+
+
+def baseline_sets(
+    comparison: Comparison, names: Sequence[str], listing: Listing, full: Images | None, repeats: int
+) -> list[DistilledSet]:
+    """Baselines at every IPC of the sets, drawn as often as the sets are: by seed and by repeat."""
+    draws: dict[int, set[int]] = defaultdict(set)
+    for found in comparison.sets:
+        draws[found.about["ipc"]].add(found.set_seed)
+    made = []
+    for ipc, seeds in sorted(draws.items()):
+        for seed in range(max(repeats, len(seeds))):
+            for name in names:
+                if name == "real-random":
+                    made.append(random_set(listing, comparison.test.classes, comparison.test.side, ipc, seed))
+                else:
+                    assert full is not None
+                    made.append(make_baseline(name, full, None, ipc, seed))
+    return made
+
+
+def with_sets(comparison: Comparison, more: Sequence[DistilledSet]) -> Comparison:
+    """The same comparison with more sets in it."""
+    return replace(comparison, sets=(*comparison.sets, *more))

@@ -1,0 +1,196 @@
+"""Ray Train around trials: every worker trains whole students side by side, or several workers train one together.
+
+Finished trials are files, so a restarted worker group repeats none; a trial in training continues from its checkpoint.
+Ray's own checkpoints are not used: a crash within the controller's polling interval loses the last report (RAY.md 1e).
+"""
+
+import os
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
+from ray.train.torch import TorchTrainer
+from torch import nn
+
+from d3hr_ray.config import RunError
+from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.teachers import Target, load_teachers, preflight
+from d3hr_ray.evaluation.training import Share
+from d3hr_ray.evaluation.trials import Trial, run_trial
+from d3hr_ray.stages.pool import progress
+from d3hr_ray.store import Store
+
+SCRATCH = "evaluations/.training"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """`count` Ray Train workers (0: this process) with a share of a GPU each; `per_student` of them share a student."""
+
+    count: int
+    gpus: float = 0.0
+    per_student: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or self.per_student < 1 or (self.count or 1) % self.per_student:
+            raise ValueError(
+                f"--workers-per-student {self.per_student} does not divide --workers {self.count}; give a divisor"
+            )
+
+
+def find_workers(count: int | None, gpus: float | None, per_student: int) -> Workers:
+    """--workers as asked, or one per GPU, or per CPU where there is none. Raises ValueError for more than fit."""
+    resources = ray.cluster_resources()
+    there, cpus = resources.get("GPU", 0), int(resources.get("CPU", 1))
+    share = gpus if gpus is not None else (1.0 if there else 0.0)
+    room = int(there / share) if share else cpus
+    if share > there:
+        raise ValueError(f"--gpus-per-worker {share:g}: the cluster has {there:g} GPUs; give 0 to use CPUs")
+    if count is not None and count > room:
+        raise ValueError(f"--workers {count}: the cluster has room for {room}; give fewer or add nodes")
+    return Workers(room if count is None else count, share, per_student)
+
+
+def launch(
+    store: Store,
+    trials: Sequence[Trial],
+    sets: Mapping[str, Images],
+    test: Images,
+    target: Target,
+    workers: Workers,
+    teacher_top1: Mapping[tuple[str, ...], float | None],
+    title: str = "evaluate",
+) -> None:
+    """Run the trials that have no record yet. Raises RunError if one fails, and says how to resume."""
+    missing = [t for t in trials if not store.exists(t.record)]
+    if not missing:
+        return
+    os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # relative paths mean the same in a worker as here
+    used = {t.set_key for t in missing}
+    held = {key: ray.put(images) if workers.count else images for key, images in sets.items() if key in used}
+    # The costliest first and in stripes, so that workers end at about the same time.
+    ordered = sorted(missing, key=lambda t: (-dict(t.about)["images"], t.arch, t.protocol.name, t.key))
+    config = {
+        "store": store,
+        "trials": ordered,
+        "sets": held,
+        "test": ray.put(test) if workers.count else test,
+        "target": target,
+        "workers": workers,
+        "teacher_top1": dict(teacher_top1),
+    }
+    scratch = f"{SCRATCH}/ray-{uuid.uuid4().hex[:8]}"
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=config,
+        scaling_config=train.ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={"CPU": 1, "GPU": workers.gpus} if workers.gpus else {"CPU": 1},
+        ),
+        run_config=train.RunConfig(
+            name="ray", storage_path=f"{store.uri}/{scratch}", failure_config=train.FailureConfig(max_failures=3)
+        ),
+    )
+    try:
+        with counting(store, trials, title):
+            trainer.fit()
+    except train.TrainingFailedError as error:
+        raise RunError(f"{title}: {_first_cause(error)}") from error
+    finally:
+        store.delete(scratch)
+
+
+def _first_cause(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    found: BaseException = next(iter(failures.values()), error)
+    while cause := getattr(found, "cause", None) or found.__cause__:
+        found = cause
+    return (str(found).strip().splitlines() or [type(found).__name__])[-1]
+
+
+def work(config: dict[str, Any]) -> None:
+    """What a Ray Train worker does: its stripe of the trials, alone or with the others of its group."""
+    context, workers = train.get_context(), config["workers"]
+    torch.set_num_threads(1)
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = str(ray.train.torch.get_device()) if workers.gpus else ("cuda" if _free_gpu(workers) else "cpu")
+    group, groups = rank // workers.per_student, world // workers.per_student
+    share = _share(rank % workers.per_student, workers.per_student, group, groups, device)
+    get = ray.get if workers.count else lambda value: value
+    test, store = get(config["test"]), config["store"]
+    teachers = cache(lambda names: load_teachers(names, config["target"], device))
+    for trial in config["trials"][group::groups]:
+        if store.exists(trial.record):
+            continue  # made before a restart
+        teacher: nn.Module | None = teachers(trial.teachers) if trial.teachers else None
+        top1 = config["teacher_top1"].get(trial.teachers)
+        run_trial(store, trial, get(config["sets"][trial.set_key]), test, teacher, top1, device, share)
+
+
+def _free_gpu(workers: Workers) -> bool:
+    return workers.count == 0 and torch.cuda.is_available()
+
+
+def _share(rank: int, count: int, group: int, groups: int, device: str) -> Share:
+    """This worker's place in its group, whose gradients are averaged."""
+    if count == 1:
+        return Share()
+    made = [torch.distributed.new_group(list(range(g * count, (g + 1) * count))) for g in range(groups)]
+
+    def wrap(module: nn.Module) -> nn.Module:
+        synced = nn.SyncBatchNorm.convert_sync_batchnorm(module, made[group]) if device != "cpu" else module
+        return nn.parallel.DistributedDataParallel(synced, process_group=made[group])
+
+    return Share(rank, count, wrap)
+
+
+@contextmanager
+def counting(store: Store, trials: Sequence[Trial], title: str) -> Iterator[None]:
+    """A progress bar of the trials that have a record, wherever they are trained."""
+    wanted, stop = {t.record.rpartition("/")[2] for t in trials}, threading.Event()
+
+    def count() -> int:
+        return len(wanted.intersection(store.list("evaluations/runs")))
+
+    def watch() -> None:
+        done = count()
+        with progress(len(wanted), title, "student", False, done) as bar:
+            while not stop.wait(2):
+                now = count()
+                bar.update(now - done)
+                done = now
+            bar.update(count() - done)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def check_teachers(names: tuple[str, ...], target: Target, test: Images, workers: Workers) -> float:
+    """Preflight on a worker's device. Raises RunError for a teacher near chance."""
+
+    def check(test: Images) -> float:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return preflight(load_teachers(names, target, device), test, " ".join(names), device)
+
+    if workers.count == 0:
+        return check(test)
+    task = ray.remote(num_cpus=1, num_gpus=workers.gpus, max_retries=3)(check)
+    try:
+        top1: float = ray.get(task.remote(ray.put(test)))
+    except (RunError, ValueError) as error:
+        raise getattr(error, "cause", error) from error
+    return top1

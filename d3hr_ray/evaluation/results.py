@@ -1,0 +1,102 @@
+"""evaluations/results.parquet: a row per training run, and its means with intervals."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy import stats
+
+from d3hr_ray.store import Store
+
+SCHEMA = pa.schema(
+    [
+        ("set", pa.string()),
+        ("method", pa.string()),
+        ("search", pa.string()),
+        ("timestep", pa.int32()),
+        ("ipc", pa.int32()),
+        ("arch", pa.string()),
+        ("protocol", pa.string()),
+        ("protocol_version", pa.string()),
+        ("seed", pa.int64()),
+        ("set_seed", pa.int64()),
+        ("top1_last", pa.float64()),
+        ("top1_best", pa.float64()),
+        ("best_epoch", pa.int32()),
+        ("top5_last", pa.float64()),
+        ("teacher", pa.string()),
+        ("teacher_top1", pa.float64()),
+        ("set_hash", pa.string()),
+        ("seconds", pa.float64()),
+        ("images", pa.int64()),
+        ("images_per_second", pa.float64()),
+        ("candidates", pa.int64()),
+        ("guidance", pa.float64()),
+        ("inversion_guidance", pa.float64()),
+        ("lr", pa.float64()),
+        ("test", pa.string()),
+        ("per_class", pa.list_(pa.float64())),
+        ("key", pa.string()),
+    ]
+)
+CELL = ("set", "method", "search", "timestep", "ipc", "arch", "protocol", "protocol_version", "teacher", "test")
+
+
+def records(store: Store) -> list[dict[str, Any]]:
+    """Every trial's record of a folder, in the order of their names."""
+    names = [n for n in store.list("evaluations/runs") if n.endswith(".json")]
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda n: store.read_json(f"evaluations/runs/{n}"), names))
+
+
+def collect(store: Store) -> list[dict[str, Any]]:
+    """Write evaluations/results.parquet from all records and return them, sorted by set, arch, protocol and seeds."""
+    rows = records(store)
+    rows.sort(
+        key=lambda r: (str(r["set"]), r["ipc"] or 0, r["arch"], r["protocol"], r["set_seed"], r["seed"], r["key"])
+    )
+    if rows:
+        store.write_table("evaluations/results.parquet", pa.Table.from_pylist(rows, SCHEMA))
+    return rows
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, standard deviation with n - 1, half of the 95 % interval by Student's t); NaN where n = 1 leaves none."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return mean, float("nan"), float("nan")
+    std = float(np.std(values, ddof=1))
+    return mean, std, float(stats.t.ppf(0.975, n - 1)) * std / sqrt(n)
+
+
+def summarise(rows: Iterable[dict[str, Any]], by: Sequence[str] = CELL) -> list[dict[str, Any]]:
+    """One row per cell: n, and mean, std and ci95 of top1_last and top1_best."""
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        cells[tuple(row[name] for name in by)].append(row)
+    summary = []
+    for cell, members in cells.items():
+        line: dict[str, Any] = dict(zip(by, cell, strict=True)) | {"n": len(members)}
+        for name in ("top1_last", "top1_best", "top5_last"):
+            line[name], line[f"{name}_std"], line[f"{name}_ci95"] = interval([m[name] for m in members])
+        summary.append(line)
+    return summary
+
+
+def format_summary(summary: Sequence[dict[str, Any]]) -> str:
+    """The cells as text, accuracies in percent: last epoch with its interval, and the best epoch beside it."""
+    lines = [
+        f"{'set':<34} {'ipc':>5} {'student':<18} {'protocol':<14} {'n':>3} {'top-1 last':>14} {'std':>5} {'best':>6}"
+    ]
+    for s in sorted(summary, key=lambda s: (s["arch"], s["protocol"], s["ipc"] or 0, -s["top1_last"])):
+        last = f"{100 * s['top1_last']:.1f}" + (f" ± {100 * s['top1_last_ci95']:.1f}" if s["n"] > 1 else "")
+        std = f"{100 * s['top1_last_std']:.1f}" if s["n"] > 1 else ""
+        lines.append(
+            f"{s['set'][:34]:<34} {s['ipc'] or '':>5} {s['arch']:<18} {s['protocol']:<14} {s['n']:>3} "
+            f"{last:>14} {std:>5} {100 * s['top1_best']:>6.1f}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,149 @@
+"""Read what is evaluated: distilled sets, ours or anyone's image folder, and real test images in the same class order.
+
+Classes are matched by name, never by position (FIELD.md 5: most reports of chance accuracy are a wrong class order).
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from d3hr_ray.config import DataConfig, RunError
+from d3hr_ray.datasets.decode import RejectedImage, decode
+from d3hr_ray.datasets.listing import Listing, list_images
+from d3hr_ray.datasets.source import Source, thread_map
+from d3hr_ray.evaluation.images import Images
+from d3hr_ray.stages.pool import ray_map
+from d3hr_ray.store import Store, absolute
+
+READ_AT_ONCE = 512
+WORDS = ("method", "search", "timestep", "ipc")  # of a set, in its results
+
+
+@dataclass(frozen=True)
+class DistilledSet:
+    """A set to train on. `about` says what made it; `set_seed` tells apart draws of the same kind."""
+
+    name: str
+    images: Images
+    set_hash: str
+    set_seed: int = 0
+    about: dict[str, Any] = field(default_factory=dict)
+    wnids: tuple[str, ...] | None = None
+
+
+def find_sets(paths: tuple[str, ...]) -> list[Store]:
+    """Paths of sets, of run folders or of their distilled/ => a store per set. Raises ValueError if none."""
+    found = []
+    for path in paths:
+        store = Store(absolute(path))
+        if "train" in store.folders():
+            found.append(store)
+            continue
+        inner = store if "run.json" not in store.list() else Store(f"{store.uri}/distilled")
+        names = [n for n in inner.folders() if "train" in Store(f"{inner.uri}/{n}").folders()]
+        if not names:
+            raise ValueError(f"--distilled {path}: no set in it (a folder with train/<class>/<image>)")
+        found += [Store(f"{inner.uri}/{n}") for n in names]
+    return found
+
+
+def load_set(store: Store, side: int) -> DistilledSet:
+    """A set's images at `side` pixels. Raises ValueError for a class without images, RunError for broken files."""
+    if store.exists("manifest.json"):
+        return _load_ours(store, side)
+    listing = list_foreign(store)
+    pixels, labels = read_listing(listing, side, None)
+    images = Images(pixels, labels, listing.classes.sources)
+    name = store.uri.rstrip("/").rpartition("/")[2]
+    wnids = listing.classes.wnids if all(listing.classes.wnids) else None
+    return DistilledSet(name, images, images.digest, about={"ipc": images.ipc}, wnids=wnids)  # type: ignore[arg-type]
+
+
+def list_foreign(store: Store) -> Listing:
+    """The images of a set that others made: train/<class>/<image>, classes in sorted order."""
+    names = Store(f"{store.uri}/train").folders()
+    return list_images(DataConfig(f"{store.uri}/train", "imagefolder", tuple(names)), len(names), names)
+
+
+def _load_ours(store: Store, side: int) -> DistilledSet:
+    manifest = store.read_json("manifest.json")
+    rows = store.read_table("metadata.parquet").sort_by([("label", "ascending"), ("index", "ascending")]).to_pylist()
+    pixels = []
+    for row in rows:
+        data = store.read_bytes(row["file_name"])
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise RunError(f"{store.uri}/{row['file_name']} is not the file that was made; distil the set again")
+        pixels.append(decode(data, side))
+    labels = np.array([row["label"] for row in rows], np.int64)
+    classes = tuple(dict.fromkeys(row["class_name"] for row in rows))
+    config = manifest["config"]
+    words = _read_name(manifest["variant"])
+    about = words | {
+        "candidates": config["search"]["candidates"] if words["search"] else None,
+        "guidance": config["synthesis"]["guidance"],
+        "inversion_guidance": config["inversion"]["guidance"],
+        "data": config["data"],
+    }
+    wnids = _wnids(rows)
+    images = Images(np.stack(pixels), labels, classes)
+    name = manifest["variant"].removesuffix(f"-seed{config['seed']}")
+    return DistilledSet(name, images, manifest["set_hash"], config["seed"], about, wnids)
+
+
+def _read_name(variant: str) -> dict[str, Any]:
+    """d3hr-moments-t600-ipc10-seed0 => its parts; words between them belong to the method."""
+    words = variant.split("-")
+    search = next((w for w in words if w in ("moments", "random") and w != words[0]), None)
+    timestep = next((int(w[1:]) for w in words if w[0] == "t" and w[1:].isdecimal()), None)
+    ipc = next(int(w[3:]) for w in words if w.startswith("ipc") and w[3:].isdecimal())
+    return {"method": words[0], "search": search, "timestep": timestep, "ipc": ipc}
+
+
+def _wnids(rows: list[dict[str, Any]]) -> tuple[str, ...] | None:
+    folders = tuple(dict.fromkeys(row["file_name"].split("/")[1] for row in rows))
+    return folders if all(f[0] == "n" and f[1:].isdecimal() and len(f) == 9 for f in folders) else None
+
+
+def list_real(data: DataConfig, classes: tuple[str, ...], wnids: tuple[str, ...] | None) -> Listing:
+    """Real images of a set's classes, labelled in the set's order. Raises ValueError naming a class without images."""
+    wanted = wnids or classes
+    spread = DataConfig(data.uri, data.format, tuple(wanted), max_rejected=data.max_rejected)
+    each = ray_map if "://" in data.uri else thread_map
+    count, names = (1000, None) if wnids else (len(classes), list(classes))
+    listing = list_images(spread, count, names, each)
+    empty = [name for name, count in zip(wanted, listing.counts(), strict=True) if count == 0]
+    if empty:
+        raise ValueError(f"--data {data.uri}: no image of class {empty[0]!r}, which the set has")
+    return listing
+
+
+def read_listing(
+    listing: Listing, side: int, rows: np.ndarray | None, context: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some entries of a listing (all if None) => pixels (N, side, side, 3) and labels (N,), read by Ray tasks.
+
+    `context`: the field's test transform, the centre of images resized to side // 7 * 8 (224: 256, 32: 32).
+    Raises RunError if one of them is no image: a test set that loses images is another test set.
+    """
+    entries = listing.entries if rows is None else listing.entries.take(rows)
+    larger = max(side, side // 7 * 8) if context else side
+    parts = [
+        (listing.source, entries.slice(at, READ_AT_ONCE), side, larger) for at in range(0, len(entries), READ_AT_ONCE)
+    ]
+    pixels = list(ray_map(_read_part, parts)) if len(parts) > 1 else [_read_part(part) for part in parts]
+    return np.concatenate(pixels), entries["label"].to_numpy().astype(np.int64)
+
+
+def _read_part(part: tuple[Source, pa.Table, int, int]) -> np.ndarray:
+    source, entries, side, larger = part
+    edge = (larger - side) // 2
+    pixels = []
+    for image_id, data in zip(entries["image_id"].to_pylist(), source.read(entries), strict=True):
+        try:
+            pixels.append(decode(data, larger)[edge : edge + side, edge : edge + side])
+        except RejectedImage as error:
+            raise RunError(f"image {image_id}: {error}; mend or remove it") from error
+    return np.stack(pixels)

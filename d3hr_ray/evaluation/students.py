@@ -1,0 +1,164 @@
+"""Networks by name, for any input size: the field's students, and every classifier that timm knows.
+
+Images are float [-1, 1] BCHW everywhere in this project; a network that wants another normalisation wears `Normalised`.
+"""
+
+import difflib
+import re
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+
+from d3hr_ray.models.classifiers import ConvNet
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CONVNET = re.compile(r"convnet-d(?P<depth>[1-9])(-w(?P<width>\d+))?(-(?P<norm>in|bn))?")
+SMALL_RESNETS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
+    "resnet8-small": (BasicBlock, (1, 1, 1), (16, 32, 64)),  # He et al. 2016, section 4.2, n = 1
+    "resnet18-small": (BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512)),
+    "resnet50-small": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512)),
+    "resnet101-small": (Bottleneck, (3, 4, 23, 3), (64, 128, 256, 512)),
+}
+ALIASES = {
+    "mobilenet_v2": "mobilenetv2_100",
+    "vit": "vit_base_patch16_224",
+    "swin_v2": "swinv2_tiny_window8_256",
+}
+TORCHVISION = ("alexnet", "vgg11")
+EXAMPLES = (
+    "convnet-d3", "convnet-d4", "convnet-d5", "convnet-d6", "convnet-d3-bn", "convnet-d3-w32", "resnet18", "resnet50",
+    "resnet101", *SMALL_RESNETS, "mobilenet_v2", "efficientnet_b0", "vit", "swin_v2", "vgg11", "alexnet",
+)  # fmt: skip
+# AlexNet and VGG-11 halve their input so often that nothing is left of a smaller one: it is enlarged first.
+LEAST_SIDE = {"alexnet": 64, "vgg11": 32}
+
+
+class Normalised(nn.Module):
+    """A network whose input is normalised with the mean and std of pixels in [0, 1]: images [-1, 1] => logits."""
+
+    scale: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(
+        self, net: nn.Module, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+    ) -> None:
+        super().__init__()
+        self.net = net
+        scale = 0.5 / torch.tensor(std).view(1, -1, 1, 1)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("offset", (0.5 - torch.tensor(mean).view(1, -1, 1, 1)) * 2 * scale, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, S, S) float [-1, 1] => logits (B, K)."""
+        out: torch.Tensor = self.net(torch.addcmul(self.offset, images, self.scale))
+        return out
+
+
+class Enlarged(nn.Module):
+    """A network that sees its input enlarged to `side`, bilinearly."""
+
+    def __init__(self, net: nn.Module, side: int) -> None:
+        super().__init__()
+        self.net, self.side = net, side
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images of any size => logits."""
+        out: torch.Tensor = self.net(nn.functional.interpolate(images, size=self.side, mode="bilinear"))
+        return out
+
+
+def check_arch(arch: str, image_size: int) -> None:
+    """Raise ValueError for an architecture that nobody knows (with close names), or that cannot take the size."""
+    if match := CONVNET.fullmatch(arch):
+        if 2 ** int(match["depth"]) > image_size:
+            raise ValueError(f"--arch {arch} halves {image_size} pixels too often; use a smaller depth")
+    elif arch not in (*SMALL_RESNETS, *ALIASES, *TORCHVISION) and not timm.is_model(arch.partition(".")[0]):
+        known = [*EXAMPLES, *timm.list_models()]
+        close = difflib.get_close_matches(arch, known, 3, 0.5) or list(EXAMPLES[:3])
+        raise ValueError(f"--arch {arch}: no such architecture; near it: {', '.join(close)}")
+
+
+def build_student(arch: str, num_classes: int, image_size: int, seed: int) -> nn.Module:
+    """A network with random weights: images (B, 3, S, S) in [-1, 1] => logits (B, K). Equal seeds, equal weights.
+
+    Raises ValueError for an unknown architecture or one that cannot take the size.
+    """
+    check_arch(arch, image_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            net = _build(arch, num_classes, image_size)
+        except (ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+            raise ValueError(f"--arch {arch} cannot take {image_size}-pixel images: {error}") from error
+    return Normalised(net)
+
+
+def _build(arch: str, classes: int, side: int) -> nn.Module:
+    if match := CONVNET.fullmatch(arch):
+        return ConvNet(
+            classes, side, int(match["width"] or 128), int(match["depth"]), "bn" if match["norm"] == "bn" else "in"
+        )
+    if arch in SMALL_RESNETS:
+        return _small_resnet(arch, classes)
+    if arch in TORCHVISION:
+        net: nn.Module = getattr(torchvision.models, arch)(num_classes=classes)
+        return Enlarged(net, LEAST_SIDE[arch]) if side < LEAST_SIDE[arch] else net
+    name = ALIASES.get(arch, arch)
+    return timm.create_model(name, num_classes=classes, **_geometry(name, side))
+
+
+def _small_resnet(arch: str, classes: int) -> nn.Module:
+    """He et al.'s CIFAR form: a 3x3 stem with stride 1 and no max-pool."""
+    block, layers, channels = SMALL_RESNETS[arch]
+    if len(layers) == 3:
+        return CifarResNet(layers[0], channels, classes)
+    net: Any = ResNet(block, layers, num_classes=classes)
+    net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    net.maxpool = nn.Identity()
+    return net
+
+
+class CifarResNet(nn.Module):
+    """He et al. (2016, section 4.2): three stages of `blocks` basic blocks. timm's ResNet always has four stages."""
+
+    def __init__(self, blocks: int, channels: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels[0], 3, 1, 1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU(True)
+        )
+        body: list[nn.Module] = []
+        width = channels[0]
+        for stage, out in enumerate(channels):
+            for i in range(blocks):
+                stride = 2 if stage and i == 0 else 1
+                shortcut = None
+                if stride > 1 or width != out:
+                    shortcut = nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+                body.append(BasicBlock(width, out, stride, shortcut))
+                width = out
+        self.body = nn.Sequential(*body)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images => logits."""
+        out: torch.Tensor = self.head(self.body(self.stem(images)).mean((2, 3)))
+        return out
+
+
+def _geometry(name: str, side: int) -> dict[str, Any]:
+    """Transformers are built for one input size: theirs, with patches small enough that some are left to attend."""
+    if name.startswith("swin"):
+        # Three mergings halve the grid of patches: it must be a multiple of 8, and windows hold at most all of it.
+        return {
+            "img_size": side,
+            "patch_size": next((p for p in (4, 2, 1) if side % (8 * p) == 0 and side >= 16 * p), 1),
+        }
+    if name.startswith(("vit", "deit")) and side % 16:
+        raise ValueError("the patches of a ViT here need a multiple of 16 pixels")
+    if name.startswith(("vit", "deit")):
+        return {"img_size": side, "patch_size": max(2, min(16, side // 8))}
+    return {}

@@ -1,0 +1,199 @@
+"""Teachers: networks whose soft labels a student learns, matched to the set's classes by name, and checked first.
+
+A teacher is a timm name with weights, ARCH=FILE, or a folder that this job trained (`--teacher train`).
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from d3hr_ray.config import RunError
+from d3hr_ray.datasets.classes import imagenet_wnids
+from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.students import Normalised, build_student
+from d3hr_ray.evaluation.training import evaluate
+from d3hr_ray.store import Store, absolute
+
+WEIGHTS, CARD = "model.safetensors", "card.json"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a teacher must label: the set's classes (and wnids, if they are ImageNet's) at its side in pixels."""
+
+    classes: tuple[str, ...]
+    wnids: tuple[str, ...] | None
+    side: int
+
+
+class Ensemble(nn.Module):
+    """Several teachers as one: their logits are averaged, as in D3HR's 5-teacher variant (FIELD.md 1.3)."""
+
+    def __init__(self, teachers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images => mean logits."""
+        return torch.stack([teacher(images) for teacher in self.teachers]).mean(0)
+
+
+class Columns(nn.Module):
+    """A network that answers only for some of its classes, in another order."""
+
+    def __init__(self, net: nn.Module, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("columns", torch.tensor(list(columns)), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images => logits of the chosen classes."""
+        out: torch.Tensor = self.net(images)[:, self.columns]
+        return out
+
+
+def load_teachers(names: Sequence[str], target: Target, device: str) -> nn.Module:
+    """Names as of --teacher => one frozen network: images (B, 3, S, S) [-1, 1] => logits over the target's classes.
+
+    Raises ValueError for one that does not exist, or that does not know the classes or the size.
+    """
+    teachers = [load_teacher(name, target) for name in names]
+    joined = (teachers[0] if len(teachers) == 1 else Ensemble(teachers)).to(device).eval()
+    return joined.requires_grad_(False)
+
+
+def load_teacher(name: str, target: Target) -> nn.Module:
+    """One teacher, on the CPU."""
+    arch, equals, path = name.partition("=")
+    if equals:
+        return _from_file(arch, path, target)
+    store = Store(absolute(name))
+    if store.exists(CARD):
+        return _from_folder(store, target)
+    if "/" in name and not name.startswith(("timm/", "hf-hub:")):
+        raise ValueError(f"--teacher {name}: no {CARD} in it; give a folder of `--teacher train`, or ARCH=FILE")
+    return _from_timm(name, target)
+
+
+def teacher_id(names: Sequence[str]) -> str:
+    """What a result row calls its teacher: the names, with a hash of the weights where they are files."""
+    return "+".join(_identity(name) for name in names)
+
+
+def _identity(name: str) -> str:
+    _, equals, path = name.partition("=")
+    store = Store(absolute(name))
+    if equals:
+        data = Store(absolute(str(Path(path).parent))).read_bytes(Path(path).name)
+        return f"{name.partition('=')[0]}@{hashlib.sha256(data).hexdigest()[:8]}"
+    if store.exists(CARD):
+        card = store.read_json(CARD)
+        return f"{card['arch']}@{card['weights'][:8]}"
+    return name
+
+
+def save_teacher(
+    store: Store, arch: str, images: Images, weights: dict[str, torch.Tensor], facts: dict[str, Any]
+) -> None:
+    """Write a trained network as a teacher's folder: safetensors, and a card with its classes in order."""
+    data = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()})
+    store.write_bytes(WEIGHTS, data)
+    card = {"arch": arch, "classes": images.classes, "image_size": images.side} | facts
+    store.write_json(CARD, card | {"weights": hashlib.sha256(data).hexdigest()})
+
+
+def _from_folder(store: Store, target: Target) -> nn.Module:
+    card = store.read_json(CARD)
+    if card["image_size"] != target.side:
+        raise ValueError(
+            f"--teacher {store.uri} takes {card['image_size']} pixels and the students {target.side}; "
+            "train another with --teacher train, or give --image-size"
+        )
+    data = store.read_bytes(WEIGHTS)
+    if hashlib.sha256(data).hexdigest() != card["weights"]:
+        raise RunError(f"--teacher {store.uri}: {WEIGHTS} is not the file that was saved; train it again")
+    net = build_student(card["arch"], len(card["classes"]), card["image_size"], 0)
+    net.load_state_dict(safetensors.torch.load(data))
+    return _match(net, tuple(card["classes"]), target, store.uri)
+
+
+def _from_file(arch: str, path: str, target: Target) -> nn.Module:
+    """A state dict in a .safetensors or .pt file, of a network over the target's classes in sorted-folder order."""
+    store = Store(absolute(str(Path(path).parent) if "://" not in path else path.rpartition("/")[0]))
+    if not store.exists(Path(path).name):
+        raise ValueError(f"--teacher {arch}={path}: no such file")
+    data = store.read_bytes(Path(path).name)
+    if path.endswith(".safetensors"):
+        state: Mapping[str, Any] = safetensors.torch.load(data)
+    else:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), dict)), state)
+    state = {k.removeprefix("module."): v for k, v in state.items()}
+    count = _outputs(state)
+    known = imagenet_wnids() if count == 1000 else target.wnids or target.classes
+    if count != len(known):
+        raise ValueError(f"--teacher {arch}={path} has {count} classes and the set {len(known)}; give its own teacher")
+    net = build_student(arch, count, target.side, 0)
+    inner = net if any(k.startswith("net.") for k in state) else net.get_submodule("net")
+    try:
+        inner.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"--teacher {arch}={path}: the weights are not {arch}'s ({str(error)[:200]})") from error
+    return _match(net, known, target, path)
+
+
+def _outputs(state: Mapping[str, torch.Tensor]) -> int:
+    return int([v for v in state.values() if v.ndim == 2][-1].shape[0])
+
+
+def _from_timm(name: str, target: Target) -> nn.Module:
+    plain = name.removeprefix("timm/")
+    if not timm.is_model_pretrained(plain):
+        raise ValueError(f"--teacher {name}: no timm model with weights, no folder of --teacher train, no ARCH=FILE")
+    try:
+        net: Any = timm.create_model(plain, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"--teacher {name}: its weights cannot be had ({error}); download them and give ARCH=FILE"
+        ) from error
+    facts = net.pretrained_cfg
+    side = facts["input_size"][-1]
+    if facts.get("fixed_input_size") and side != target.side:
+        raise ValueError(
+            f"--teacher {name} takes {side} pixels and the students {target.side}; give --image-size {side}"
+        )
+    if facts["num_classes"] != 1000:
+        raise ValueError(f"--teacher {name} knows {facts['num_classes']} classes that are not ImageNet-1K's")
+    return _match(Normalised(net, facts["mean"], facts["std"]), imagenet_wnids(), target, name)
+
+
+def _match(net: nn.Module, known: tuple[str, ...], target: Target, name: str) -> nn.Module:
+    """The network with its outputs in the target's class order, matched by wnid or by name."""
+    for wanted in filter(None, (target.wnids, target.classes)):
+        if set(wanted) <= set(known):
+            columns = [known.index(c) for c in wanted]
+            return net if columns == list(range(len(known))) else Columns(net, columns)
+    missing = next(c for c in target.wnids or target.classes if c not in known)
+    raise ValueError(f"--teacher {name} does not know class {missing!r} (it knows {', '.join(known[:4])}, ...)")
+
+
+def preflight(teacher: nn.Module, test: Images, name: str, device: str) -> float:
+    """The teacher's own top-1 on the test set, in the set's class order.
+
+    Raises RunError if that is near chance: less than a tenth of the way from there to 1.
+    """
+    top1, chance = evaluate(teacher, test, device).top1, 1 / len(test.classes)
+    if top1 < chance + 0.1 * (1 - chance):
+        raise RunError(
+            f"--teacher {name} reaches {top1:.1%} on the test set, near chance ({chance:.1%}): its class order is "
+            "probably another one than the set's; give a teacher with named classes, or sort the classes as it does"
+        )
+    return top1

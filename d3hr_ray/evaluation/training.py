@@ -1,0 +1,265 @@
+"""Train one student from scratch and test it. Everything is in memory, on the device, in batches (no DataLoader).
+
+Every draw is keyed by (seed, step), so a run resumed from a checkpoint equals an undisturbed one, bit for bit on a CPU.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from d3hr_ray.config import RunError
+from d3hr_ray.evaluation.augment import augment, mix
+from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.protocols import Protocol
+from d3hr_ray.evaluation.students import build_student
+from d3hr_ray.numerics.seeds import generator
+
+TEST_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies in [0, 1] on a test set, and how often each class (row) was taken for which (column), (K, K)."""
+
+    top1: float
+    top5: float
+    confusion: np.ndarray
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training run came to. `best` is over the evaluations that the protocol looks at."""
+
+    last: Score
+    best_top1: float
+    best_epoch: int
+    seconds: float
+    images_per_second: float
+    weights: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of every batch, when several train one student; `wrap` joins their gradients."""
+
+    rank: int = 0
+    count: int = 1
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module
+
+
+@dataclass
+class State:
+    """What a checkpoint holds: epochs done, the best so far, seconds spent, and the weights of net and optimizer."""
+
+    epoch: int = 0
+    best_top1: float = 0.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+    net: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens beside the training: after every epoch, and at every evaluation."""
+
+    restore: Callable[[], State | None] = lambda: None
+    save: Callable[[Callable[[], State]], None] = lambda state: None  # after every epoch
+    report: Callable[[dict[str, float]], None] = lambda metrics: None  # at every evaluation
+
+
+def check_batches(images: int, protocol: Protocol, arch: str) -> None:
+    """Raise ValueError for batches of one image under batch norm: its output would be the same for every image."""
+    alone = min(images, protocol.batch_size) == 1
+    net = build_student_on_meta(arch)
+    if alone and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+        raise ValueError(
+            f"--arch {arch} has batch norm and would train on batches of one image ({images} images, batch "
+            f"{protocol.batch_size}); give a larger --ipc or --batch-size, or a student without it (convnet-d3)"
+        )
+
+
+def build_student_on_meta(arch: str) -> nn.Module:
+    """The shape of a network without its weights: which layers has it?"""
+    with torch.device("meta"):
+        return build_student(arch, 10, 224, 0)
+
+
+def steps_per_epoch(images: int, batch: int) -> int:
+    """A leftover of a single image joins the batch before it: batch norm could not train on it."""
+    full, left = divmod(images, batch)
+    return max(1, full + (left > 1))
+
+
+def batches(images: int, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """An epoch's rows, shuffled, in batches; every row once."""
+    order = generator("epoch", seed, epoch).permutation(images)
+    cuts = np.arange(1, steps_per_epoch(images, batch)) * batch
+    return np.split(order, cuts)
+
+
+def epochs(protocol: Protocol, images: int) -> int:
+    """Epochs of a run; a protocol that counts steps is rounded up to whole epochs."""
+    if protocol.steps is None:
+        return protocol.epochs
+    return -(-protocol.steps // steps_per_epoch(images, min(images, protocol.batch_size)))
+
+
+def train_student(
+    arch: str,
+    protocol: Protocol,
+    train: Images,
+    test: Images,
+    teacher: nn.Module | None,
+    seed: int,
+    device: str = "cpu",
+    hooks: Hooks | None = None,
+    share: Share | None = None,
+) -> Outcome:
+    """Train from scratch under a protocol and test on `test`. `teacher`: images => logits over the same classes.
+
+    Raises ValueError if a soft protocol has no teacher, RunError if the loss is not finite.
+    """
+    if protocol.labels == "soft" and teacher is None:
+        raise ValueError(f"--protocol {protocol.name} trains on a teacher's labels; give --teacher")
+    hooks, share = hooks or Hooks(), share or Share()
+    run = _Run(arch, protocol, train, teacher, seed, torch.device(device), share)
+    state = hooks.restore() or State()
+    if state.epoch:
+        run.net.load_state_dict(state.net)
+        run.optimizer.load_state_dict(state.optimizer)
+    total, started = epochs(protocol, len(train)), time.perf_counter() - state.seconds
+    first_look = int(total * protocol.best_after)
+    last = None
+    for epoch in range(state.epoch, total):
+        run.epoch(epoch, total)
+        state.epoch, state.seconds = epoch + 1, time.perf_counter() - started
+        due = epoch >= first_look and (total - 1 - epoch) % protocol.evaluate_every == 0
+        if due or epoch + 1 == total:
+            last = evaluate(run.net, test, device)
+            if last.top1 > state.best_top1:
+                state.best_top1, state.best_epoch = last.top1, epoch + 1
+            hooks.report({"top1": last.top1, "epoch": epoch + 1, "epochs": total})
+        hooks.save(lambda: _full(state, run))
+    last = last or evaluate(run.net, test, device)
+    seconds = time.perf_counter() - started
+    rate = total * len(train) / max(state.seconds, 1e-9)
+    weights = {name: value.detach().cpu() for name, value in run.net.state_dict().items()}
+    return Outcome(last, max(state.best_top1, last.top1), state.best_epoch or total, seconds, rate, weights)
+
+
+def _full(state: State, run: "_Run") -> State:
+    state.net, state.optimizer = run.net.state_dict(), run.optimizer.state_dict()
+    return state
+
+
+class _Run:
+    """A student in training: its images on the device, its optimizer, and one epoch of steps."""
+
+    def __init__(
+        self,
+        arch: str,
+        protocol: Protocol,
+        train: Images,
+        teacher: nn.Module | None,
+        seed: int,
+        device: torch.device,
+        share: Share,
+    ) -> None:
+        self.protocol, self.seed, self.device, self.share, self.teacher = protocol, seed, device, share, teacher
+        self.pixels = torch.from_numpy(train.pixels).permute(0, 3, 1, 2).contiguous().to(device)
+        self.targets = functional.one_hot(torch.from_numpy(train.labels), len(train.classes)).float().to(device)
+        self.net = build_student(arch, len(train.classes), train.side, _start(seed)).to(device)
+        self.module = share.wrap(self.net)
+        self.optimizer = _optimizer(self.net, protocol)
+        self.batch = min(len(train), protocol.batch_size)
+
+    def epoch(self, epoch: int, total: int) -> None:
+        self.module.train()
+        rows = batches(len(self.pixels), self.batch, self.seed, epoch)
+        for i, chosen in enumerate(rows):
+            progress = epoch if self.protocol.steps is None else epoch + i / len(rows)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.protocol.lr * rate(self.protocol, progress / total, (i + 1) / len(rows) / total)
+            self._step(torch.from_numpy(chosen), generator("step", self.seed, epoch, i, self.share.rank))
+
+    def _step(self, rows: torch.Tensor, draw: np.random.Generator) -> None:
+        rows = rows[self.share.rank :: self.share.count].to(self.device)
+        images, targets = self.pixels[rows].float() / 127.5 - 1, self.targets[rows]
+        images = augment(images, self.protocol.augment, draw)
+        images, targets = mix(images, targets, self.protocol.augment, draw)
+        if self.protocol.double_norm:
+            with torch.no_grad():
+                self.module(images)
+        loss = self._loss(images, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = self.module(images)
+        if self.protocol.labels == "hard":
+            loss = functional.cross_entropy(logits, targets)
+        else:
+            assert self.teacher is not None
+            t = self.protocol.temperature
+            with torch.no_grad():
+                soft = functional.softmax(self.teacher(images) / t, 1)
+            # D3HR's and RDED's: batch mean, without the factor t^2 of Hinton et al. (2015).
+            loss = functional.kl_div(functional.log_softmax(logits / t, 1), soft, reduction="batchmean")
+        return loss
+
+
+def _start(seed: int) -> int:
+    """The seed of the first weights."""
+    return int(generator("weights", seed).integers(2**63))
+
+
+def _optimizer(net: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
+    """Weight decay acts on weights, not on biases and norms, as in the authors' code (FIELD.md 1.3)."""
+    weights = [p for p in net.parameters() if p.ndim >= 2]
+    others = [p for p in net.parameters() if p.ndim < 2]
+    groups = [{"params": weights, "weight_decay": protocol.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if protocol.optimizer == "sgd":
+        return torch.optim.SGD(groups, protocol.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, protocol.lr, betas=(0.9, 0.999))
+
+
+def rate(protocol: Protocol, progress: float, step: float) -> float:
+    """The share of the peak learning rate at `progress` in [0, 1) of the training; `step` is one step's share.
+
+    half-cosine is the authors' 0.5 (1 + cos(pi progress / 2)), which ends at a half.
+    """
+    warm = min(1.0, (progress + step) / protocol.warmup) if protocol.warmup else 1.0
+    if protocol.rate == "steps":
+        return warm * 0.2 ** ((progress >= 2 / 3) + (progress >= 5 / 6))
+    bend = progress / 2 if protocol.rate == "half-cosine" else progress
+    return float(warm * 0.5 * (1 + np.cos(np.pi * bend)))
+
+
+@torch.inference_mode()
+def evaluate(net: nn.Module, test: Images, device: str) -> Score:
+    """Top-1, top-5 and confusion of a network over a test set. Raises RunError if its outputs are not finite."""
+    net.eval()
+    classes = len(test.classes)
+    confusion, hits5 = np.zeros((classes, classes), np.int64), 0
+    for logits, labels in _predictions(net, test, device):
+        if not torch.isfinite(logits).all():
+            raise RunError("evaluate: a student's outputs are not finite; lower --lr")
+        hits5 += int((logits.topk(min(5, classes)).indices == labels[:, None]).sum())
+        pairs = (labels * classes + logits.argmax(1)).cpu().numpy()
+        confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    return Score(float(np.trace(confusion) / len(test)), hits5 / len(test), confusion)
+
+
+def _predictions(net: nn.Module, test: Images, device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for at in range(0, len(test), TEST_BATCH):
+        pixels = torch.from_numpy(test.pixels[at : at + TEST_BATCH]).to(device)
+        labels = torch.from_numpy(test.labels[at : at + TEST_BATCH]).to(device)
+        yield net(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1), labels

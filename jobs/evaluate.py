@@ -1,0 +1,48 @@
+"""Evaluate distilled sets: train students on them from scratch, test on real images, beside honest baselines.
+
+    python jobs/evaluate.py --distilled runs/digits                   # held-out digits, hard labels, real images beside
+    python jobs/evaluate.py --distilled runs/in1k/distilled/d3hr-moments-t600-ipc10-seed0 \\
+        --data /data/imagenet/val --arch resnet18 --protocol d3hr-soft --teacher resnet18.tv_in1k --repeats 5
+
+Every training run is a row of evaluations/results.parquet. The same command trains only what has no row yet.
+"""
+
+from cli import announce, connect, guard, parse, refusing
+from evaluateflags import EvaluateFlags, check_flags, overrides
+
+
+def main() -> None:
+    """sets + real images => trials => results, with means and 95 % intervals."""
+    flags = parse(EvaluateFlags, __doc__ or "")
+    with refusing():
+        check_flags(flags)
+
+    # Imported late: torch and timm take seconds, and --help or a wrong flag should not wait for them.
+    from evaluateinputs import add_baselines, find_out, make_teachers, open_all, protocols
+
+    from d3hr_ray.evaluation.launch import find_workers, launch
+    from d3hr_ray.evaluation.results import collect, format_summary, summarise
+    from d3hr_ray.evaluation.teachers import teacher_id
+    from d3hr_ray.report.evaluated import report
+
+    with refusing():
+        store = find_out(flags)
+        connect(flags.address)
+        workers = find_workers(flags.workers, flags.gpus_per_worker, flags.workers_per_student)
+        comparison, listing, full = open_all(flags, overrides(flags))
+    teachers, top1 = make_teachers(flags, store, comparison, full, workers)
+    with refusing():
+        comparison = add_baselines(flags, comparison, listing, full)
+        names = teacher_id(teachers) if teachers else None
+        trials = comparison.trials(flags.arch, protocols(flags), flags.repeats, teachers, names)
+    tested = f"{len(comparison.test):,} real images"
+    announce(f"{len(comparison.sets)} sets, {len(trials)} students on {tested} -> {store.uri}/evaluations")
+    launch(store, trials, comparison.images(), comparison.test, comparison.target, workers, {teachers: top1})
+    rows = collect(store)
+    keys = {trial.key for trial in trials}
+    print(format_summary(summarise(row for row in rows if row["key"] in keys)))
+    print(report(store))
+
+
+if __name__ == "__main__":
+    guard(main)

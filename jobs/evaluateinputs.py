@@ -1,0 +1,100 @@
+"""What jobs/evaluate.py compares: sets, real images, baselines and teachers, as its flags ask."""
+
+from dataclasses import replace
+
+from cli import announce
+from evaluateflags import EvaluateFlags
+
+from d3hr_ray.config import DataConfig, fingerprint
+from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.evaluation.baselines import full_set
+from d3hr_ray.evaluation.comparison import Comparison, baseline_sets, list_train, open_comparison, read_full, with_sets
+from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.launch import Workers, check_teachers, launch
+from d3hr_ray.evaluation.protocols import Overrides, Recipe
+from d3hr_ray.evaluation.sets import find_sets
+from d3hr_ray.evaluation.teachers import CARD, teacher_id
+from d3hr_ray.evaluation.trials import make_trial
+from d3hr_ray.store import Store, absolute
+
+
+def find_out(flags: EvaluateFlags) -> Store:
+    """--out, or the run folder that the first set lies in. Raises ValueError for a set that lies in none."""
+    if flags.out:
+        return Store(absolute(flags.out))
+    run = find_sets(flags.distilled[:1])[0].uri.rsplit("/", 2)[0]
+    if not Store(run).exists("run.json"):
+        raise ValueError(f"--out is needed: {flags.distilled[0]} lies in no run folder")
+    return Store(run)
+
+
+def open_all(
+    flags: EvaluateFlags, changes: dict[str, float | int | None]
+) -> tuple[Comparison, Listing | None, Images | None]:
+    """The comparison, the training listing if anything needs it, and the full training set if anything needs that."""
+    data = DataConfig(flags.data, flags.format) if flags.data else None
+    glyphs = {"yes": True, "no": False}.get(flags.glyphs)
+    recipe = Recipe(overrides=Overrides(**changes))  # type: ignore[arg-type]
+    comparison = open_comparison(flags.distilled, data, flags.image_size, flags.arch, glyphs, recipe)
+    whole = flags.full or flags.ranking or "train" in flags.teacher
+    coresets = [name for name in flags.baselines if name not in ("real-random", "none")]
+    if not (whole or coresets or "real-random" in flags.baselines):
+        return comparison, None, None
+    listing = list_train(comparison, DataConfig(flags.train_data) if flags.train_data else None)
+    if not (whole or coresets):
+        return comparison, listing, None
+    reason = f"--baselines {coresets[0]}" if coresets else "--teacher train" if "train" in flags.teacher else "--full"
+    return comparison, listing, read_full(listing, comparison.test.side, comparison.test.classes, reason)
+
+
+def make_teachers(
+    flags: EvaluateFlags, store: Store, comparison: Comparison, full: Images | None, workers: Workers
+) -> tuple[tuple[str, ...], float | None]:
+    """Teachers by name, the one of `train` trained first, and their top-1 on the test images. None for hard labels.
+
+    Raises RunError for a teacher near chance.
+    """
+    if not flags.teacher:
+        return (), None
+    names = flags.teacher
+    if names == ("train",):
+        assert full is not None
+        names = (_train_teacher(flags, store, comparison, full, workers),)
+    top1 = check_teachers(names, comparison.target, comparison.test, workers)
+    announce(f"teacher {teacher_id(names)}: {top1:.1%} on the test images")
+    return names, top1
+
+
+def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, full: Images, workers: Workers) -> str:
+    """Train a teacher on the full training set, once per set, architecture and protocol; return its folder."""
+    side = comparison.test.side
+    arch = flags.teacher_arch or ("convnet-d3-w32" if side <= 32 else "resnet18-small" if side <= 64 else "resnet18")
+    whole = full_set(full)
+    plain = replace(comparison, recipe=replace(comparison.recipe, overrides=Overrides()))
+    protocol = plain.protocol("teacher", whole, arch)
+    folder = f"{store.uri}/evaluations/teachers/{arch}-{fingerprint(whole.set_hash, protocol)[:8]}"
+    if not Store(folder).exists(CARD):
+        trial = make_trial(whole, arch, protocol, 0, (), None, comparison.test_digest, keep=folder)
+        store.delete(trial.record)  # a record without its teacher's folder would never be trained again
+        launch(
+            store, [trial], {whole.set_hash: full}, comparison.test, comparison.target, workers, {}, f"teacher {arch}"
+        )
+    return folder
+
+
+def add_baselines(
+    flags: EvaluateFlags, comparison: Comparison, listing: Listing | None, full: Images | None
+) -> Comparison:
+    """The comparison with real images beside it."""
+    names = [name for name in flags.baselines if name != "none"]
+    more = baseline_sets(comparison, names, listing, full, flags.repeats) if listing is not None else []
+    if flags.full or flags.ranking:
+        assert full is not None
+        more.append(full_set(full))
+    return with_sets(comparison, more)
+
+
+def protocols(flags: EvaluateFlags) -> list[str]:
+    """The protocols to train under; DD-Ranking's scores need three."""
+    asked = [*flags.protocol, *(("hard", "fixed-soft", "fixed-soft-noaug") if flags.ranking else ())]
+    return list(dict.fromkeys(asked))
