@@ -9,13 +9,17 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Method = Literal["d3hr", "gaussian", "dit", "random"]
+Method = Literal["d3hr", "cao2", "d3hr+cao2", "gaussian", "dit", "random"]
 Fidelity = Literal["fixed", "official"]
 Format = Literal["auto", "imagefolder", "webdataset", "parquet", "digits"]
 Posterior = Literal["sample", "mode"]
 Solver = Literal["ddim", "adams"]
 Search = Literal["moments", "random"]
+Single = Literal["mean", "medoid"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Sampler = Literal["ddpm", "ddim"]
+Selection = Literal["easy", "hard", "none"]
+Condition = Literal["class", "null"]
 
 # The authors' score weight of the skewness term (FIELD.md 1.1: code 0.1, paper 0.5) and their search block.
 OFFICIAL_SKEW_WEIGHT = 0.1
@@ -82,6 +86,13 @@ class InversionConfig:
     posterior: Posterior = "sample"
     solver: Solver = "ddim"
     batch_size: int | Literal["auto"] = "auto"
+    cluster_timestep: int | None = None
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Ascending timesteps whose latents are kept: those to fit at, and the one to cluster at."""
+        also = () if self.cluster_timestep is None else (self.cluster_timestep,)
+        return tuple(sorted({*self.timesteps, *also}))
 
     def __post_init__(self) -> None:
         _check(len(self.timesteps) > 0, "--timesteps is empty; name at least one")
@@ -96,12 +107,24 @@ class InversionConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How subsets are found: exact `moments` matching, or the paper's best of `candidates` random subsets."""
+    """How subsets are found: exact `moments` matching, or the paper's best of `candidates` random subsets.
+
+    A class is one diagonal Gaussian, or `components` of them ("ipc": as many as images), with `rank` directions each.
+    A component that gets a single image gives its mean or its medoid.
+    """
 
     ipc: tuple[int, ...] = (10,)
     method: Search = "moments"
     candidates: int = 256
     skew_weight: float = OFFICIAL_SKEW_WEIGHT
+    components: int | Literal["ipc"] = 1
+    rank: int = 0
+    single: Single = "mean"
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether a class is more than D3HR's one diagonal Gaussian."""
+        return self.components != 1 or self.rank > 0
 
     def __post_init__(self) -> None:
         _check(len(self.ipc) > 0, "--ipc is empty; name at least one number of images per class")
@@ -111,6 +134,18 @@ class SearchConfig:
         _one_of("--search", self.method, Search)
         _check(self.candidates >= 1, f"--candidates {self.candidates} must be at least 1")
         _check(self.skew_weight >= 0, f"skew weight {self.skew_weight} must not be negative")
+        enough = self.components == "ipc" or (isinstance(self.components, int) and self.components >= 1)
+        _check(enough, f"--components {self.components} must be at least 1, or ipc for one per image")
+        _one_of("--single", self.single, Single)
+        _check(
+            self.single == "mean" or self.components != 1,
+            "--single medoid needs --components: one Gaussian has the class mean alone",
+        )
+        _check(self.rank >= 0, f"--rank {self.rank} must not be negative; 0 is a diagonal covariance")
+        _check(
+            self.method == "moments" or not self.is_mixture,
+            "--components and --rank need --search moments: random subsets are drawn from one diagonal Gaussian",
+        )
 
 
 @dataclass(frozen=True)
@@ -127,6 +162,37 @@ class SynthesisConfig:
 
 
 @dataclass(frozen=True)
+class CaO2Config:
+    """CaO2's two stages (FIELD.md 2.1): what stays of a pool of `pool` x IPC images, and how its latents are optimised.
+
+    `rematch` brings what stays back to the class moments. `levels` are the noise levels of stage 2, as places on the
+    even grid of --ddim-steps. `classifier` None is the model's own.
+    """
+
+    pool: int = 4
+    sampler: Sampler = "ddpm"
+    classifier: str | None = None
+    select: Selection = "easy"
+    rematch: bool = True
+    iterations: int = 100
+    lr: float = 6e-4
+    linf: float = 10.0
+    condition: Condition = "null"
+    levels: tuple[int, int] = (1, 11)
+
+    def __post_init__(self) -> None:
+        _check(self.pool >= 1, f"--pool {self.pool} must be at least 1")
+        _one_of("--sampler", self.sampler, Sampler)
+        _one_of("--select", self.select, Selection)
+        _one_of("--condition", self.condition, Condition)
+        _check(self.iterations >= 0, f"--optimise {self.iterations} must not be negative; 0 leaves stage 2 out")
+        _check(self.lr > 0, f"--optimise-lr {self.lr:g} must be above 0")
+        _check(self.linf >= 0, f"--linf {self.linf:g} must not be negative")
+        low, high = self.levels if len(self.levels) == 2 else (-1, -1)
+        _check(0 <= low <= high, f"--levels {' '.join(map(str, self.levels))}: give LOW HIGH, with 0 <= LOW <= HIGH")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One distillation run. Equal configs on equal data give equal bytes on CPU, on any number of actors."""
 
@@ -135,15 +201,34 @@ class RunConfig:
     inversion: InversionConfig = field(default_factory=InversionConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    cao2: CaO2Config = field(default_factory=CaO2Config)
     method: Method = "d3hr"
     fidelity: Fidelity = "fixed"
     seed: int = 0
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether images are chosen from a pool: CaO2, and its composition with D3HR."""
+        return self.method in ("cao2", "d3hr+cao2")
+
+    @property
+    def fits(self) -> bool:
+        """Whether the method needs Gaussians, and so the dataset."""
+        return self.method in ("d3hr", "d3hr+cao2", "gaussian")
 
     def __post_init__(self) -> None:
         _one_of("--method", self.method, Method)
         _one_of("--fidelity", self.fidelity, Fidelity)
         _check(0 <= self.seed < 2**63, f"--seed {self.seed} must be between 0 and 2**63 - 1")
         official = self.fidelity == "official"
+        _check(
+            not self.has_pool or self.cao2.levels[1] < self.inversion.steps,
+            f"--levels {self.cao2.levels[1]} is not on the grid of {self.inversion.steps} --ddim-steps",
+        )
+        _check(
+            not (official and self.method == "d3hr+cao2"),
+            "--fidelity official has no --method d3hr+cao2: nobody has published it; use --fidelity fixed",
+        )
         _check(
             not (official and self.method == "d3hr" and self.search.method == "moments"),
             "--fidelity official has no --search moments: it is ours; use --search random",
@@ -190,7 +275,9 @@ def from_dict(plain: dict[str, Any]) -> RunConfig:
         "inversion": InversionConfig,
         "search": SearchConfig,
         "synthesis": SynthesisConfig,
+        "cao2": CaO2Config,
     }
+    plain = {"cao2": {}} | plain  # runs from before CaO2 have none
     try:
         made = {name: kind(**_tuples(plain[name])) for name, kind in parts.items()}
         return RunConfig(**{**plain, **made})

@@ -14,6 +14,8 @@ OWN = (
     ".done",
     ".tmp",
     "gaussians",
+    "mixtures",
+    "pools",
     "subsets",
     "distilled",
     "evaluations",

@@ -104,6 +104,21 @@ class Store:
             raise FileNotFoundError(f"{self.uri}/{name} holds no Parquet file")
         return pa.concat_tables([self.read_table(f"{name}/{n}", columns) for n in names])
 
+    def read_rows(self, name: str, columns: list[str], column: str, among: range) -> pa.Table:
+        """Rows of one Parquet file whose integer `column` is in a range; row groups that have none are not read."""
+        filesystem, path = self._open(name)
+        within = [(column, ">=", among.start), (column, "<", among.stop)]
+        try:
+            return pq.read_table(path, filesystem=filesystem, columns=columns, filters=within, partitioning=None)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path} is not a whole Parquet file ({error}); delete it and run again") from error
+
+    def column_names(self, name: str) -> list[str]:
+        """Columns of one Parquet file, from its footer."""
+        filesystem, path = self._open(name)
+        names: list[str] = pq.ParquetFile(filesystem.open_input_file(path)).schema_arrow.names
+        return names
+
     def exists(self, name: str) -> bool:
         """True for a file or folder that is there."""
         filesystem, path = self._open(name)

@@ -28,7 +28,8 @@ def parse(flags: type[T], description: str, argv: Sequence[str] | None = None) -
     if "--help" in argv or "-h" in argv:
         return tyro.cli(flags, description=description, args=argv, config=options)
     for flag, following in zip(argv, [*argv, "--"][1:], strict=True):
-        if flag.removeprefix("--").replace("-", "_") in _list_flags(flags) and following.startswith("--"):
+        is_list = flag.startswith("--") and flag[2:].replace("-", "_") in _list_flags(flags)
+        if is_list and following.startswith("--"):
             refuse(f"{flag} has no value; give one or more, or leave it out")
     said = io.StringIO()
     try:

@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from cli import Ints, Words
-from presets import PRESETS, as_official
+from presets import PRESETS, as_cao2, as_official
 
 from d3hr_ray.config import (
+    Condition,
     Dtype,
     Fidelity,
     Format,
     Method,
     Posterior,
     RunConfig,
+    Sampler,
     Search,
+    Selection,
+    Single,
     Solver,
     from_dict,
 )
@@ -50,7 +54,9 @@ class DistillFlags:
     out: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
     """Run folder. Default: runs/<preset>, or the run of --from-gaussians. The same command resumes it."""
     method: Method | None = None
-    """d3hr, the default; or a baseline: gaussian (one random draw), dit (plain sampling), random (real images)."""
+    """d3hr, the default; cao2, which needs no dataset, only the model and a classifier; d3hr+cao2, CaO2's stages on a
+    pool drawn from D3HR's Gaussians; or a baseline: gaussian (one random draw), dit (plain sampling), random (real
+    images)."""
     fidelity: Fidelity | None = None
     """official reproduces the authors' code bug for bug, with their settings; fixed (the default) is right."""
     ipc: Ints = ()
@@ -73,6 +79,38 @@ class DistillFlags:
     """Candidate columns (moments, default 256) or subsets (random, default 1000000)."""
     skew_weight: float | None = None
     """Weight of the skewness term in the score. Default 0.5, the paper's (official: 0.1, the code's)."""
+    components: int | Literal["ipc"] | None = None
+    """Gaussians per class, fitted to the stored latents (k-means); ipc: one per image. Default 1, D3HR's."""
+    single: Single | None = None
+    """What a component with one image gives: its mean (better at low IPC) or its medoid, the stored latent nearest to
+    its centre (better at high IPC, and close to a real image). Default mean."""
+    rank: int | None = None
+    """Principal directions beside each Gaussian's diagonal covariance. Default 0, D3HR's."""
+    cluster_timestep: int | None = None
+    """Store latents at this t too and cluster them there (--components): nearer the images, such as 100, clusters
+    mean more. Default: where the Gaussians are fitted."""
+    pool: int | None = None
+    """cao2, d3hr+cao2: candidates per image kept. Default 4 (official imagenette, imagenet100: 2; --select none: 1)."""
+    sampler: Sampler | None = None
+    """cao2: how the pool is drawn: ddpm, ancestral sampling as the authors do, or ddim. Default ddpm."""
+    classifier: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
+    """cao2, d3hr+cao2: what judges the pool: a timm name with weights, ARCH=FILE, or a folder that evaluate.py
+    --teacher train made. Default: the embedded models' own; for ImageNet resnet18.tv_in1k."""
+    select: Selection | None = None
+    """cao2, d3hr+cao2, stage 1: of the images whose class the classifier sees, keep the easy ones (most confident) or
+    the hard ones; if these are too few, wrong ones fill up. none: the first of the pool, unjudged. Default easy."""
+    rematch: Literal["yes", "no"] | None = None
+    """d3hr+cao2: move and scale the chosen latents back to the class moments, and sample them again. Default yes."""
+    optimise: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
+    """cao2, d3hr+cao2, stage 2: Adam steps on each clean latent; 0 leaves it out. Default 100."""
+    optimise_lr: float | None = None
+    """Its learning rate. Default 6e-4."""
+    linf: float | None = None
+    """Its weight of the largest error against the mean square. Default 10."""
+    condition: Condition | None = None
+    """The class that its network is told: the image's, or null. Default null."""
+    levels: Annotated[tuple[int, ...], tyro.conf.arg(metavar="LOW HIGH")] = ()
+    """Its noise levels: places on the even grid of --ddim-steps. Default 1 11, which is t = 20 to 224."""
     limit_per_class: int | None = None
     """Use only the first so many images of each class."""
     seed: int | None = None
@@ -133,20 +171,38 @@ def build_config(flags: DistillFlags) -> RunConfig:
         if flags.fidelity not in (None, base.fidelity):
             raise ValueError(f"--fidelity {flags.fidelity} contradicts --from-gaussians: that run is {base.fidelity}")
     else:
-        base = PRESETS[flags.preset or "digits"]()
+        preset = flags.preset or "digits"
+        base = PRESETS[preset]()
         base = as_official(base) if flags.fidelity == "official" else base
+        base = as_cao2(base, preset) if flags.method == "cao2" else base
     config = _overlay(base, flags)
-    if config.method != "d3hr" and (flags.search or flags.candidates is not None):
-        raise ValueError(f"--method {config.method} searches nothing; leave out --search and --candidates")
+    _refuse_idle(config, flags)
     if not flags.tflops > 0:
         raise ValueError(f"--tflops {flags.tflops:g} must be above 0")
     if not config.model.name:
         raise ValueError(
             f"--model is needed: preset {flags.preset} has no public model; train one with jobs/pretrain.py"
         )
-    if not config.data.uri and not flags.dry_run:
+    if not config.data.uri and not flags.dry_run and config.method != "cao2":
         raise ValueError(f"--data is needed: the images of preset {flags.preset} do not come with the package")
     return config
+
+
+SEARCHES = ("search", "candidates", "skew_weight", "components", "rank", "single", "cluster_timestep")
+CHOOSES = ("pool", "classifier", "select", "optimise", "optimise_lr", "linf", "condition", "levels")
+
+
+def _refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
+    """Raise ValueError for a flag that the method would not look at."""
+    idle = {"rematch": config.method != "d3hr+cao2", "sampler": config.method != "cao2"}
+    idle |= dict.fromkeys(SEARCHES, config.method not in ("d3hr", "d3hr+cao2"))
+    idle |= dict.fromkeys(CHOOSES, not config.has_pool)
+    for name, unused in idle.items():
+        if unused and getattr(flags, name) not in (None, ()):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} does nothing with --method {config.method}; leave it out")
+    if config.has_pool and config.cao2.iterations == 0 and (flags.linf is not None or flags.condition or flags.levels):
+        raise ValueError("--optimise 0 leaves stage 2 out; leave out --linf, --condition and --levels too")
 
 
 def _refuse_upstream(flags: DistillFlags) -> None:
@@ -158,13 +214,21 @@ def _refuse_upstream(flags: DistillFlags) -> None:
     for name in ("dry_run", "overwrite"):
         if getattr(flags, name):
             raise ValueError(f"--{name.replace('_', '-')} cannot go with --from-gaussians")
-    if flags.method not in (None, "d3hr", "gaussian"):
+    if flags.method not in (None, "d3hr", "d3hr+cao2", "gaussian"):
         raise ValueError(f"--method {flags.method} uses no Gaussians; leave out --from-gaussians")
 
 
 def _overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
     """Every flag that was given replaces its field."""
-    search = _given(base.search, method=flags.search, skew_weight=flags.skew_weight, ipc=flags.ipc)
+    search = _given(
+        base.search,
+        method=flags.search,
+        skew_weight=flags.skew_weight,
+        ipc=flags.ipc,
+        components=flags.components,
+        rank=flags.rank,
+        single=flags.single,
+    )
     if flags.candidates is not None:
         search = replace(search, candidates=flags.candidates)
     elif search.method != base.search.method:
@@ -188,8 +252,22 @@ def _overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
             posterior=flags.posterior,
             solver=flags.solver,
             batch_size=flags.batch_size if flags.batch_size != "auto" else None,
+            cluster_timestep=flags.cluster_timestep,
         ),
         search=search,
+        cao2=_given(
+            base.cao2,
+            pool=1 if flags.select == "none" and flags.pool is None else flags.pool,
+            sampler=flags.sampler,
+            classifier=flags.classifier,
+            select=flags.select,
+            rematch=None if flags.rematch is None else flags.rematch == "yes",
+            iterations=flags.optimise,
+            lr=flags.optimise_lr,
+            linf=flags.linf,
+            condition=flags.condition,
+            levels=flags.levels,
+        ),
         synthesis=_given(base.synthesis, guidance=flags.guidance, image_size=flags.image_size),
         method=flags.method or base.method,
         seed=base.seed if flags.seed is None else flags.seed,
@@ -202,11 +280,11 @@ def _given(config: Any, **values: Any) -> Any:
 
 def check_timesteps(config: RunConfig, schedule: "Schedule") -> None:
     """Raise ValueError for a timestep that is off the grid, or that leaves nothing to invert."""
-    for t in config.inversion.timesteps:
+    for t in config.inversion.stored:
         if schedule.position(t) == 0:
             raise ValueError(f"--timesteps {t} is before the first inversion step; give {schedule.grid[1]} or more")
-        if config.fidelity == "official":
-            schedule.above(t)
+    for t in config.inversion.timesteps if config.fidelity == "official" else ():
+        schedule.above(t)
 
 
 def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Pool") -> RunConfig:
@@ -214,8 +292,10 @@ def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Pool") -> Ru
     gpu = pool.device == "cuda"
     dtype, size = config.model.dtype, config.inversion.batch_size
     if dtype == "auto":
-        half: Dtype = "float16" if config.fidelity == "official" else "bfloat16"
-        dtype = stored["model"]["dtype"] if stored else (half if gpu else "float32")
+        official = config.fidelity == "official"
+        half: Dtype = "float16" if official else "bfloat16"
+        exact = config.has_pool and (official or config.cao2.iterations > 0)  # stage 2 descends on prediction errors
+        dtype = stored["model"]["dtype"] if stored else (half if gpu and not exact else "float32")
     if size == "auto":
         size = stored["inversion"]["batch_size"] if stored else (128 if gpu else 64)
     return replace(

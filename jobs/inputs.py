@@ -3,7 +3,7 @@
 from presets import CLASSES, DIT_XL, IMAGES
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.datasets.listing import Listing, list_images, require_variance
+from d3hr_ray.datasets.listing import Listing, list_images, model_listing, require_variance
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.models.loading import ModelCard, load_schedule, read_card
 from d3hr_ray.numerics.schedule import Schedule, even_grid, leading_grid, linear_alphas
@@ -12,14 +12,16 @@ from d3hr_ray.stages.pool import ray_map
 
 def is_remote(config: RunConfig) -> bool:
     """Remote data is listed by Ray tasks; local data by threads before Ray starts, so that mistakes show at once."""
-    return "://" in config.data.uri
+    return "://" in config.data.uri and config.method != "cao2"
 
 
 def list_data(config: RunConfig, card: ModelCard) -> Listing:
     """All images of the run. Raises ValueError naming what cannot be used."""
+    if config.method == "cao2":
+        return model_listing(config.data, card.num_classes, card.class_names)
     each = ray_map if is_remote(config) else thread_map
     listing = list_images(config.data, card.num_classes, card.class_names, each)
-    if config.method in ("d3hr", "gaussian"):
+    if config.fits:
         require_variance(listing)
     return listing
 
@@ -67,8 +69,8 @@ DIT_XL_CARD = ModelCard(
 
 def count_images(config: RunConfig, card: ModelCard, preset: str) -> tuple[int, int]:
     """(images, classes) of the plan: from the data, or the preset's known numbers if no data is given."""
-    if config.data.uri:
-        listing = list_images(config.data, card.num_classes, card.class_names)
+    if config.data.uri or config.method == "cao2":
+        listing = list_data(config, card)
         return len(listing), len(listing.classes)
     images, classes = IMAGES[preset], CLASSES[preset]
     if chosen := len(config.data.classes):

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from d3hr_ray.config import (
     OFFICIAL_SKEW_WEIGHT,
@@ -18,6 +19,7 @@ from d3hr_ray.config import (
 from d3hr_ray.datasets.subsets import SUBSETS
 
 DIT_XL = "facebook/DiT-XL-2-256"
+CAO2_CLASSIFIER, CAO2_GUIDANCE = "resnet18.tv_in1k", 2.7  # torchvision's ResNet-18; on 3 of 4 channels if official
 PAPER_SKEW_WEIGHT = 0.5  # of the paper; the authors' code has 0.1 on another quantity (FIELD.md 1.1)
 
 
@@ -114,6 +116,24 @@ def as_official(config: RunConfig) -> RunConfig:
         search=replace(config.search, method="random", candidates=1_000_000, skew_weight=OFFICIAL_SKEW_WEIGHT),
         synthesis=SynthesisConfig(guidance=4.0, image_size=None if config.data.format == "digits" else 224),
     )
+
+
+def as_cao2(config: RunConfig, preset: str) -> RunConfig:
+    """CaO2's settings: per dataset those of its authors' scripts if official (FIELD.md 2.1), else one for all.
+
+    Their scripts for the digits do not exist; the digits keep their own guidance and a classifier that comes along.
+    """
+    if config.data.format == "digits":
+        return config
+    base = replace(config.cao2, classifier=CAO2_CLASSIFIER if config.model.name == DIT_XL else None)
+    synthesis = replace(config.synthesis, guidance=CAO2_GUIDANCE, image_size=config.synthesis.image_size)
+    if config.fidelity != "official":
+        return replace(config, cao2=base, synthesis=synthesis)
+    own: dict[str, dict[str, Any]] = {
+        "imagenette": {"pool": 2, "condition": "class", "iterations": 0},
+        "imagenet100": {"pool": 2, "select": "hard", "levels": (1, 5)},
+    }
+    return replace(config, cao2=replace(base, **own.get(preset, {})), synthesis=replace(synthesis, image_size=None))
 
 
 def _embedded(name: str) -> RunConfig:

@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets import digits
-from d3hr_ray.datasets.classes import ClassMap, build_class_map
+from d3hr_ray.datasets.classes import ClassMap, build_class_map, imagenet_wnids
 from d3hr_ray.datasets.imagefolder import ImageFolder
 from d3hr_ray.datasets.parquet import list_parquet
 from d3hr_ray.datasets.source import Mapper, Source, thread_map
@@ -115,6 +115,14 @@ def list_images(
         scan = scan.filter(pa.array(_first(scan["label"].to_pylist(), data.limit_per_class)))
     _check_unique(scan["image_id"], data.uri)
     return Listing(source, scan, classes)
+
+
+def model_listing(data: DataConfig, num_classes: int, model_names: Sequence[str] | None) -> Listing:
+    """No image, and the model's own classes (those of `data.classes`): for methods that need no dataset."""
+    found = model_names or (imagenet_wnids() if num_classes == 1000 else [str(i) for i in range(num_classes)])
+    classes = build_class_map(found, data.classes, num_classes, model_names)
+    columns = {"image_id": pa.string(), "label": pa.int32(), "start": pa.int64(), "length": pa.int64()}
+    return Listing(digits.Digits("digits"), pa.schema(list(columns.items())).empty_table(), classes)
 
 
 def require_variance(listing: Listing) -> None:

@@ -1,6 +1,7 @@
-"""D3HR (ICML 2025) and the baselines that share its stages."""
+"""D3HR (ICML 2025), CaO2 (ICCV 2025), their composition, and the baselines that share their stages."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import pyarrow as pa
@@ -8,12 +9,17 @@ import pyarrow as pa
 from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.models.loading import ModelCard
 from d3hr_ray.runs import claim_recipe, open_run
+from d3hr_ray.stages.candidates import run_candidates
+from d3hr_ray.stages.choose import run_choose
 from d3hr_ray.stages.fit import gaussian_file, run_fit
 from d3hr_ray.stages.invert import finished, run_invert
+from d3hr_ray.stages.judge import judge_id
+from d3hr_ray.stages.mixture import mixture_kind, run_mixture
 from d3hr_ray.stages.pool import Pool
-from d3hr_ray.stages.publish import recipe, run_publish
+from d3hr_ray.stages.publish import pool_recipe, recipe, run_publish
 from d3hr_ray.stages.reals import run_reals
 from d3hr_ray.stages.search import Variant, run_search, write_noise
 from d3hr_ray.stages.synthesize import run_synthesize
@@ -30,6 +36,7 @@ class Run:
     classes: pa.Table
     inputs: dict[str, Any]
     pool: Pool
+    latents: Store  # the run folder whose latents/ mixtures are fitted to
 
 
 def start_run(store: Store, config: RunConfig, card: ModelCard, listing: Listing, pool: Pool, overwrite: bool) -> Run:
@@ -43,7 +50,7 @@ def start_run(store: Store, config: RunConfig, card: ModelCard, listing: Listing
     open_run(store, config, inputs, overwrite)
     classes = listing.classes.table()
     store.write_table("classes.parquet", classes)
-    return Run(store, config, card, classes, inputs, pool)
+    return Run(store, config, card, classes, inputs, pool, store)
 
 
 def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, pool: Pool) -> Run:
@@ -66,15 +73,7 @@ def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, 
         open_run(store, config, inputs)
         for name in ("classes.parquet", *files):
             store.write_bytes(name, source.read_bytes(name))
-    return Run(store, config, card, source.read_table("classes.parquet"), inputs, pool)
-
-
-def variants(config: RunConfig) -> list[Variant]:
-    """The sets that a config asks for: one per timestep and IPC; the baselines without a Gaussian have no timestep."""
-    fitted = config.method in ("d3hr", "gaussian")
-    search = config.search.method if config.method == "d3hr" else None
-    timesteps = config.inversion.timesteps if fitted else (None,)
-    return [Variant(config.method, search, t, n, config.seed) for t in timesteps for n in config.search.ipc]
+    return Run(store, config, card, source.read_table("classes.parquet"), inputs, pool, source)
 
 
 def fit_gaussians(run: Run, listing: Listing) -> None:
@@ -89,14 +88,34 @@ def make_sets(run: Run) -> None:
     wanted = variants(run.config)
     for variant in wanted:
         claim_recipe(run.store, variant.name, recipe(run.config, variant, run.inputs))
-        if variant.method == "dit":
-            channels, height, width = run.card.latent_shape
-            write_noise(run.store, variant, len(run.classes), channels * height * width)
+        if run.config.has_pool:
+            choose_from_pool(run, variant)
         else:
-            run_search(run.store, run.config, variant, len(run.classes))
+            find_subsets(run, variant)
     run_synthesize(run.store, run.config, wanted, run.classes, run.pool)
     for variant in wanted:
         run_publish(run.store, run.config, variant, run.classes, run.inputs, None)
+
+
+def find_subsets(run: Run, variant: Variant) -> None:
+    """gaussians => subsets, by way of mixtures if asked; or noise, for what needs no Gaussian."""
+    if variant.timestep is None:
+        write_noise(run.store, variant, len(run.classes), prod(run.card.latent_shape))
+        return
+    if run.config.search.is_mixture:
+        kind = mixture_kind(run.config, variant.timestep, variant.ipc // variant.per_image)
+        run_mixture(run.latents, run.store, kind)
+    run_search(run.store, run.config, variant, len(run.classes))
+
+
+def choose_from_pool(run: Run, variant: Variant) -> None:
+    """CaO2's first stage: subsets of a pool => candidates, judged => the subsets of those that stay."""
+    wanted, size = pool_variant(run.config, variant), len(run.classes)
+    judged = {"classifier": judge_id(run.config)} if run.config.cao2.select != "none" else {}
+    claim_recipe(run.store, wanted.name, pool_recipe(run.config, wanted, run.inputs) | judged)
+    find_subsets(run, wanted)
+    run_candidates(run.store, run.config, wanted, run.classes, run.pool)
+    run_choose(run.store, run.config, variant, wanted, size)
 
 
 def pick_reals(run: Run, listing: Listing) -> None:
@@ -113,6 +132,6 @@ def distill(run: Run, listing: Listing) -> None:
     if run.config.method == "random":
         pick_reals(run, listing)
         return
-    if run.config.method in ("d3hr", "gaussian"):
+    if run.config.fits:
         fit_gaussians(run, listing)
     make_sets(run)

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.methods.d3hr import variants
+from d3hr_ray.methods.variants import variants
 from d3hr_ray.models.loading import ModelCard
 from d3hr_ray.numerics.schedule import Schedule
 
@@ -57,11 +57,11 @@ def plan(config: RunConfig, card: ModelCard, schedule: Schedule, images: int, cl
     ]
     hour = tflops * 1e12 * 3600
     if config.method in ("d3hr", "gaussian"):
-        top = max(config.inversion.timesteps)
+        top = max(config.inversion.stored)
         adams = config.inversion.solver == "adams"
         forwards = (schedule.position(top) + adams) * _passes(config.inversion.guidance)
         flop = images * (forwards * cost.forward + cost.encode)
-        stored = len(config.inversion.timesteps)
+        stored = len(config.inversion.stored)
         walk = f"{schedule.position(top)} {config.inversion.solver} steps to t={top}"
         note = f"{walk}, guidance {config.inversion.guidance:g}"
         lines.append(_row("invert", images, forwards, flop, flop / hour, images * stored * dims * 2, note))

@@ -7,6 +7,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
+from d3hr_ray.numerics.ancestral import Predict
 from d3hr_ray.numerics.ddim import Denoise
 
 
@@ -28,20 +29,41 @@ class Denoiser(nn.Module):
         config = self.transformer.config
         return config.in_channels, config.sample_size, config.sample_size
 
-    def eps(self, x: torch.Tensor, t: int, classes: torch.Tensor) -> torch.Tensor:
-        """x_t (B, C, H, W) and class ids (B,) => predicted noise, float32; a learned sigma is split off."""
-        steps = torch.full((len(x),), t, device=x.device)
-        out = self.transformer(x.to(self.transformer.dtype), timestep=steps, class_labels=classes, return_dict=False)[0]
-        return out[:, : x.shape[1]].float()
+    def eps(self, x: torch.Tensor, t: int | torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """x_t (B, C, H, W), t for all or one each (B,), class ids (B,) => predicted noise, float32, without sigma."""
+        return self._outputs(x, t, classes)[:, : x.shape[1]]
 
-    def guided(self, classes: torch.Tensor, scale: float) -> Denoise:
-        """Class ids (B,) => denoise(x, t) with guidance `scale` on all channels; scale 1 costs one pass, not two."""
-        if scale == 1:
-            return lambda x, t: self.eps(x, t, classes)
+    def _outputs(self, x: torch.Tensor, t: int | torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        steps = torch.as_tensor(t, device=x.device).expand(len(x))
+        out = self.transformer(x.to(self.transformer.dtype), timestep=steps, class_labels=classes, return_dict=False)
+        both: torch.Tensor = out[0].float()
+        return both
+
+    def guided(self, classes: torch.Tensor, scale: float, channels: int | None = None) -> Denoise:
+        """Class ids (B,) => denoise(x, t) with guidance `scale`; scale 1 costs one pass, not two.
+
+        `channels`: guide only the first so many; DiT's and CaO2's code guides 3 of 4 (FIELD.md 5, DiT#41).
+        """
+        predict = self.predictor(classes, scale, channels)
+        return lambda x, t: predict(x, t)[0]
+
+    def predictor(self, classes: torch.Tensor, scale: float, channels: int | None = None) -> Predict:
+        """Like `guided`, for ancestral sampling: (noise, the class's own learnt variance or None)."""
         both = torch.cat([classes, torch.full_like(classes, self.null_class)])
 
-        def denoise(x: torch.Tensor, t: int) -> torch.Tensor:
-            given, null = self.eps(torch.cat([x, x]), t, both).chunk(2)
-            return null + scale * (given - null)
+        def predict(x: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+            n = x.shape[1]
+            if scale == 1:
+                out = self._outputs(x, t, classes)
+                eps = out[:, :n]
+            else:
+                out, null = self._outputs(torch.cat([x, x]), t, both).chunk(2)
+                eps = _guide(out[:, :n], null[:, :n], scale, channels)
+            return eps, out[:, n:] if out.shape[1] > n else None
 
-        return denoise
+        return predict
+
+
+def _guide(given: torch.Tensor, null: torch.Tensor, scale: float, channels: int | None) -> torch.Tensor:
+    guided = null + scale * (given - null)
+    return guided if channels is None else torch.cat([guided[:, :channels], given[:, channels:]], 1)

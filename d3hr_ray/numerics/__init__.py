@@ -1,1 +1,1 @@
-"""Pure torch: schedule, DDIM, moments, subset scores and search, seeds. Nothing here knows Ray, files or images."""
+"""torch and scikit-learn's k-means only: schedule, samplers, moments, mixtures, subset search, seeds."""

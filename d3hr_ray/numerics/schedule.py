@@ -58,6 +58,15 @@ def even_grid(train_steps: int, steps: int) -> tuple[int, ...]:
     return tuple(round(i * train_steps / steps) for i in range(steps))
 
 
+def ancestral_grid(train_steps: int, steps: int) -> tuple[int, ...]:
+    """`steps` points from 0 to the last training step, evenly spaced to rounding: DiT's and CaO2's respacing.
+
+    50 of 1000 are 0, 20, 41, ..., 979, 999.
+    """
+    stride = (train_steps - 1) / max(1, steps - 1)
+    return tuple(round(i * stride) for i in range(steps))
+
+
 def linear_alphas(train_steps: int = 1000, start: float = 1e-4, end: float = 2e-2) -> torch.Tensor:
     """Cumulative alphas (T,) float64 of the linear beta schedule that DiT was trained with (Ho et al., 2020)."""
     return torch.cumprod(1 - torch.linspace(start, end, train_steps, dtype=torch.float64), 0)

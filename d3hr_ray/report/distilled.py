@@ -6,7 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from d3hr_ray.methods.d3hr import Run, variants
+from d3hr_ray.methods.d3hr import Run
+from d3hr_ray.methods.variants import variants
+from d3hr_ray.report.chosen import chosen_table, chosen_text
 from d3hr_ray.report.contact import contact_sheet
 from d3hr_ray.report.matching import format_table, matching_table
 from d3hr_ray.report.normality import MIN_IMAGES, normality_figure, normality_table, probe_latents, tsne_figure
@@ -27,7 +29,11 @@ def report(run: Run) -> str:
         images = run.store.read_table(f"{folder}/metadata.parquet")
         run.store.write_bytes(f"report/{variant.name}.png", contact_sheet(run.store, variant.name, images))
         lines += ["", f"{variant.name}: {len(images)} images in {run.store.uri}/{folder}"]
-        if variant.timestep is not None:
+        if run.config.has_pool:
+            chosen = chosen_table(run.store, variant, names)
+            run.store.write_bytes(f"report/chosen-{variant.name}.csv", _csv(chosen))
+            lines.append(chosen_text(chosen))
+        if variant.timestep is not None and not variant.clean:
             table = matching_table(run.store, variant, rejected, names)
             run.store.write_bytes(f"report/matching-{variant.name}.csv", _csv(table))
             lines.append(format_table(table))

@@ -140,7 +140,7 @@ class InvertShard:
         if len(accepted):
             states = self.invert(pixels, accepted)
             table = accepted.select(["image_id", "label"])
-            for t in sorted(self.job.config.inversion.timesteps):
+            for t in self.job.config.inversion.stored:
                 table = table.append_column(f"z_{t}", _column(states[t], accepted["image_id"], t))
             store.write_table(f"latents/{shard_file(shard)}", table)
             self._write_probe(shard, accepted, states[0])
@@ -162,7 +162,7 @@ class InvertShard:
             images = torch.from_numpy(pixels[rows].copy()).to(device)
             denoise = self.denoiser.guided(self.model_classes[labels[rows]].to(device), inversion.guidance)
             walk = adams.invert if inversion.solver == "adams" else ddim.invert
-            return invert_images(self.autoencoder, denoise, self.schedule, images, noise, inversion.timesteps, walk)
+            return invert_images(self.autoencoder, denoise, self.schedule, images, noise, inversion.stored, walk)
 
         parts = run_batches(work, len(accepted), inversion.batch_size)
         return {t: np.concatenate([part[t] for part in parts]) for t in parts[0]}

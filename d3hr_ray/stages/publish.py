@@ -45,7 +45,18 @@ def recipe(config: RunConfig, variant: Variant, inputs: dict[str, Any]) -> dict[
     plain["data"].pop("max_rejected")
     plain["inversion"]["timesteps"] = [variant.timestep] if variant.timestep is not None else []
     plain["search"]["ipc"] = [variant.ipc]
+    if not config.has_pool:
+        plain["cao2"] = None
+    if not config.search.is_mixture:
+        plain["inversion"]["cluster_timestep"] = None
     return {"variant": variant.name, "config": plain, "inputs": inputs}
+
+
+def pool_recipe(config: RunConfig, pool: Variant, inputs: dict[str, Any]) -> dict[str, Any]:
+    """All that decides what a pool holds: not what is done with it afterwards."""
+    plain = recipe(config, pool, inputs)
+    plain["config"] |= {"cao2": {key: plain["config"]["cao2"][key] for key in ("pool", "sampler")}, "method": "pool"}
+    return plain
 
 
 def run_publish(

@@ -15,9 +15,11 @@ import torch
 
 from d3hr_ray.config import OFFICIAL_BLOCK, RunConfig
 from d3hr_ray.numerics import groups, random_search
+from d3hr_ray.numerics.mixture import Mixture, match_mixture
 from d3hr_ray.numerics.random_search import RandomSearch
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.stages.fit import read_gaussians
+from d3hr_ray.stages.mixture import mixture_kind, read_mixtures
 from d3hr_ray.stages.pool import bounded
 from d3hr_ray.store import Store
 
@@ -35,11 +37,14 @@ class Variant:
     timestep: int | None
     ipc: int
     seed: int
+    words: tuple[str, ...] = ()  # what else tells it apart, such as k5 for five components
+    per_image: int = 1  # candidates per image of the final set, in a pool
+    clean: bool = False  # its subsets/ hold latents that are sampled already
 
     @property
     def name(self) -> str:
         """Folder name, such as d3hr-moments-t600-ipc10-seed0."""
-        words = [self.method, self.search, None if self.timestep is None else f"t{self.timestep}"]
+        words = [self.method, self.search, *self.words, None if self.timestep is None else f"t{self.timestep}"]
         return "-".join([*filter(None, words), f"ipc{self.ipc}", f"seed{self.seed}"])
 
     def blocks(self, classes: int) -> list[range]:
@@ -61,7 +66,7 @@ def run_search(store: Store, config: RunConfig, variant: Variant, classes: int) 
         return
     assert variant.timestep is not None, "noise needs no search"
     gaussians = ray.put(read_gaussians(store, variant.timestep))
-    if config.search.method == "moments" and variant.method == "d3hr":
+    if config.search.method == "moments" and variant.method != "gaussian":
         jobs = [(i, (store, config, variant, i, labels, gaussians, None)) for i, labels in missing]
         for _ in bounded(write_block, jobs, f"search {variant.name}"):
             pass
@@ -143,7 +148,11 @@ def write_block(
 ) -> None:
     """Make the subsets of a block of labels and write its file."""
     make: Callable[[int], torch.Tensor]
-    if winners is None:
+    if config.search.is_mixture:
+        assert variant.timestep is not None
+        kind = mixture_kind(config, variant.timestep, variant.ipc // variant.per_image)
+        make = partial(_of_mixture, config, variant.ipc, read_mixtures(store, kind, labels))
+    elif winners is None:
         make = partial(_matched, config, variant.ipc, gaussians)
     else:
         make = partial(_winner, config, variant.ipc, gaussians, winners)
@@ -162,6 +171,11 @@ def _matched(config: RunConfig, n: int, gaussians: Gaussians, label: int) -> tor
     return groups.match_moments(mean_D, std_D, n, config.search.candidates, config.seed, label)
 
 
+def _of_mixture(config: RunConfig, n: int, mixtures: dict[int, Mixture], label: int) -> torch.Tensor:
+    medoids = config.search.single == "medoid"
+    return match_mixture(mixtures[label], n, config.search.candidates, config.seed, label, medoids)
+
+
 def _winner(config: RunConfig, n: int, gaussians: Gaussians, winners: Winners, label: int) -> torch.Tensor:
     (mean_D, std_D), (_, block, index) = (g[label] for g in gaussians), winners[label]
     if config.fidelity == "official":
@@ -171,7 +185,7 @@ def _winner(config: RunConfig, n: int, gaussians: Gaussians, winners: Winners, l
 
 
 def write_noise(store: Store, variant: Variant, classes: int, dims: int) -> None:
-    """The `dit` baseline's subsets: pure noise, keyed by (seed, label, index), with no score."""
+    """Subsets of pure noise, keyed by (seed, label, index), with no score: the `dit` baseline's, and CaO2's pool."""
     for i, labels in enumerate(variant.blocks(classes)):
         if not store.exists(subset_file(variant, i)):
             noise = [
@@ -182,9 +196,13 @@ def write_noise(store: Store, variant: Variant, classes: int, dims: int) -> None
             store.write_table(subset_file(variant, i), table)
 
 
-def subset_table(subsets: Iterable[tuple[int, torch.Tensor, float]], seed: int) -> pa.Table:
-    """(label, latents (n, D), score) => the contract's rows, one per image."""
-    rows = [(label, k, seed, score, z.numpy()) for label, zs, score in subsets for k, z in enumerate(zs.float())]
+def subset_table(subsets: Iterable[tuple[int, torch.Tensor, float | torch.Tensor]], seed: int) -> pa.Table:
+    """(label, latents (n, D), the subset's score or one per image) => the contract's rows, one per image."""
+    rows = [
+        (label, k, seed, float(score), z.numpy())
+        for label, zs, all_scores in subsets
+        for k, (z, score) in enumerate(zip(zs.float(), torch.as_tensor(all_scores).expand(len(zs)), strict=True))
+    ]
     labels, indices, seeds, scores, latents = (list(c) for c in zip(*rows, strict=True))
     return pa.table(
         {

@@ -6,29 +6,22 @@ of what it wrote, which is the block's done mark. A variant is complete when its
 
 import hashlib
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.classes import folder_names
-from d3hr_ray.models.autoencoder import Autoencoder, to_pixels
+from d3hr_ray.models.autoencoder import to_pixels
 from d3hr_ray.models.loading import portable
-from d3hr_ray.numerics import adams, ddim
-from d3hr_ray.numerics.ddim import Denoise
-from d3hr_ray.numerics.schedule import Schedule
-from d3hr_ray.stages.batching import open_model, run_batches
 from d3hr_ray.stages.pool import Pool, run_units
+from d3hr_ray.stages.sampling import Sampler
 from d3hr_ray.stages.search import Variant, subset_file
 from d3hr_ray.store import Store
 
-Sample = Callable[[Denoise, torch.Tensor, Schedule, int], torch.Tensor]
 RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("error", pa.string())])
 IMAGE_SCHEMA = pa.schema(
     [
@@ -104,7 +97,7 @@ class SynthesizeBlock:
 
     def __init__(self, job: SynthesisJob) -> None:
         self.job = job
-        self.schedule, self.autoencoder, self.denoiser = open_model(job.config, job.device)
+        self.sampler = Sampler(job.config, job.classes, job.device)
         self.folders = folder_names(job.classes)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -133,46 +126,9 @@ class SynthesizeBlock:
 
     def pixels(self, variant: Variant, subsets: pa.Table) -> np.ndarray:
         """subsets/ rows => pixels (N, H, W, 3) uint8, in fixed batches."""
-        config, device = self.job.config, self.job.device
-        shape = self.denoiser.latent_shape
-        latents = torch.tensor(np.stack(subsets["latent"].to_pylist()), dtype=torch.float32).reshape(-1, *shape)
-        model_classes = torch.tensor(self.job.classes["model_class"].to_pylist())
-        classes = model_classes[torch.tensor(subsets["label"].to_pylist())].long()
-        start, floor = sampling_start(self.schedule, variant.timestep, config.fidelity == "official")
-
-        walk = adams.sample if config.inversion.solver == "adams" else partial(ddim.sample, floor=floor)
-
-        def work(rows: slice) -> np.ndarray:
-            denoise = self.denoiser.guided(classes[rows].to(device), config.synthesis.guidance)
-            return synthesize(self.autoencoder, walk, denoise, self.schedule, latents[rows].to(device), start)
-
-        return np.concatenate(run_batches(work, len(latents), config.inversion.batch_size))
-
-
-def sampling_start(schedule: Schedule, timestep: int | None, official: bool) -> tuple[int, int | None]:
-    """Where sampling starts and its floor: at t, or one grid step above it with floor 1, as the authors' code does.
-
-    Without a timestep the latents are pure noise, which belongs at the top of the grid.
-    """
-    if timestep is None:
-        return schedule.grid[-1], None
-    return (schedule.above(timestep), 1) if official else (timestep, None)
-
-
-def synthesize(
-    autoencoder: Autoencoder,
-    walk: Sample,
-    denoise: Denoise,
-    schedule: Schedule,
-    latents: torch.Tensor,
-    start: int,
-) -> np.ndarray:
-    """Noised latents (B, C, H, W) at `start` => pixels (B, H, W, 3) uint8. Raises ValueError if they are not finite."""
-    with torch.inference_mode():
-        images = autoencoder.decode(walk(denoise, latents, schedule, start))
-        if not torch.isfinite(images).all():
-            raise ValueError("NaN or inf in the images; check the model, lower --guidance, or use --dtype float32")
-        return to_pixels(images).cpu().numpy()
+        sampler = self.sampler
+        latents = sampler.starts(subsets) if variant.clean else sampler.sample(subsets, variant.timestep)
+        return to_pixels(sampler.decode(sampler.optimise(subsets, latents))).numpy()
 
 
 def png(pixels: np.ndarray, size: int | None) -> bytes:

@@ -1,0 +1,84 @@
+"""choose: pools/<pool>/ => subsets/<variant>/, the candidates that stay, re-matched to the class moments if wished.
+
+Ray tasks, one per block of the variant. What the classifier got right, and what filled up, is written beside.
+"""
+
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from d3hr_ray.config import RunConfig
+from d3hr_ray.numerics.selection import Choice, rematch, select
+from d3hr_ray.stages.candidates import candidate_file
+from d3hr_ray.stages.fit import read_gaussians
+from d3hr_ray.stages.pool import bounded
+from d3hr_ray.stages.search import Variant, subset_file, subset_table
+from d3hr_ray.store import Store
+
+CHOICE_SCHEMA = pa.schema(
+    [
+        ("label", pa.int32()),
+        ("candidates", pa.int32()),
+        ("correct", pa.int32()),  # of the candidates, by the classifier
+        ("kept", pa.int32()),
+        ("kept_correct", pa.int32()),
+        ("kept_own", pa.float32()),  # mean probability of the own class
+    ]
+)
+
+
+def run_choose(store: Store, config: RunConfig, variant: Variant, pool_variant: Variant, classes: int) -> None:
+    """Choose every block of a variant that is not there."""
+    jobs = [
+        (i, (store, config, variant, pool_variant, i, labels))
+        for i, labels in enumerate(variant.blocks(classes))
+        if not (store.exists(subset_file(variant, i)) and store.exists(choice_file(variant, i)))
+    ]
+    for _ in bounded(choose_block, jobs, f"choose {variant.name}"):
+        pass
+
+
+def choice_file(variant: Variant, block: int) -> str:
+    """Name of a block's table of what was chosen."""
+    return f"pools/{variant.name}/choice-{block:06d}.parquet"
+
+
+def choose_block(
+    store: Store, config: RunConfig, variant: Variant, pool_variant: Variant, block: int, labels: range
+) -> None:
+    """Choose the images of some labels and write their subsets/ file."""
+    subsets, facts = [], []
+    for label in labels:
+        rows = _class_rows(store, pool_variant, candidate_file, label)
+        choice = _choose(config, rows, label, variant.ipc)
+        own = torch.tensor(rows["own"].to_pylist())[list(choice.places)]
+        source = rows if variant.clean else _class_rows(store, pool_variant, subset_file, label)
+        latents_ND = torch.tensor(source.take(list(choice.places))["latent"].to_pylist())
+        if not variant.clean and config.cao2.rematch:
+            assert variant.timestep is not None
+            mean_KD, std_KD = read_gaussians(store, variant.timestep)
+            latents_ND = rematch(latents_ND, mean_KD[label], std_KD[label])
+        subsets.append((label, latents_ND, own))
+        correct = int(pc.sum(pc.equal(rows["predicted"], label)).as_py())
+        facts.append((label, len(rows), correct, variant.ipc, choice.correct, float(own.mean())))
+    columns = [pa.array(c, f.type) for c, f in zip(zip(*facts, strict=True), CHOICE_SCHEMA, strict=True)]
+    store.write_table(choice_file(variant, block), pa.table(columns, schema=CHOICE_SCHEMA))
+    store.write_table(subset_file(variant, block), subset_table(subsets, config.seed))
+
+
+def _class_rows(store: Store, pool_variant: Variant, file: Callable[[Variant, int], str], label: int) -> pa.Table:
+    """A label's candidates in the pool's order."""
+    size = len(pool_variant.blocks(label + 1)[0])
+    table = store.read_table(file(pool_variant, label // size))
+    return table.filter(pc.equal(table["label"], label)).sort_by("index")
+
+
+def _choose(config: RunConfig, rows: pa.Table, label: int, n: int) -> Choice:
+    """The places to keep; without a classifier the first n of the pool."""
+    predicted, confidence, own = (torch.tensor(rows[c].to_pylist()) for c in ("predicted", "confidence", "own"))
+    order = config.cao2.select
+    if order == "none":
+        return Choice(tuple(range(n)), int((predicted[:n] == label).sum()))
+    return select(predicted == label, own, confidence if config.fidelity == "official" else own, n, order)

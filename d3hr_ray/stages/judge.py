@@ -1,0 +1,93 @@
+"""The classifier that CaO2 asks of each candidate: is this its class, and how sure is that?
+
+Any teacher of the evaluation can judge: a timm name with weights, ARCH=FILE, a folder of `--teacher train`, or the one
+that comes with the embedded models. Its classes are matched to the run's by wnid or name.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import timm
+import torch
+from torch import nn
+
+from d3hr_ray.config import RunConfig
+from d3hr_ray.evaluation.students import Normalised
+from d3hr_ray.evaluation.teachers import CARD, Target, load_teacher, teacher_id
+from d3hr_ray.models.loading import locate
+from d3hr_ray.store import Store, absolute
+
+OWN = "classifier"  # folder of a model's own classifier
+BATCH = 256
+
+
+class Judge:
+    """A frozen classifier over the run's classes, whatever size it wants its images in."""
+
+    def __init__(self, net: nn.Module, side: int, device: str) -> None:
+        self.net, self.side, self.device = net.eval().requires_grad_(False).to(device), side, device
+
+    @torch.inference_mode()
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, 3, H, W) [-1, 1] => (N, K) probabilities of the run's classes, on the CPU."""
+        parts = []
+        for part in images.split(BATCH):
+            fitted = part.to(self.device).clamp(-1, 1)
+            if fitted.shape[-1] != self.side:
+                fitted = nn.functional.interpolate(fitted, size=self.side, mode="bilinear", antialias=True)
+            parts.append(self.net(fitted).float().softmax(1).cpu())
+        return torch.cat(parts)
+
+
+def judge_name(config: RunConfig) -> str:
+    """The classifier to load, by a name that every worker understands.
+
+    Raises ValueError if none is named and the model has none of its own.
+    """
+    name = config.cao2.classifier
+    if name is None:
+        own = Path(locate(config.model.name)) / OWN
+        if not (own / CARD).is_file():
+            raise ValueError(
+                f"--classifier is needed: --model {config.model.name} comes without one; give a timm name, ARCH=FILE, "
+                "or a folder that jobs/evaluate.py --teacher train made"
+            )
+        return str(own)
+    arch, equals, path = name.partition("=")
+    if equals:
+        return f"{arch}={absolute(path)}"
+    return absolute(name) if Store(absolute(name)).exists(CARD) else name
+
+
+def judge_id(config: RunConfig) -> str:
+    """What recipes call the classifier: its name, with a hash of its weights where they are files."""
+    return teacher_id((judge_name(config),))
+
+
+def load_judge(config: RunConfig, classes: pa.Table, device: str) -> Judge:
+    """The run's classifier. Raises ValueError for one that does not exist or does not know the classes.
+
+    The authors feed theirs images in [-1, 1] without ImageNet's normalisation; `official` does so too.
+    """
+    name = judge_name(config)
+    side = _side(name)
+    wnids = classes["wnid"].to_pylist()
+    target = Target(tuple(classes["name"].to_pylist()), tuple(wnids) if all(wnids) else None, side)
+    try:
+        net = load_teacher(name, target)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--teacher", "--classifier")) from error
+    if config.fidelity == "official":
+        for module in net.modules():
+            if isinstance(module, Normalised):
+                module.scale, module.offset = torch.ones_like(module.scale), torch.zeros_like(module.offset)
+    return Judge(net, side, device)
+
+
+def _side(name: str) -> int:
+    """Pixels that a classifier wants its images at."""
+    store = Store(absolute(name))
+    if "=" not in name and store.exists(CARD):
+        return int(store.read_json(CARD)["image_size"])
+    known = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True) if "=" not in name else None
+    return int(known.input_size[-1]) if known is not None else 224

@@ -1,0 +1,188 @@
+"""mixture: latents/ => mixtures/<name>/, several Gaussians per class, diagonal or with low-rank directions.
+
+Ray tasks, one per run of classes whose latents fit into CLASS_BYTES. A task reads the files that can hold its labels
+(Parquet footers tell), row by row group, so its memory is bounded whatever the size of the set.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from d3hr_ray.config import RunConfig, RunError
+from d3hr_ray.numerics.mixture import Mixture, fit_mixture
+from d3hr_ray.numerics.seeds import digest
+from d3hr_ray.stages.fit import gaussian_file, to_tensors
+from d3hr_ray.stages.pool import bounded
+from d3hr_ray.store import Store
+
+CLASS_BYTES = 512 << 20  # of float32 latents that a task holds; of a larger class it takes every so manieth image
+
+
+@dataclass(frozen=True)
+class MixtureKind:
+    """Which mixture of a run: where it is fitted and clustered, and how much it may model."""
+
+    timestep: int
+    cluster_timestep: int
+    components: int
+    rank: int
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Its folder within the run's."""
+        where = f"t{self.timestep:04d}-c{self.cluster_timestep:04d}"
+        return f"mixtures/{where}-k{self.components}-r{self.rank}-seed{self.seed}"
+
+
+def mixture_kind(config: RunConfig, timestep: int, ipc: int) -> MixtureKind:
+    """The mixture that a config asks for at a timestep, for sets of `ipc` images per class."""
+    components = ipc if config.search.components == "ipc" else config.search.components
+    assert isinstance(components, int)
+    cluster = config.inversion.cluster_timestep
+    return MixtureKind(timestep, timestep if cluster is None else cluster, components, config.search.rank, config.seed)
+
+
+def run_mixture(latents: Store, store: Store, kind: MixtureKind) -> None:
+    """Fit every class that has no mixture yet, from the stored latents of `latents` (a run folder, maybe another)."""
+    table = store.read_table(gaussian_file(kind.timestep)).sort_by("label")
+    counts, dims = table["count"].to_pylist(), len(table["mean"][0])
+    jobs = [
+        (labels, (latents, store, kind, labels, dims))
+        for labels in label_blocks(counts, dims)
+        if not store.exists(part_file(kind, labels))
+    ]
+    if jobs:
+        _check_latents(latents, kind, sum(counts))
+    for _ in bounded(write_mixtures, jobs, f"fit {kind.folder.removeprefix('mixtures/')}"):
+        pass
+
+
+def label_blocks(counts: list[int], dims: int) -> Iterator[range]:
+    """Labels 0..K-1 in runs whose latents stay under CLASS_BYTES, or of a single label."""
+    start, total = 0, 0
+    for label, count in enumerate(counts):
+        if label > start and total + count * dims * 4 > CLASS_BYTES:
+            yield range(start, label)
+            start, total = label, 0
+        total += count * dims * 4
+    yield range(start, len(counts))
+
+
+def part_file(kind: MixtureKind, labels: range) -> str:
+    """Name of the file of some labels; it carries them, so that a reader finds its own."""
+    return f"{kind.folder}/part-{labels.start:06d}-{labels.stop:06d}.parquet"
+
+
+def _check_latents(latents: Store, kind: MixtureKind, images: int) -> None:
+    """Raise ValueError unless the latents of both timesteps are stored."""
+    files = latents.list("latents")
+    there = latents.column_names(f"latents/{files[0]}") if files else []
+    for t in (kind.timestep, kind.cluster_timestep):
+        if f"z_{t}" not in there:
+            stored = ", ".join(name[2:] for name in there if name.startswith("z_"))
+            raise ValueError(
+                f"--components and --rank are fitted to stored latents, and {latents.uri} has none at t={t} of its "
+                f"{images} images (there: {stored or 'none'}); run it with --timesteps or --cluster-timestep {t}"
+            )
+
+
+def write_mixtures(latents: Store, store: Store, kind: MixtureKind, labels: range, dims: int) -> None:
+    """Fit the mixtures of some labels and write their file. Raises RunError for a class with too few images."""
+    most = max(2, CLASS_BYTES // (dims * 4))
+    at, by = read_classes(latents, labels, (kind.timestep, kind.cluster_timestep), most)
+    rows: list[dict[str, object]] = []
+    for label in labels:
+        key = digest(f"mixture of {label}, {kind.seed}".encode())
+        try:
+            mixture = fit_mixture(by[label], at[label], kind.components, kind.rank, key)
+        except ValueError as error:
+            raise RunError(f"mixture: class {label}: {error}") from error
+        rows += mixture_rows(label, kind.timestep, mixture)
+    store.write_table(part_file(kind, labels), pa.Table.from_pylist(rows, MIXTURE_SCHEMA))
+
+
+def read_classes(
+    latents: Store, labels: range, timesteps: tuple[int, int], most: int
+) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+    """Latents (N, D) float32 of each label at two timesteps, in the order of the files.
+
+    Of a class with more than `most` images, every second is dropped again and again.
+    """
+    found: dict[int, list[tuple[torch.Tensor, ...]]] = {label: [] for label in labels}
+    stride, seen = dict.fromkeys(labels, 1), dict.fromkeys(labels, 0)
+    columns = ["label", *dict.fromkeys(f"z_{t}" for t in timesteps)]
+    for file in latents.list("latents"):
+        table = latents.read_rows(f"latents/{file}", columns, "label", labels)
+        parts = [to_tensors(table, f"z_{t}") for t in timesteps]
+        for label in np.unique(parts[0][0].numpy()) if len(table) else ():
+            rows = torch.nonzero(parts[0][0] == label).flatten()
+            number = seen[label] + torch.arange(len(rows))
+            seen[label] += len(rows)
+            rows = rows[number % stride[label] == 0]
+            found[label].append(tuple(z[rows].float() for _, z in parts))
+            while sum(len(p[0]) for p in found[label]) > most:
+                stride[label] *= 2
+                found[label] = [tuple(torch.cat([p[i] for p in found[label]])[::2] for i in range(2))]
+    empty = [torch.zeros(0, 1)] * 2
+    joined = {label: [torch.cat(z) for z in zip(*parts, strict=True)] or empty for label, parts in found.items()}
+    return {k: z[0] for k, z in joined.items()}, {k: z[1] for k, z in joined.items()}
+
+
+_LIST = pa.list_(pa.float32())
+MIXTURE_SCHEMA = pa.schema(
+    [
+        ("label", pa.int32()),
+        ("timestep", pa.int32()),
+        ("component", pa.int32()),
+        ("count", pa.int64()),
+        ("mean", _LIST),
+        ("medoid", _LIST),  # the stored latent nearest to the cluster's centre
+        ("variance", _LIST),  # beside the factors
+        ("factors", pa.list_(_LIST)),  # the class's, with its first component
+    ]
+)
+
+
+def mixture_rows(label: int, timestep: int, mixture: Mixture) -> list[dict[str, object]]:
+    """One row per component of a class."""
+    return [
+        {
+            "label": label,
+            "timestep": timestep,
+            "component": c,
+            "count": int(mixture.count_C[c]),
+            "mean": mixture.mean_CD[c].numpy(),
+            "medoid": mixture.medoid_CD[c].numpy(),
+            "variance": mixture.variance_CD[c].numpy(),
+            "factors": [] if c else [row.numpy() for row in mixture.factors_RD],
+        }
+        for c in range(len(mixture.count_C))
+    ]
+
+
+def read_mixtures(store: Store, kind: MixtureKind, labels: range) -> dict[int, Mixture]:
+    """The stored mixtures of some labels."""
+    tables = []
+    for name in store.list(kind.folder):
+        start, stop = (int(word) for word in name.removesuffix(".parquet").split("-")[1:])
+        if start < labels.stop and labels.start < stop:
+            tables.append(store.read_table(f"{kind.folder}/{name}"))
+    rows = pa.concat_tables(tables).sort_by([("label", "ascending"), ("component", "ascending")])
+    return {label: _mixture(rows.filter(pc.equal(rows["label"], label))) for label in labels}
+
+
+def _mixture(rows: pa.Table) -> Mixture:
+    mean, medoid, variance = (torch.tensor(np.stack(rows[c].to_numpy())) for c in ("mean", "medoid", "variance"))
+    factors = rows["factors"][0].as_py()
+    return Mixture(
+        torch.tensor(rows["count"].to_pylist()),
+        mean,
+        medoid,
+        variance,
+        torch.tensor(factors, dtype=torch.float32).reshape(len(factors), mean.shape[1]),
+    )

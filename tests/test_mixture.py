@@ -1,0 +1,182 @@
+"""Mixtures in the noise domain: D3HR as a special case, exact matching, low rank, sharing out, bounded reading."""
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d3hr_ray.config import InversionConfig, RunError, SearchConfig
+from d3hr_ray.numerics import groups
+from d3hr_ray.numerics.mixture import LEAST_SHARE, fit_mixture, match_mixture, share_out
+from d3hr_ray.stages import mixture as stage
+from d3hr_ray.store import Store
+
+D = 24
+
+
+def latents(n: int, seed: int = 0, rank: int = 0) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, D, generator=draw) * torch.linspace(0.5, 1.5, D) + torch.linspace(-1, 1, D)
+    return z + torch.randn(n, rank, generator=draw) @ (2 * torch.randn(rank, D, generator=draw)) if rank else z
+
+
+def test_one_component_without_directions_is_d3hr():
+    z = latents(200)
+    ours = match_mixture(fit_mixture(z, z, 1, 0, 0), 10, 32, seed=3, label=2)
+    assert torch.allclose(ours, groups.match_moments(z.mean(0), z.std(0), 10, 32, 3, 2), atol=1e-5)
+
+
+def test_separate_clusters_are_found_with_their_sizes_and_means():
+    centres = torch.tensor([[-9.0] * D, [0.0] * D, [9.0] * D])
+    labels = torch.tensor([0] * 10 + [1] * 30 + [2] * 20)
+    z = latents(60) + centres[labels]
+    found = fit_mixture(z, z, 3, 0, 0)
+    assert found.count_C.tolist() == [30, 20, 10]
+    for c, label in enumerate((1, 2, 0)):
+        assert torch.allclose(found.mean_CD[c], z[labels == label].mean(0), atol=1e-5)
+
+
+def test_images_are_clustered_at_one_timestep_and_fitted_at_another():
+    labels = torch.arange(40) % 2
+    near, far = latents(40) + 9.0 * labels[:, None], latents(40, seed=1)
+    found = fit_mixture(near, far, 2, 0, 0)
+    means = torch.stack([far[labels == i].mean(0) for i in range(2)])
+    assert min(float((found.mean_CD - m).abs().max()) for m in (means, means.flip(0))) < 1e-5
+
+
+def test_low_rank_and_the_diagonal_add_up_to_the_variance():
+    z = latents(400, rank=3)
+    found = fit_mixture(z, z, 1, 3, 0)
+    total = found.variance_CD[0] + found.factors_RD.square().sum(0)
+    assert torch.allclose(total, z.var(0), rtol=LEAST_SHARE)  # equal, but where the floor lifts the diagonal
+    assert float((total / z.var(0) - 1).abs().median()) < 1e-5
+    assert (found.variance_CD[0] >= LEAST_SHARE * z.var(0) * 0.999).all()
+
+
+def test_low_rank_draws_have_the_correlations_that_a_diagonal_fit_throws_away():
+    z = latents(500, rank=3)
+    truth = torch.cov(z.T)
+    errors = [
+        float((torch.cov(match_mixture(fit_mixture(z, z, 1, rank, 0), 300, 2, 0, 0).T) - truth).norm() / truth.norm())
+        for rank in (0, 1, 3)
+    ]
+    assert errors[0] > errors[1] > 2 * errors[2]  # measured: 0.89, 0.57, 0.08
+
+
+def test_low_rank_matching_is_exact_where_it_is_white():
+    """Solving for e from the latents gives columns of mean 0; the mean is exact in the latents too."""
+    z = latents(300, rank=2)
+    found = fit_mixture(z, z, 1, 2, 0)
+    drawn = match_mixture(found, 12, 16, 0, 0)
+    assert torch.allclose(drawn.mean(0), found.mean_CD[0], atol=1e-5)
+
+
+def test_a_component_with_one_image_gives_its_mean_and_others_their_moments():
+    z = latents(90) + 9.0 * (torch.arange(90) % 3 == 0)[:, None]
+    found = fit_mixture(z, z, 2, 0, 0)
+    drawn = match_mixture(found, 3, 16, 0, 0)
+    assert share_out(found.count_C, 3) == [2, 1]
+    assert torch.equal(drawn[2], found.mean_CD[1])
+    assert torch.allclose(drawn[:2].mean(0), found.mean_CD[0], atol=1e-5)
+    assert torch.allclose(drawn[:2].std(0), found.variance_CD[0].sqrt(), rtol=1e-4)
+
+
+def test_a_medoid_is_the_image_nearest_to_its_clusters_centre():
+    near, far = latents(30), latents(30, seed=1)
+    found = fit_mixture(near, far, 1, 0, 0)
+    nearest = (near - near.mean(0)).norm(dim=1).argmin()
+    assert torch.equal(match_mixture(found, 1, 4, 0, 0, medoids=True)[0], far[nearest])
+
+
+def test_too_few_images_are_refused():
+    z = latents(3)
+    with pytest.raises(ValueError, match="3 images cannot make 4"):
+        fit_mixture(z, z, 4, 0, 0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=8), st.integers(1, 60))
+def test_shares_add_up_follow_weights_and_never_shrink(counts, n):
+    counts = sorted(counts, reverse=True)
+    shares, more = (share_out(torch.tensor(counts), k) for k in (n, n + 1))
+    assert sum(shares) == n
+    assert shares == sorted(shares, reverse=True)
+    if n >= len(counts):
+        assert min(shares) >= 1
+        assert all(b >= a for a, b in zip(shares, more, strict=True))
+
+
+def store_with(tmp_path, labels: list[int], files: int) -> Store:
+    store = Store(str(tmp_path))
+    z = {t: latents(len(labels), seed=t).half() for t in (100, 600)}
+    table = pa.table({"image_id": [str(i) for i in range(len(labels))], "label": pa.array(labels, pa.int32())})
+    for t, values in z.items():
+        column = pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().reshape(-1)), D)
+        table = table.append_column(f"z_{t}", column)
+    size = -(-len(labels) // files)
+    for i in range(files):
+        store.write_table(f"latents/part-{i:06d}.parquet", table.slice(i * size, size))
+    return store
+
+
+def test_classes_are_read_in_order_from_shuffled_files(tmp_path):
+    labels = [i % 3 for i in range(60)]
+    store = store_with(tmp_path, labels, 4)
+    at, by = stage.read_classes(store, range(1, 3), (600, 100), 100)
+    assert set(at) == {1, 2}
+    for label in (1, 2):
+        rows = torch.tensor(labels) == label
+        assert torch.equal(at[label], latents(60, seed=600).half()[rows].float())
+        assert torch.equal(by[label], latents(60, seed=100).half()[rows].float())
+
+
+def test_a_class_too_large_for_memory_is_thinned_evenly(tmp_path):
+    store = store_with(tmp_path, [0] * 100, 5)
+    at, _ = stage.read_classes(store, range(1), (600, 600), 30)
+    assert torch.equal(at[0], latents(100, seed=600).half()[::4].float())
+
+
+def test_a_class_with_too_few_images_is_named(tmp_path):
+    store = store_with(tmp_path, [0] * 9 + [1] * 3, 1)
+    kind = stage.MixtureKind(600, 100, 5, 0, 0)
+    with pytest.raises(RunError, match="class 1: 3 images cannot make 5"):
+        stage.write_mixtures(store, store, kind, range(2), D)
+
+
+def test_mixtures_survive_storing(tmp_path):
+    store = store_with(tmp_path, [i % 4 for i in range(80)], 3)
+    kind = stage.MixtureKind(600, 100, 3, 2, 7)
+    for labels in (range(0, 3), range(3, 4)):
+        stage.write_mixtures(store, store, kind, labels, D)
+    at, by = stage.read_classes(store, range(4), (600, 100), 1000)
+    read = stage.read_mixtures(store, kind, range(2, 4))
+    for label in (2, 3):
+        key = stage.digest(f"mixture of {label}, 7".encode())
+        fitted = fit_mixture(by[label], at[label], 3, 2, key)
+        for part in ("count_C", "mean_CD", "medoid_CD", "variance_CD", "factors_RD"):
+            assert torch.equal(getattr(read[label], part), getattr(fitted, part))
+
+
+def test_label_blocks_cover_every_class_once_and_stay_small():
+    blocks = list(stage.label_blocks([1300] * 1000, 4096))
+    assert [label for b in blocks for label in b] == list(range(1000))
+    assert max(len(b) for b in blocks) * 1300 * 4096 * 4 <= stage.CLASS_BYTES
+
+
+def test_stored_timesteps_hold_the_one_to_cluster_at():
+    assert InversionConfig((600, 280), cluster_timestep=100).stored == (100, 280, 600)
+    assert InversionConfig((600,)).stored == (600,)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"components": 0}, "--components 0"),
+        ({"rank": -1}, "--rank -1"),
+        ({"components": 2, "method": "random"}, "need --search moments"),
+    ],
+)
+def test_wrong_mixtures_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**wrong)
