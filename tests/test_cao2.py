@@ -56,7 +56,7 @@ def _reference_step(scheduler, out: torch.Tensor, t: int, x: torch.Tensor, noise
 
 
 def test_ancestral_samples_of_exact_gaussian_data_have_its_moments():
-    """250 steps of the exact denoiser from N(0, 1) give N(m, s^2): 4,000 samples, errors of three deviations allowed."""
+    """250 steps of the exact denoiser from N(0, 1) give N(m, s^2): 4,000 samples, three deviations allowed."""
     schedule = Schedule(linear_alphas(), ancestral_grid(1000, 250))
     mean, std = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 1.5])
     exact = GaussianDenoiser(schedule, mean, std)
