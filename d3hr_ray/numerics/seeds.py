@@ -1,6 +1,6 @@
 """Seeds by identity: every draw is keyed by what it is for, never by who makes it or when.
 
-Draws are made on the CPU by Philox (numpy), so that a GPU run starts from the same numbers as a CPU run.
+Draws are made on the CPU by numpy, so that a GPU run starts from the same numbers as a CPU run.
 """
 
 import hashlib
@@ -16,8 +16,16 @@ def digest(data: bytes) -> int:
 
 def generator(*key: int | str) -> np.random.Generator:
     """A generator of its own for each key, such as ("posterior", seed, image). Equal keys, equal streams."""
-    word = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(word, np.uint64)))
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(_word(key), np.uint64)))
+
+
+def fast_generator(*key: int | str) -> np.random.Generator:
+    """Like `generator`, a quarter faster (SFC64), for streams of very many numbers."""
+    return np.random.Generator(np.random.SFC64(np.frombuffer(_word(key), np.uint32)))
+
+
+def _word(key: tuple[int | str, ...]) -> bytes:
+    return hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
 
 
 def normal(shape: tuple[int, ...], *key: int | str) -> torch.Tensor:

@@ -1,0 +1,50 @@
+"""Measure one thing, as ratios of two sides that are run in turns; print a table, and save it as JSON.
+
+    python jobs/bench.py search                     # subset search against a plain torch loop
+    python jobs/bench.py solver --json solver.json  # round trip, moments and accuracy against network evaluations
+
+One figure is as good as the machine is quiet: the load average is part of the output.
+"""
+
+import importlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # single-threaded sides are compared per core
+
+import tyro
+from cli import announce, guard, parse
+
+Name = Literal["search", "solver"]
+
+
+@dataclass(frozen=True)
+class BenchFlags:
+    """Command line of the job."""
+
+    name: tyro.conf.Positional[Name]
+    """What to measure."""
+    json: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write name, machine, command, ratios and rows to this file."""
+    quick: bool = False
+    """Tiny sizes, to see that it runs; its figures mean nothing."""
+
+
+def main() -> None:
+    """Run one benchmark and show it."""
+    flags = parse(BenchFlags, __doc__ or "")
+    benchmark = importlib.import_module(f"d3hr_ray.benchmarks.{flags.name}")
+    result = benchmark.run(flags.quick)
+    print(result)
+    if flags.json:
+        text = json.dumps(result.as_json(" ".join(["python", *sys.argv])), indent=2)
+        Path(flags.json).write_text(text + "\n")
+        announce(f"written to {flags.json}")
+
+
+if __name__ == "__main__":
+    guard(main)
