@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d3hr_ray.numerics.moments import Moments
+from d3hr_ray.numerics.moments import Moments, PowerSums
 
 
 def draw(n: int, seed: int, offset: float = 0.0) -> torch.Tensor:
@@ -53,3 +53,26 @@ def test_half_precision_input_is_summed_in_double():
 def test_variance_of_one_sample_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
         Moments.of(draw(1, 0)).variance()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=4), st.integers(0, 10**6), st.floats(-50, 50))
+def test_power_sums_equal_the_moments_of_each_label(sizes, seed, offset):
+    x = draw(sum(sizes), seed, offset).half()
+    labels = torch.randint(0, 5, (len(x),), generator=torch.Generator().manual_seed(seed)) * 3
+    sums = PowerSums(6)
+    for part, names in zip(x.split(sizes), labels.split(sizes), strict=True):
+        sums.add(part, names)
+    found = sums.moments()
+    assert sorted(found) == sorted(set(labels.tolist()))
+    for label, ours in found.items():
+        plain = Moments.of(x[labels == label])
+        assert ours.count == plain.count
+        assert torch.allclose(ours.mean_D, plain.mean_D, rtol=1e-12, atol=1e-14)
+        assert torch.allclose(ours.m2_D, plain.m2_D, rtol=1e-12, atol=1e-9)
+
+
+def test_power_sums_of_equal_samples_have_no_variance():
+    sums = PowerSums(6)
+    sums.add(draw(1, 0, offset=7.3).half().expand(31, 6), torch.zeros(31))
+    assert torch.equal(sums.moments()[0].variance(), torch.zeros(6, dtype=torch.float64))

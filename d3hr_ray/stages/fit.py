@@ -12,7 +12,7 @@ import ray
 import torch
 
 from d3hr_ray.config import RunError
-from d3hr_ray.numerics.moments import Moments
+from d3hr_ray.numerics.moments import Moments, PowerSums
 from d3hr_ray.stages.pool import progress
 from d3hr_ray.store import Store
 
@@ -54,13 +54,13 @@ def fit_tree(store: Store, groups: list[list[str]], t: int) -> PerClass:
 
 def partial_moments(store: Store, files: list[str], t: int) -> PerClass:
     """Moments per label of one timestep over a group of latents files, in their order."""
-    total: PerClass = {}
+    sums: PowerSums | None = None
     for file in files:
         table = store.read_table(f"latents/{file}", columns=["label", f"z_{t}"])
         labels, latents = to_tensors(table, f"z_{t}")
-        parts = {int(label): Moments.of(latents[labels == label]) for label in labels.unique()}
-        total = merge(total, parts)
-    return total
+        sums = sums or PowerSums(latents.shape[1])
+        sums.add(latents, labels)
+    return sums.moments() if sums else {}
 
 
 def to_tensors(table: pa.Table, column: str) -> tuple[torch.Tensor, torch.Tensor]:
