@@ -1,0 +1,204 @@
+"""CaO2's stages in this process, without Ray: pool, choice, optimised images; and what its flags refuse."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import PIPELINE, WNIDS
+from flags import DistillFlags, build_config
+from PIL import Image
+
+from d3hr_ray.config import CaO2Config, DataConfig, InversionConfig, ModelConfig, RunConfig, SearchConfig
+from d3hr_ray.datasets.listing import model_listing
+from d3hr_ray.methods.variants import pool_variant, variants
+from d3hr_ray.report.chosen import chosen_table, chosen_text
+from d3hr_ray.stages import candidates, choose, judge
+from d3hr_ray.stages.search import subset_file, write_noise
+from d3hr_ray.stages.synthesize import SynthesisJob, SynthesizeBlock
+from d3hr_ray.store import Store
+
+CLASSES = model_listing(DataConfig("", classes=WNIDS), 1000, None).classes.table()
+CONFIG = RunConfig(
+    DataConfig("", classes=WNIDS),
+    ModelConfig(PIPELINE, "float32"),
+    InversionConfig(steps=4, batch_size=4),
+    SearchConfig(ipc=(2,)),
+    cao2=CaO2Config(pool=3, iterations=2, levels=(1, 2)),
+    method="cao2",
+)
+
+
+class EveryOther:
+    """A judge that is sure of the class at even places, wrong at odd ones, and surer the later."""
+
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(len(images), 3)
+        for place in range(len(images)):
+            label, index = divmod(place, 6)
+            own = 0.5 + 0.05 * index if index % 2 == 0 else 0.1 + 0.02 * index
+            out[place] = (1 - own) * 0.5
+            out[place, label] = own
+            out[place, (label + 1) % 3] += 0.0 if index % 2 == 0 else 0.01
+        return out
+
+
+@pytest.fixture(autouse=True)
+def judged(monkeypatch):
+    monkeypatch.setattr(candidates, "load_judge", lambda *args: EveryOther())
+
+
+def made(root, config: RunConfig) -> tuple[Store, dict[str, np.ndarray]]:
+    """One block of the whole method."""
+    store, (variant,) = Store(str(root)), variants(config)
+    pool = pool_variant(config, variant)
+    write_noise(store, pool, 3, 4 * 8 * 8)
+    candidates.JudgeBlock(candidates.CandidateJob(store, config, pool, CLASSES, "cpu")).write(0)
+    choose.choose_block(store, config, variant, pool, 0, range(3))
+    SynthesizeBlock(SynthesisJob(store, config, (variant,), CLASSES, "cpu")).write(variant, 0)
+    names = store.list(f"distilled/{variant.name}", recursive=True)
+    read = {n: Image.open(io.BytesIO(store.read_bytes(f"distilled/{variant.name}/{n}"))) for n in names}
+    return store, {n: np.asarray(image, int) for n, image in read.items()}
+
+
+@pytest.mark.parametrize(("order", "places"), [("easy", [4, 2]), ("hard", [0, 2])])
+def test_the_pool_is_judged_and_the_best_stay(tmp_path, order, places):
+    config = replace(CONFIG, cao2=replace(CONFIG.cao2, select=order, iterations=0))
+    store, images = made(tmp_path, config)
+    assert len(images) == 6
+    (variant,) = variants(config)
+    pool = store.read_table(candidates.candidate_file(pool_variant(config, variant), 0)).to_pylist()
+    kept = store.read_table(subset_file(variant, 0)).to_pylist()
+    for label in range(3):
+        own = [r for r in pool if r["label"] == label]
+        assert [r["predicted"] == label for r in own] == [True, False] * 3
+        assert [r["latent"] for r in kept if r["label"] == label] == [own[p]["latent"] for p in places]
+    table = chosen_table(store, variant, ["a", "b", "c"])
+    assert table["kept_correct"].to_pylist() == [2, 2, 2]
+    assert chosen_text(table) == "pool: 9 of 18 candidates on class, 6 of the 6 kept"
+
+
+def test_too_few_right_candidates_fill_up_and_are_named(tmp_path):
+    config = replace(CONFIG, search=SearchConfig(ipc=(2,)), cao2=replace(CONFIG.cao2, pool=1, iterations=0))
+    store, _ = made(tmp_path, config)
+    text = chosen_text(chosen_table(store, variants(config)[0], ["a", "b", "c"]))
+    assert "class a: filled up with 1 of 2 that the classifier takes for another class" in text
+
+
+def test_stage_2_moves_images_and_repeats_to_the_same_bytes(tmp_path):
+    still = replace(CONFIG, cao2=replace(CONFIG.cao2, iterations=0))
+    moved = replace(CONFIG, cao2=replace(CONFIG.cao2, iterations=5, lr=0.05))
+    one, two, again = (made(tmp_path / n, c)[1] for n, c in (("a", still), ("b", moved), ("c", moved)))
+    assert one.keys() == two.keys()
+    assert any((one[n] != two[n]).any() for n in one)
+    assert all((two[n] == again[n]).all() for n in two)
+
+
+def test_other_batches_change_rounding_only(tmp_path):
+    small = replace(CONFIG, inversion=replace(CONFIG.inversion, batch_size=1))
+    one, two = (made(tmp_path / n, c)[1] for n, c in (("a", CONFIG), ("b", small)))
+    assert max(np.abs(one[n] - two[n]).max() for n in one) <= 1
+
+
+def test_official_is_another_set_and_unjudged_pools_are_the_first_of_it(tmp_path):
+    official = replace(CONFIG, fidelity="official")
+    plain = replace(CONFIG, cao2=replace(CONFIG.cao2, select="none", pool=1))
+    sets = [made(tmp_path / n, c)[1] for n, c in (("a", CONFIG), ("b", official), ("c", plain))]
+    assert any((sets[0][n] != sets[1][n]).any() for n in sets[0])
+    (variant,) = variants(plain)
+    table = chosen_table(Store(str(tmp_path / "c")), variant, ["a", "b", "c"])
+    assert chosen_text(table) == "pool: the first 6 of 6 candidates, not judged (--select none)"
+
+
+def test_names_tell_every_setting_apart():
+    def name(method: str, **changes) -> str:
+        config = replace(CONFIG, method=method, cao2=replace(CaO2Config(), **changes), inversion=InversionConfig())
+        return variants(config)[0].name
+
+    assert name("cao2") == "cao2-m4-easy-null100-ipc2-seed0"
+    assert name("cao2", select="none", pool=1, iterations=0, sampler="ddim") == "cao2-ddim-m1-ipc2-seed0"
+    assert name("d3hr+cao2") == "d3hr+cao2-moments-m4-easy-rematch-null100-t600-ipc2-seed0"
+    assert name("d3hr+cao2", rematch=False, iterations=0) == "d3hr+cao2-moments-m4-easy-t600-ipc2-seed0"
+    assert name("d3hr") == "d3hr-moments-t600-ipc2-seed0"
+    mixed = replace(CONFIG, method="d3hr", search=SearchConfig((2,), components="ipc", single="medoid", rank=4))
+    mixed = replace(mixed, inversion=InversionConfig(cluster_timestep=100))
+    assert variants(mixed)[0].name == "d3hr-moments-k2-c100-medoid-r4-t600-ipc2-seed0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"pool": 3}, "--pool does nothing with --method d3hr"),
+        ({"method": "cao2", "components": 2}, "--components does nothing with --method cao2"),
+        ({"method": "cao2", "rematch": "no"}, "--rematch does nothing with --method cao2"),
+        ({"method": "d3hr+cao2", "sampler": "ddim"}, "--sampler does nothing"),
+        ({"method": "cao2", "optimise": 0, "linf": 1.0}, "--optimise 0 leaves stage 2 out"),
+        ({"method": "cao2", "pool": 0}, "--pool 0 must be at least 1"),
+        ({"method": "cao2", "levels": (5, 2)}, "--levels 5 2: give LOW HIGH"),
+        ({"method": "cao2", "levels": (1, 50)}, "--levels 50 is not on the grid of 50"),
+        ({"method": "d3hr+cao2", "fidelity": "official"}, "has no --method d3hr.cao2"),
+    ],
+)
+def test_flags_that_would_do_nothing_or_harm_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        build_config(DistillFlags(**flags))
+
+
+@pytest.mark.parametrize(
+    ("preset", "pool", "select", "condition", "iterations", "levels"),
+    [
+        ("imagenet1k", 4, "easy", "null", 100, (1, 11)),
+        ("imagewoof", 4, "easy", "null", 100, (1, 11)),
+        ("imagenette", 2, "easy", "class", 0, (1, 11)),
+        ("imagenet100", 2, "hard", "null", 100, (1, 5)),
+    ],
+)
+def test_official_cao2_is_each_of_the_authors_scripts(preset, pool, select, condition, iterations, levels):
+    """FIELD.md 2.1's table; no data is asked for."""
+    config = build_config(DistillFlags(preset=preset, method="cao2", fidelity="official"))
+    cao2 = config.cao2
+    assert (cao2.pool, cao2.select, cao2.condition) == (pool, select, condition)
+    assert (cao2.iterations, cao2.levels) == (iterations, levels)
+    assert (config.synthesis.guidance, config.synthesis.image_size) == (2.7, None)
+    assert cao2.classifier == "resnet18.tv_in1k"
+
+
+def test_a_model_without_a_classifier_asks_for_one():
+    with pytest.raises(ValueError, match="--classifier is needed"):
+        judge.judge_name(CONFIG)
+
+
+def test_the_models_own_classes_need_no_dataset():
+    listing = model_listing(DataConfig("", classes=("goldfish", "n02099601")), 1000, None)
+    assert listing.classes.table().to_pylist()[0] == {
+        "label": 0,
+        "name": "goldfish",
+        "wnid": "n01443537",
+        "model_class": 1,
+    }
+    assert len(listing) == 0 and listing.digest
+    assert len(model_listing(DataConfig(""), 10, [str(i) for i in range(10)]).classes) == 10
+
+
+def test_a_judge_answers_at_any_size():
+    class Sides(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([x.mean((1, 2, 3)), torch.full((len(x),), float(x.shape[-1]))], 1)
+
+    out = judge.Judge(Sides(), 8, "cpu").probabilities(torch.zeros(3, 3, 32, 32))
+    assert torch.allclose(out, torch.tensor([0.0, 8.0]).softmax(0).expand(3, 2))
+
+
+def test_pools_are_read_by_class_whatever_their_blocks(tmp_path):
+    """A pool of 300 per class has a class per block, its set 85: the choice finds each class in its own file."""
+    config = replace(CONFIG, search=SearchConfig(ipc=(3,)), cao2=replace(CONFIG.cao2, pool=100))
+    (variant,) = variants(config)
+    pool, store = pool_variant(config, variant), Store(str(tmp_path))
+    assert [len(b) for b in pool.blocks(3)] == [1, 1, 1]
+    for label in range(3):
+        rows = {"label": [label] * 300, "index": list(range(300)), "latent": [[float(label)]] * 300}
+        store.write_table(subset_file(pool, label), pa.table(rows))
+        found = choose._class_rows(store, pool, subset_file, label)
+        assert set(found["label"].to_pylist()) == {label} and found["index"].to_pylist() == list(range(300))
