@@ -6,6 +6,8 @@
 The same command resumes a run that was stopped. D3HR_TRACEBACK=1 shows the traceback of a failure.
 """
 
+from pathlib import Path
+
 from cli import announce, connect, guard, parse, refusing
 from flags import DistillFlags, build_config, check_timesteps, settle
 
@@ -26,7 +28,7 @@ def main() -> None:
     from d3hr_ray.stages.pool import find_pool
     from d3hr_ray.store import Store, absolute
 
-    store = Store(absolute(flags.out or flags.from_gaussians or f"runs/{flags.preset or 'digits'}"))
+    store = Store(absolute(flags.out or flags.from_gaussians or f"runs/{Path(flags.preset or 'digits').stem}"))
     source = Store(absolute(flags.from_gaussians)) if flags.from_gaussians else None
     with refusing():
         card, schedule = read_model(config, planning=flags.dry_run)

@@ -1,6 +1,9 @@
 """The flags of jobs/distill.py, and what they make of a preset."""
 
+import difflib
+import json
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -30,18 +33,14 @@ if TYPE_CHECKING:  # torch and Ray take seconds to import: --help and a wrong fl
     from d3hr_ray.numerics.schedule import Schedule
     from d3hr_ray.stages.pool import Pool
 
-Preset = Literal[
-    "digits", "digits-affine", "imagenet1k", "imagewoof", "imagenette", "imagenet100", "tinyimagenet", "cifar10",
-    "cifar100",
-]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class DistillFlags:
     """Command line of the job. An empty default means: as the preset says."""
 
-    preset: Preset | None = None
-    """Dataset, model and settings; other flags override it. Default: digits."""
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
+    """Dataset, model and settings; other flags override it: digits, digits-affine, imagenet1k, imagewoof, imagenette,
+    imagenet100, tinyimagenet, cifar10, cifar100, or a file of jobs/sweep.py (best.json). Default: digits."""
     data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
     """Images: a folder, a .tar, a .parquet, or an s3:// or gs:// URI. Needed for all presets but the digits."""
     format: Format | None = None
@@ -172,7 +171,7 @@ def build_config(flags: DistillFlags) -> RunConfig:
             raise ValueError(f"--fidelity {flags.fidelity} contradicts --from-gaussians: that run is {base.fidelity}")
     else:
         preset = flags.preset or "digits"
-        base = PRESETS[preset]()
+        base = load_preset(preset)
         base = as_official(base) if flags.fidelity == "official" else base
         base = as_cao2(base, preset) if flags.method == "cao2" else base
     config = _overlay(base, flags)
@@ -203,6 +202,21 @@ def _refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
             raise ValueError(f"{flag} does nothing with --method {config.method}; leave it out")
     if config.has_pool and config.cao2.iterations == 0 and (flags.linf is not None or flags.condition or flags.levels):
         raise ValueError("--optimise 0 leaves stage 2 out; leave out --linf, --condition and --levels too")
+
+
+def load_preset(name: str) -> RunConfig:
+    """A preset by name, or the config in a preset file. Raises ValueError if there is neither."""
+    if name in PRESETS:
+        return PRESETS[name]()
+    path = Path(name).expanduser()
+    if not path.is_file():
+        close = difflib.get_close_matches(name, PRESETS, 1)
+        meant = f"; perhaps you meant {close[0]}" if close else ""
+        raise ValueError(f"--preset {name}: no such preset or file; there are {', '.join(PRESETS)}{meant}")
+    try:
+        return from_dict(json.loads(path.read_text())["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"--preset {name} is no preset file of jobs/sweep.py ({error})") from error
 
 
 def _refuse_upstream(flags: DistillFlags) -> None:

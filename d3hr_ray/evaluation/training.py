@@ -67,11 +67,15 @@ class State:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What happens beside the training: after every epoch, and at every evaluation."""
+    """What happens beside the training: after every epoch, and at every evaluation.
+
+    `looks` evaluations are spread over the training for `report` alone; they change no result.
+    """
 
     restore: Callable[[], State | None] = lambda: None
     save: Callable[[Callable[[], State]], None] = lambda state: None  # after every epoch
-    report: Callable[[dict[str, float]], None] = lambda metrics: None  # at every evaluation
+    report: Callable[[dict[str, float]], None] = lambda metrics: None  # at every look
+    looks: int = 0
 
 
 def check_batches(images: int, protocol: Protocol, arch: str) -> None:
@@ -141,12 +145,14 @@ def train_student(
         run.epoch(epoch, total)
         state.epoch, state.seconds = epoch + 1, time.perf_counter() - started
         due = epoch >= first_look and (total - 1 - epoch) % protocol.evaluate_every == 0
-        if due or epoch + 1 == total:
+        look, before = ((e * hooks.looks) // total for e in (epoch + 1, epoch))
+        if due or epoch + 1 == total or look > before:
             last = evaluate(run.net, test, device)
-            if last.top1 > state.best_top1:
-                state.best_top1, state.best_epoch = last.top1, epoch + 1
-            hooks.report({"top1": last.top1, "epoch": epoch + 1, "epochs": total})
+        if last and (due or epoch + 1 == total) and last.top1 > state.best_top1:
+            state.best_top1, state.best_epoch = last.top1, epoch + 1
         hooks.save(lambda: _full(state, run))
+        if last and look > before:
+            hooks.report({"top1": last.top1, "look": look})
     last = last or evaluate(run.net, test, device)
     seconds = time.perf_counter() - started
     rate = total * len(train) / max(state.seconds, 1e-9)

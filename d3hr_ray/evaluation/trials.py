@@ -6,7 +6,7 @@ Records are written once and whole, under a name made of all that decides the re
 import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from d3hr_ray.store import Store
 
 CONFUSION_CLASSES = 100  # a larger confusion is not kept: 1,000 classes would be 8 MB a trial
 CHECKPOINT_SECONDS = 60.0
+LOOKS = 9  # evaluations along the way, for a scheduler that stops the worst
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ def run_trial(
     teacher_top1: float | None,
     device: str,
     share: Share | None = None,
-    report: Callable[[dict[str, float]], None] = lambda metrics: None,
+    report: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Train, test and record. The seed of a draw is (repeat, set seed, arch): repeats differ, and so do sets."""
     about, leads = dict(trial.about), share is None or share.rank == 0
     seed = digest(repr(("student", trial.seed, about["set_seed"], trial.arch)).encode())
-    hooks = Hooks(lambda: load_state(store, trial, device), Saver(store, trial, leads), report)
+    hooks = Hooks(lambda: load_state(store, trial, device), Saver(store, trial, leads))
+    if report:
+        hooks = replace(hooks, report=report, looks=LOOKS)
     outcome = train_student(trial.arch, trial.protocol, images, test, teacher, seed, device, hooks, share)
     row = _row(trial, outcome) | {"teacher_top1": teacher_top1 if trial.teachers else None}
     if leads:

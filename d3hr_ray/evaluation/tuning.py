@@ -1,0 +1,109 @@
+"""Ray Tune around trials: any number of students as fit the machine at once, a whole grid or ASHA's best of it.
+
+A Tune trial is one student, in its own process, which it shares with the next. Finished ones are records on storage,
+so a sweep that was killed trains only what is missing; Tune's own state is not needed for that.
+"""
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from d3hr_ray.config import RunError
+from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.launch import SCRATCH, counting
+from d3hr_ray.evaluation.teachers import Target, load_teachers
+from d3hr_ray.evaluation.trials import LOOKS, Trial, run_trial
+from d3hr_ray.store import Store
+
+Scheduler = Literal["grid", "asha"]
+
+
+def tune_trials(
+    store: Store,
+    trials: Sequence[Trial],
+    sets: Mapping[str, Images],
+    test: Images,
+    target: Target,
+    teacher_top1: Mapping[tuple[str, ...], float | None],
+    scheduler: Scheduler,
+    gpus: float,
+    at_once: int | None,
+) -> dict[str, float]:
+    """Run the trials that have no record => key and last top-1 of those that ASHA stopped. Raises RunError.
+
+    A trial needs one CPU (and its GPU share) and nothing beside it, so a machine of 1 CPU cannot deadlock.
+    """
+    missing = [t for t in trials if not store.exists(t.record)]
+    if not missing:
+        return {}
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    used = {t.set_key for t in missing}
+    held = {key: images for key, images in sets.items() if key in used}
+    trainable = tune.with_parameters(
+        _train,
+        store=store,
+        trials=missing,
+        sets=held,
+        test=test,
+        target=target,
+        teacher_top1=dict(teacher_top1),
+        looks=scheduler == "asha",
+    )
+    # The record is written between the last look and LOOKS + 1, so that ASHA never stops a trial before its record.
+    asha = ASHAScheduler("look", max_t=LOOKS + 1, grace_period=1, reduction_factor=3)
+    scratch = f"{SCRATCH}/tune-{uuid.uuid4().hex[:8]}"
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}),
+        param_space={"index": tune.grid_search(list(range(len(missing))))},
+        tune_config=tune.TuneConfig(
+            metric="top1",
+            mode="max",
+            scheduler=asha if scheduler == "asha" else None,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=f"{store.uri}/{scratch}",
+            failure_config=tune.FailureConfig(max_failures=2),
+            verbose=0,
+        ),
+    )
+    try:
+        with counting(store, trials, "sweep") if scheduler == "grid" else nullcontext():
+            results = tuner.fit()
+    finally:
+        store.delete(scratch)
+    if results.errors:
+        lines = str(results.errors[0]).strip().splitlines()
+        raise RunError(f"sweep: {len(results.errors)} trials failed, the first with: {lines[-1]}")
+    ends = {missing[r.config["index"]].key: r.metrics["top1"] for r in list(results) if r.config and r.metrics}  # type: ignore[call-overload]
+    return {t.key: ends[t.key] for t in missing if t.key in ends and not store.exists(t.record)}
+
+
+def _train(
+    config: dict[str, Any],
+    store: Store,
+    trials: Sequence[Trial],
+    sets: Mapping[str, Images],
+    test: Images,
+    target: Target,
+    teacher_top1: Mapping[tuple[str, ...], float | None],
+    looks: bool,
+) -> None:
+    """One Tune trial: one student."""
+    torch.set_num_threads(1)
+    trial = trials[config["index"]]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher = load_teachers(trial.teachers, target, device) if trial.teachers else None
+    top1, report = teacher_top1.get(trial.teachers), tune.report if looks else None
+    row = run_trial(store, trial, sets[trial.set_key], test, teacher, top1, device, report=report)
+    tune.report({"top1": row["top1_last"], "look": LOOKS + 1})

@@ -1,0 +1,75 @@
+"""Many sets from one run's Gaussians: searched apart, synthesised together, none of them twice.
+
+A sweep over seeds, searches, timesteps and IPCs would otherwise start an actor pool for every set.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from d3hr_ray.config import RunConfig, as_dict, fingerprint
+from d3hr_ray.methods.d3hr import Run, variants
+from d3hr_ray.runs import claim_recipe
+from d3hr_ray.stages.fit import gaussian_file
+from d3hr_ray.stages.publish import recipe, run_publish
+from d3hr_ray.stages.search import Variant, run_search, write_noise
+from d3hr_ray.stages.synthesize import run_synthesize
+from d3hr_ray.store import Store
+
+
+def settings_name(config: RunConfig) -> str:
+    """A folder name for what a variant's own name does not tell: candidates, guidance, solver and the like."""
+    plain = as_dict(config)
+    plain["search"].pop("ipc")
+    plain["inversion"].pop("timesteps")
+    for name in ("seed", "method"):
+        plain.pop(name)
+    return f"w{config.synthesis.guidance:g}-c{config.search.candidates}-{fingerprint(plain)[:6]}"
+
+
+def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[str]]:
+    """Make the sets of every config from the Gaussians of `base` => URIs of the sets, by config.
+
+    Configs with equal settings share a folder, `sets/<settings>/`, and one stream of actors. What is there is kept.
+    """
+    folders: dict[str, list[RunConfig]] = defaultdict(list)
+    for config in configs:
+        folders[settings_name(config)].append(config)
+    made = {}
+    for name, members in folders.items():
+        store = Store(f"{base.store.uri}/sets/{name}")
+        runs = [_reopen(base, store, config) for config in members]
+        _make_together(runs)
+        for run in runs:
+            made[run.config] = [f"{store.uri}/distilled/{v.name}" for v in variants(run.config)]
+    return made
+
+
+def _reopen(base: Run, store: Store, config: RunConfig) -> Run:
+    """A run in a folder that has a copy of the base's classes and Gaussians."""
+    files = ["classes.parquet"]
+    if config.method != "dit":
+        files += [gaussian_file(t) for t in config.inversion.timesteps]
+    for name in files:
+        if not store.exists(name):
+            store.write_bytes(name, base.store.read_bytes(name))
+    return replace(base, store=store, config=config)
+
+
+def _make_together(runs: Sequence[Run]) -> None:
+    """gaussians => subsets => distilled, for sets of equal settings."""
+    wanted: list[tuple[Run, Variant]] = [(run, v) for run in runs for v in variants(run.config)]
+    missing = [(r, v) for r, v in wanted if not r.store.exists(f"distilled/{v.name}/manifest.json")]
+    if not missing:
+        return
+    for run, variant in missing:
+        claim_recipe(run.store, variant.name, recipe(run.config, variant, run.inputs))
+        if variant.method == "dit":
+            channels, height, width = run.card.latent_shape
+            write_noise(run.store, variant, len(run.classes), channels * height * width)
+        else:
+            run_search(run.store, run.config, variant, len(run.classes))
+    first = runs[0]
+    run_synthesize(first.store, first.config, [v for _, v in missing], first.classes, first.pool)
+    for run, variant in missing:
+        run_publish(run.store, run.config, variant, run.classes, run.inputs, None)

@@ -1,0 +1,69 @@
+"""A sweep's table, and its best setting as a preset that jobs/distill.py accepts."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+
+from d3hr_ray.config import RunConfig, as_dict
+from d3hr_ray.evaluation.results import SCHEMA, summarise
+from d3hr_ray.store import Store
+
+AXES = (
+    "method", "search", "candidates", "timestep", "inversion_guidance", "guidance", "ipc", "arch", "protocol",
+    "protocol_version", "lr", "teacher",
+)  # fmt: skip
+
+
+def write_sweep(
+    store: Store, name: str, base: RunConfig, rows: Sequence[dict[str, Any]], stopped: Mapping[str, float]
+) -> str:
+    """Write trials.parquet, trials.csv, cells.csv and best.json into sweeps/<name>/; return what to tell."""
+    folder = f"sweeps/{name}"
+    schema = pa.schema([f for f in SCHEMA if f.name != "per_class"])
+    table = pa.Table.from_pylist(list(rows), schema)
+    store.write_table(f"{folder}/trials.parquet", table)
+    store.write_bytes(f"{folder}/trials.csv", _csv(table))
+    cells = sorted(summarise(rows, AXES), key=lambda c: -c["top1_last"])
+    store.write_bytes(f"{folder}/cells.csv", _csv(pa.Table.from_pylist(cells)))
+    best = best_cell(cells)
+    preset = preset_of(base, best)
+    found = {key: best[key] for key in (*AXES, "n", "top1_last")}
+    store.write_json(f"{folder}/best.json", {"config": as_dict(preset), "found": found})
+    line = f"{len(rows)} students finished, {len(stopped)} stopped early"
+    words = ", ".join(f"{axis} {best[axis]}" for axis in AXES[:6] if best[axis] is not None)
+    return f"{line}; best over IPCs and students: {words}\n{store.uri}/{folder}: trials.csv, cells.csv, best.json"
+
+
+def best_cell(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The distillation setting with the highest mean over IPCs, students and protocols, as its best single cell."""
+    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for cell in cells:
+        settings.setdefault(tuple(cell[axis] for axis in AXES[:6]), []).append(cell)
+    most = max(map(len, settings.values()))
+    whole = [members for members in settings.values() if len(members) == most]
+    return max(whole, key=lambda members: sum(m["top1_last"] for m in members) / len(members))[0]
+
+
+def preset_of(base: RunConfig, cell: Mapping[str, Any]) -> RunConfig:
+    """The base config with a cell's settings."""
+    search = base.search
+    if cell["search"]:
+        search = replace(search, method=cell["search"], candidates=cell["candidates"])
+    timesteps = base.inversion.timesteps if cell["timestep"] is None else (cell["timestep"],)
+    return replace(
+        base,
+        method=cell["method"],
+        search=replace(search, ipc=(cell["ipc"],)),
+        inversion=replace(base.inversion, timesteps=timesteps, guidance=cell["inversion_guidance"]),
+        synthesis=replace(base.synthesis, guidance=cell["guidance"]),
+    )
+
+
+def _csv(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(table, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,50 @@
+"""Sweep over timestep, IPC, search, guidance, seeds, students and hyperparameters; every stage upstream is shared.
+
+    python jobs/sweep.py --run runs/digits --ipc 1 10 --timesteps 280 600 --search moments random --arch convnet-d3-w32
+    python jobs/sweep.py --run runs/digits --resume        # the same sweep again: what is finished is kept
+
+Students are tested on the run's own training images (--data changes that), so that a choice made here can be reported
+on held-out images. No image is inverted twice and no set synthesised twice. The best setting becomes a preset file:
+`jobs/distill.py --preset runs/digits/sweeps/<name>/best.json`.
+"""
+
+from cli import announce, connect, guard, parse, refusing
+from sweepflags import SweepFlags, check_flags
+
+
+def main() -> None:
+    """gaussians => sets => students, every combination => a table and the best as a preset."""
+    flags = parse(SweepFlags, __doc__ or "")
+    with refusing():
+        check_flags(flags)
+
+    # Imported late: torch and Ray take seconds, and --help or a wrong flag should not wait for them.
+    from sweepinputs import Sweep, compare, invert_all, open_sweep, remember, synthesise_all
+
+    from d3hr_ray.evaluation.results import collect, format_summary, summarise
+    from d3hr_ray.evaluation.tuning import tune_trials
+    from d3hr_ray.report.evaluated import report
+    from d3hr_ray.report.swept import write_sweep
+
+    with refusing():
+        flags, store = open_sweep(flags)
+        connect(flags.address)
+        sweep = Sweep.plan(flags, store)
+    runs = invert_all(sweep)  # images => gaussians, once per inversion guidance
+    remember(sweep)
+    sets = synthesise_all(sweep, runs)  # gaussians => sets, once per combination
+    with refusing():
+        comparison, trials, top1 = compare(sweep, sets)
+    announce(f"{len(sets)} sets, {len(trials)} students on {len(comparison.test):,} real images of {sweep.data.uri}")
+    stopped = tune_trials(
+        store, trials, comparison.images(), comparison.test, comparison.target, top1, flags.scheduler, *sweep.share
+    )
+    keys = {trial.key for trial in trials}
+    rows = [row for row in collect(store) if row["key"] in keys]
+    print(format_summary(summarise(rows)))
+    print(write_sweep(store, sweep.name, sweep.base, rows, stopped))
+    print(report(store))
+
+
+if __name__ == "__main__":
+    guard(main)

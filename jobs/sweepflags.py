@@ -1,0 +1,95 @@
+"""The flags of jobs/sweep.py."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from cli import Ints, Words
+from evaluateflags import ProtocolName
+
+from d3hr_ray.config import Format, Search
+
+Floats = Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...")]
+Method = Literal["d3hr", "gaussian", "dit"]
+
+
+@dataclass(frozen=True)
+class SweepFlags:
+    """Command line of the job. Every list is an axis; the sweep is their product."""
+
+    run: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    """Run folder with Gaussians (jobs/distill.py). One that is not there yet is made, from --preset."""
+    preset: str | None = None
+    """Preset or preset file of a run that is made. Default: digits."""
+    method: Annotated[tuple[Method, ...], tyro.conf.arg(metavar="NAME ...")] = ("d3hr",)
+    """d3hr, gaussian (one random draw), dit (plain sampling)."""
+    search: Annotated[tuple[Search, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """moments, random. Default: the run's."""
+    candidates: Ints = ()
+    """Columns (moments) or subsets (random). Default: 256 for moments, 1000 for random."""
+    timesteps: Ints = ()
+    """DDPM timesteps. Default: the run's."""
+    inversion_guidance: Floats = ()
+    """Guidance of the inversion: each inverts the images once more. Default: the run's."""
+    guidance: Floats = ()
+    """Guidance of the sampling. Default: the run's."""
+    matched: bool = False
+    """Sample with the guidance of the inversion, instead of the product of both."""
+    ipc: Ints = (10,)
+    """Images per class."""
+    seeds: Ints = (0,)
+    """Seeds of the sets."""
+    arch: Words = ("convnet-d3",)
+    """Students, as of jobs/evaluate.py."""
+    protocol: Annotated[tuple[ProtocolName, ...], tyro.conf.arg(metavar="NAME ...")] = ("hard",)
+    """How students train."""
+    teacher: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|PATH ...")] = ()
+    """For soft labels: a timm name, ARCH=FILE, or a folder of `jobs/evaluate.py --teacher train`."""
+    lr: Floats = ()
+    """Peak learning rates. Default: the protocol's."""
+    weight_decay: Floats = ()
+    """Weight decays. Default: the protocol's."""
+    batch_size: Ints = ()
+    """Images per step. Default: the protocol's."""
+    temperature: Floats = ()
+    """Of soft labels. Default: the protocol's."""
+    repeats: int = 1
+    """Students per set."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    """Real images to test on. Default: the images that the run was distilled from."""
+    format: Format = "auto"
+    """Layout of --data."""
+    scheduler: Literal["grid", "asha"] = "grid"
+    """grid: all to the end. asha: stop the worst early; they must share one IPC and one student to be comparable."""
+    gpus_per_trial: float | None = None
+    """GPUs per student; with 0.1, ten share one. Default 1, or 0 without GPUs."""
+    at_once: int | None = None
+    """Students at once. Default: as many as fit."""
+    name: str = "sweep"
+    """Of the folder sweeps/<name>/ with the table, the plots and the best preset."""
+    resume: bool = False
+    """Go on with the stored sweep of --run and --name, with the flags it had. The same full command does so too."""
+    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Ray cluster. Default: RAY_ADDRESS, else a local Ray."""
+
+
+def check_flags(flags: SweepFlags) -> None:
+    """Raise ValueError for flags that are missing or contradict each other."""
+    if not flags.run:
+        raise ValueError("--run is needed: a run folder of jobs/distill.py, or a new one to make")
+    if flags.resume:
+        return
+    for name in ("ipc", "seeds", "arch", "protocol", "method"):
+        values = getattr(flags, name)
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name} names a value twice")
+    if flags.scheduler == "asha" and (len(flags.ipc) > 1 or len(flags.arch) > 1 or len(flags.protocol) > 1):
+        raise ValueError("--scheduler asha compares students: give one --ipc, one --arch and one --protocol")
+    if flags.matched and flags.guidance:
+        raise ValueError("--matched contradicts --guidance: it samples with the guidance of the inversion")
+    if any(p.endswith("soft") for p in flags.protocol) and not flags.teacher:
+        raise ValueError("a soft --protocol needs --teacher: a timm name, ARCH=FILE or a folder")
+    if "train" in flags.teacher:
+        raise ValueError("--teacher train is jobs/evaluate.py's; train one there and name its folder")
+    if flags.repeats < 1:
+        raise ValueError(f"--repeats {flags.repeats} must be at least 1")

@@ -1,0 +1,178 @@
+"""What jobs/sweep.py goes through: inversions, sets and students, each once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Any
+
+import ray
+from cli import announce
+from flags import check_timesteps, load_preset, settle
+from inputs import list_data, read_model
+from sweepflags import SweepFlags
+
+from d3hr_ray.config import DataConfig, RunConfig, SearchConfig, fingerprint, from_dict
+from d3hr_ray.evaluation.comparison import Comparison, open_comparison
+from d3hr_ray.evaluation.launch import Workers, check_teachers
+from d3hr_ray.evaluation.protocols import Overrides, Recipe
+from d3hr_ray.evaluation.teachers import teacher_id
+from d3hr_ray.evaluation.trials import Trial
+from d3hr_ray.methods import d3hr
+from d3hr_ray.methods.d3hr import Run
+from d3hr_ray.methods.many import make_many
+from d3hr_ray.runs import stored_config
+from d3hr_ray.stages.pool import Pool, find_pool
+from d3hr_ray.store import Store, absolute
+
+UNKEPT = ("run", "preset", "resume", "address")  # flags that a resumed sweep is given anew
+
+
+def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
+    """The flags, or with --resume the stored ones, and the run folder. Raises ValueError if there is none to resume."""
+    assert flags.run is not None
+    store, file = Store(absolute(flags.run)), f"sweeps/{flags.name}/sweep.json"
+    if not flags.resume:
+        return flags, store
+    if not store.exists(file):
+        raise ValueError(f"--resume: {store.uri} has no sweep named {flags.name!r}; give its --name, or start one")
+    kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in store.read_json(file).items()}
+    return replace(flags, **kept), store
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's run folder, the config that its axes vary, where students are tested, and the machine."""
+
+    flags: SweepFlags
+    store: Store
+    base: RunConfig
+    data: DataConfig
+    pool: Pool
+
+    @property
+    def name(self) -> str:
+        """Of its folder in sweeps/."""
+        return self.flags.name
+
+    @property
+    def share(self) -> tuple[float, int | None]:
+        """GPUs per student, and students at once."""
+        gpus = self.flags.gpus_per_trial
+        if gpus is None:
+            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+        return gpus, self.flags.at_once
+
+    @classmethod
+    def plan(cls, flags: SweepFlags, store: Store) -> "Sweep":
+        """Settle what the axes vary: the stored run's config, or the preset's. Raises ValueError."""
+        stored = stored_config(store)
+        if stored and flags.preset:
+            raise ValueError(f"--preset {flags.preset} contradicts --run {store.uri}, which holds a run; leave it out")
+        base = from_dict(stored) if stored else load_preset(flags.preset or "digits")
+        pool = find_pool((), None)
+        base = settle(base, stored, pool)
+        data = DataConfig(flags.data, flags.format) if flags.data else base.data
+        return cls(flags, store, base, data, pool)
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """Those that are asked for, or the run's."""
+        return self.flags.timesteps or self.base.inversion.timesteps
+
+    def configs(self, inversion_guidance: float) -> Iterator[RunConfig]:
+        """Every set's config under one inversion, all timesteps and IPCs at once."""
+        flags, base = self.flags, self.base
+        guidances = (inversion_guidance,) if flags.matched else flags.guidance or (base.synthesis.guidance,)
+        for method, guidance, seed in product(flags.method, guidances, flags.seeds):
+            for search in self.searches() if method == "d3hr" else [replace(base.search, ipc=flags.ipc)]:
+                yield replace(
+                    base,
+                    method=method,
+                    seed=seed,
+                    search=search,
+                    inversion=replace(base.inversion, guidance=inversion_guidance, timesteps=self.timesteps),
+                    synthesis=replace(base.synthesis, guidance=guidance),
+                )
+
+    def searches(self) -> list[SearchConfig]:
+        """Search methods x candidates."""
+        found = []
+        for method in self.flags.search or (self.base.search.method,):
+            counts = self.flags.candidates or (256 if method == "moments" else 1000,)
+            found += [replace(self.base.search, method=method, candidates=c, ipc=self.flags.ipc) for c in counts]
+        return found
+
+    def overrides(self) -> list[Overrides]:
+        """The product of the training hyperparameters."""
+        axes = ("lr", "weight_decay", "batch_size", "temperature")
+        values = [getattr(self.flags, axis) or (None,) for axis in axes]
+        return [Overrides(**dict(zip(axes, combination, strict=True))) for combination in product(*values)]
+
+
+def invert_all(sweep: Sweep) -> dict[float, Run]:
+    """A run with Gaussians at all timesteps per inversion guidance: the base's own folder where it has them."""
+    made = {}
+    for guidance in sweep.flags.inversion_guidance or (sweep.base.inversion.guidance,):
+        inversion = replace(sweep.base.inversion, guidance=guidance, timesteps=sweep.timesteps)
+        made[guidance] = _inverted(sweep, replace(sweep.base, inversion=inversion))
+    return made
+
+
+def _inverted(sweep: Sweep, config: RunConfig) -> Run:
+    card, schedule = read_model(config, planning=False)
+    check_timesteps(config, schedule)
+    stored = stored_config(sweep.store)
+    own = from_dict(stored) if stored else None
+    if own and _holds(own, config):
+        inputs = sweep.store.read_json("run.json")["inputs"]
+        listing = list_data(own, card)
+        run = d3hr.Run(sweep.store, own, card, listing.classes.table(), inputs, sweep.pool)
+        if any(not sweep.store.exists(d3hr.gaussian_file(t)) for t in own.inversion.timesteps):
+            d3hr.fit_gaussians(run, listing)
+        return run
+    name = f"inversions/w{config.inversion.guidance:g}-{fingerprint(config.inversion)[:6]}" if own else ""
+    store = Store(f"{sweep.store.uri}/{name}".rstrip("/"))
+    plain = replace(config, method="d3hr", seed=sweep.base.seed, search=sweep.base.search)
+    listing = list_data(plain, card)
+    run = d3hr.start_run(store, plain, card, listing, sweep.pool, overwrite=False)
+    announce(f"inverting {len(listing):,} images with guidance {config.inversion.guidance:g} -> {store.uri}")
+    d3hr.fit_gaussians(run, listing)
+    return run
+
+
+def _holds(own: RunConfig, wanted: RunConfig) -> bool:
+    """Whether a run has the Gaussians that are wanted: the same inversion, at those timesteps and maybe more."""
+    same = replace(own.inversion, timesteps=wanted.inversion.timesteps) == wanted.inversion
+    return same and set(wanted.inversion.timesteps) <= set(own.inversion.timesteps)
+
+
+def remember(sweep: Sweep) -> None:
+    """Keep the flags, for --resume."""
+    kept = {f.name: getattr(sweep.flags, f.name) for f in fields(sweep.flags) if f.name not in UNKEPT}
+    sweep.store.write_json(f"sweeps/{sweep.name}/sweep.json", kept)
+
+
+def synthesise_all(sweep: Sweep, runs: Mapping[float, Run]) -> list[str]:
+    """Every combination's set => their folders; those that are there are kept."""
+    sets: list[str] = []
+    for guidance, run in runs.items():
+        for uris in make_many(run, list(sweep.configs(guidance))).values():
+            sets += [u for u in uris if u not in sets]
+    return sets
+
+
+def compare(sweep: Sweep, sets: Sequence[str]) -> tuple[Comparison, list[Trial], dict[tuple[str, ...], float | None]]:
+    """The comparison, its trials under every combination of hyperparameters, and the teachers' top-1."""
+    flags = sweep.flags
+    comparison = open_comparison(tuple(sets), sweep.data, None, flags.arch, None, Recipe())
+    teachers = flags.teacher
+    top1: dict[tuple[str, ...], float | None] = {}
+    if teachers:
+        top1[teachers] = check_teachers(teachers, comparison.target, comparison.test, Workers(1, sweep.share[0]))
+    names = teacher_id(teachers) if teachers else None
+    trials: dict[str, Trial] = {}
+    for changes in sweep.overrides():
+        varied = replace(comparison, recipe=replace(comparison.recipe, overrides=changes))
+        found = varied.trials(flags.arch, flags.protocol, flags.repeats, teachers, names)
+        trials |= {trial.key: trial for trial in found}
+    return comparison, list(trials.values()), top1
