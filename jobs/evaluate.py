@@ -40,8 +40,9 @@ def main() -> None:
     launch(store, trials, comparison.images(), comparison.test, comparison.target, workers, {teachers: top1})
     rows = collect(store)
     keys = {trial.key for trial in trials}
-    print(format_summary(summarise(row for row in rows if row["key"] in keys)))
-    print(report(store))
+    rows = [row for row in rows if row["key"] in keys]
+    print(format_summary(summarise(rows)))
+    print(report(store, comparison.test, rows))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, f
     protocol = plain.protocol("teacher", whole, arch)
     folder = f"{store.uri}/evaluations/teachers/{arch}-{fingerprint(whole.set_hash, protocol)[:8]}"
     if not Store(folder).exists(CARD):
-        trial = make_trial(whole, arch, protocol, 0, (), None, comparison.test_digest, keep=folder)
+        trial = make_trial(whole, arch, protocol, 0, (), None, (comparison.data, comparison.test_digest), keep=folder)
         store.delete(trial.record)  # a record without its teacher's folder would never be trained again
         launch(
             store, [trial], {whole.set_hash: full}, comparison.test, comparison.target, workers, {}, f"teacher {arch}"

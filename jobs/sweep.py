@@ -43,7 +43,7 @@ def main() -> None:
     rows = [row for row in collect(store) if row["key"] in keys]
     print(format_summary(summarise(rows)))
     print(write_sweep(store, sweep.name, sweep.base, rows, stopped))
-    print(report(store))
+    print(report(store, comparison.test))
 
 
 if __name__ == "__main__":

@@ -66,9 +66,10 @@ class Sweep:
     def plan(cls, flags: SweepFlags, store: Store) -> "Sweep":
         """Settle what the axes vary: the stored run's config, or the preset's. Raises ValueError."""
         stored = stored_config(store)
-        if stored and flags.preset:
-            raise ValueError(f"--preset {flags.preset} contradicts --run {store.uri}, which holds a run; leave it out")
-        base = from_dict(stored) if stored else load_preset(flags.preset or "digits")
+        preset = load_preset(flags.preset or "digits")
+        base = from_dict(stored) if stored else preset
+        if stored and flags.preset and (preset.data, preset.model.name) != (base.data, base.model.name):
+            raise ValueError(f"--preset {flags.preset} is not what --run {store.uri} was made from; leave it out")
         pool = find_pool((), None)
         base = settle(base, stored, pool)
         data = DataConfig(flags.data, flags.format) if flags.data else base.data

@@ -175,7 +175,7 @@ def test_a_student_learns_and_equal_seeds_give_equal_weights():
 def test_a_run_resumed_from_a_checkpoint_ends_at_the_same_weights(tmp_path):
     store, found = Store(str(tmp_path)), DistilledSet("s", stripes(8), "hash")
     protocol = hard()
-    trial = make_trial(found, "convnet-d3-w32", protocol, 0, (), None, "test")
+    trial = make_trial(found, "convnet-d3-w32", protocol, 0, (), None, ("uri", "test"))
     saver = Saver(store, trial, True, every=0.0)
 
     class Killed(Exception):
@@ -369,14 +369,14 @@ def test_baselines_hold_n_images_of_each_class_and_are_told_apart_by_seed():
 
 def test_a_record_is_written_once_and_says_all(tmp_path):
     store, found = Store(str(tmp_path)), DistilledSet("mine", stripes(8), "hash", 4, {"method": "d3hr", "ipc": 8})
-    trial = make_trial(found, "convnet-d3-w32", hard(), 1, (), None, "test")
+    trial = make_trial(found, "convnet-d3-w32", hard(), 1, (), None, ("uri", "test"))
     row = run_trial(store, trial, found.images, stripes(10, 1), None, None, "cpu")
     assert store.read_json(trial.record) == row
     assert (row["set"], row["method"], row["ipc"], row["set_seed"], row["seed"]) == ("mine", "d3hr", 8, 4, 1)
     assert np.array(row["confusion"]).sum() == 30
     assert row["top1_last"] == pytest.approx(np.mean(row["per_class"]))
-    assert make_trial(found, "convnet-d3-w32", hard(), 2, (), None, "test").key != trial.key
-    assert make_trial(found, "convnet-d3-w32", hard(lr=1e-3), 1, (), None, "test").key != trial.key
+    assert make_trial(found, "convnet-d3-w32", hard(), 2, (), None, ("uri", "test")).key != trial.key
+    assert make_trial(found, "convnet-d3-w32", hard(lr=1e-3), 1, (), None, ("uri", "test")).key != trial.key
 
 
 def test_intervals_are_students():

@@ -4,7 +4,6 @@ Each maps a class's real images to n of them (or to n centres); seeds are record
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 
@@ -12,8 +11,6 @@ from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.sets import DistilledSet, read_listing
 from d3hr_ray.numerics.seeds import generator
-
-Baseline = Literal["real-random", "herding", "kmeans-real", "pixel-kmeans", "none"]
 
 
 def random_rows(features: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
@@ -56,6 +53,7 @@ def nearest_to_centres(features: np.ndarray, n: int, seed: int, label: int) -> n
     return np.array(chosen)
 
 
+DRAWN = ("real-random", "herding", "kmeans-real", "pixel-kmeans")  # drawn anew for every repeat
 CHOOSERS: dict[str, Callable[[np.ndarray, int, int, int], np.ndarray]] = {
     "herding": herd,
     "kmeans-real": nearest_to_centres,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import Listing
-from d3hr_ray.evaluation.baselines import make_baseline, random_set
+from d3hr_ray.evaluation.baselines import DRAWN, make_baseline, random_set
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, list_real, load_set, read_listing
@@ -30,6 +30,7 @@ class Comparison:
     sets: tuple[DistilledSet, ...]
     test: Images
     test_digest: str
+    data: str
     recipe: Recipe
 
     @property
@@ -64,15 +65,15 @@ class Comparison:
 
         Raises ValueError for a student that cannot train on a set.
         """
-        found = []
+        found, tested = [], (self.data, self.test_digest)
         for each in self.sets:
-            drawn = each.about["method"] in ("real-random", "herding", "kmeans-real", "pixel-kmeans")
+            drawn = each.about.get("method") in DRAWN
             for arch in archs:
                 for name in protocols:
                     protocol = self.protocol(name, each, arch)
                     check_batches(len(each.images), protocol, arch)
                     for seed in range(1 if drawn else repeats):
-                        found.append(make_trial(each, arch, protocol, seed, teachers, teacher, self.test_digest))
+                        found.append(make_trial(each, arch, protocol, seed, teachers, teacher, tested))
         return found
 
 
@@ -105,7 +106,7 @@ def open_comparison(
     listing = list_real(data, first.images.classes, first.wnids)
     test = Images(*read_listing(listing, side, None, context=True), first.images.classes)
     is_glyphs = data.format == "digits" if glyphs is None else glyphs
-    return Comparison(tuple(sets), test, test.digest, replace(recipe, glyphs=is_glyphs))
+    return Comparison(tuple(sets), test, test.digest, data.uri, replace(recipe, glyphs=is_glyphs))
 
 
 def _own_side(store: Store) -> int:

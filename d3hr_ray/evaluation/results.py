@@ -38,6 +38,8 @@ SCHEMA = pa.schema(
         ("guidance", pa.float64()),
         ("inversion_guidance", pa.float64()),
         ("lr", pa.float64()),
+        ("score", pa.float64()),
+        ("data", pa.string()),
         ("test", pa.string()),
         ("per_class", pa.list_(pa.float64())),
         ("key", pa.string()),

@@ -85,6 +85,7 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
         "candidates": config["search"]["candidates"] if words["search"] else None,
         "guidance": config["synthesis"]["guidance"],
         "inversion_guidance": config["inversion"]["guidance"],
+        "score": float(np.mean([row["score"] for row in rows])) if words["timestep"] is not None else None,
         "data": config["data"],
     }
     wnids = _wnids(rows)

@@ -57,17 +57,18 @@ def make_trial(
     seed: int,
     teachers: tuple[str, ...],
     teacher: str | None,
-    test_digest: str,
+    tested: tuple[str, str],
     keep: str = "",
 ) -> Trial:
-    """A trial with its identity; `teacher` is the teachers' id, hashes included."""
+    """A trial with its identity; `teacher` is the teachers' id with hashes, `tested` the test images' URI and digest."""
     soft = protocol.labels == "soft"
-    identity = [found.set_hash, found.set_seed, arch, as_dict(protocol), seed, teacher if soft else None, test_digest]
+    identity = [found.set_hash, found.set_seed, arch, as_dict(protocol), seed, teacher if soft else None, tested[1]]
     words = {
         k: found.about.get(k)
-        for k in ("method", "search", "timestep", "ipc", "candidates", "guidance", "inversion_guidance")
+        for k in ("method", "search", "timestep", "ipc", "candidates", "guidance", "inversion_guidance", "score")
     }
-    about = {"set": found.name, **words, "set_seed": found.set_seed, "set_hash": found.set_hash, "test": test_digest}
+    about = {"set": found.name, **words, "set_seed": found.set_seed, "set_hash": found.set_hash}
+    about |= {"data": tested[0], "test": tested[1]}
     about |= {"teacher": teacher if soft else None, "images": len(found.images)}
     return Trial(
         set_key=found.set_hash,

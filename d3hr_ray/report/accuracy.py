@@ -1,0 +1,184 @@
+"""Plots of accuracy: against timestep, searches against random draws, matching loss, classes and confusions.
+
+Every plot takes rows of evaluations/results.parquet (accuracies in [0, 1]) and returns PNG bytes, or None where the
+rows hold nothing to plot. Accuracies are last-epoch top-1 in percent; bars and bands are 95 % intervals.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot as plt
+
+from d3hr_ray.evaluation.baselines import DRAWN
+from d3hr_ray.evaluation.results import interval, summarise
+from d3hr_ray.report.contact import save_figure
+
+Rows = Sequence[dict[str, Any]]
+MOST_CLASSES = 30  # in plots that show every class
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """What a plot calls a set's kind: method and search, or the baseline's name."""
+    return "-".join(filter(None, [row["method"] or row["set"], row["search"]]))
+
+
+def by_timestep(rows: Rows) -> bytes | None:
+    """D3HR's Figure 5: accuracy against the timestep of the Gaussians, a line per guidance, a panel per IPC."""
+    rows = [r for r in rows if r["timestep"] is not None]
+    panels = sorted({r["ipc"] for r in rows})
+    if len({r["timestep"] for r in rows}) < 2:
+        return None
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.4), squeeze=False)
+    for axis, ipc in zip(axes[0], panels, strict=True):
+        cells = summarise([r for r in rows if r["ipc"] == ipc], [*LINE, "timestep"])
+        for line in sorted({tuple(c[name] for name in LINE) for c in cells}, key=str):
+            points = sorted((c for c in cells if tuple(c[n] for n in LINE) == line), key=lambda c: c["timestep"])
+            _line(axis, [p["timestep"] for p in points], points, _line_name(points[0]))
+        axis.set(title=f"IPC {ipc}", xlabel="timestep t of the Gaussians", ylabel="top-1 (%)")
+        axis.grid(alpha=0.3)
+    axes[0][-1].legend(fontsize=7)
+    return save_figure(figure)
+
+
+LINE = ("method", "search", "inversion_guidance", "guidance", "arch", "protocol")
+
+
+def _line_name(cell: dict[str, Any]) -> str:
+    guidance = f"{cell['inversion_guidance']:g}/{cell['guidance']:g}"
+    return f"{label_of(cell | {'set': ''})} guidance {guidance}, {cell['arch']}, {cell['protocol']}"
+
+
+def _line(axis: plt.Axes, x: Sequence[float], cells: Rows, name: str) -> None:
+    mean = np.array([100 * c["top1_last"] for c in cells])
+    half = np.nan_to_num(np.array([100 * c["top1_last_ci95"] for c in cells]))
+    (drawn,) = axis.plot(x, mean, marker="o", label=name)
+    axis.fill_between(x, mean - half, mean + half, alpha=0.15, color=drawn.get_color())
+
+
+def by_ipc(rows: Rows) -> bytes | None:
+    """Accuracy against images per class, a line per kind of set, a panel per student and protocol."""
+    rows = [r for r in rows if r["ipc"]]
+    panels = sorted({(r["arch"], r["protocol"]) for r in rows})
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        here = [r for r in rows if (r["arch"], r["protocol"]) == panel]
+        for kind in sorted({label_of(r) for r in here}):
+            cells = sorted(summarise([r for r in here if label_of(r) == kind], ["ipc"]), key=lambda c: c["ipc"])
+            if kind == "real-full":
+                axis.axhline(100 * cells[0]["top1_last"], color="k", ls=":", lw=1, label=kind)
+            else:
+                _line(axis, [c["ipc"] for c in cells], cells, kind)
+        axis.set(xscale="log", title=f"{panel[0]}, {panel[1]}", xlabel="images per class", ylabel="top-1 (%)")
+        ticks = sorted({r["ipc"] for r in here if r["method"] != "real-full"})
+        axis.set_xticks(ticks, [str(t) for t in ticks], minor=False)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    return save_figure(figure)
+
+
+def boxes(rows: Rows) -> bytes | None:
+    """D3HR's Figure 4: accuracies over seeds as boxes, searches beside random draws, a panel per IPC."""
+    rows = [r for r in rows if r["ipc"] and r["method"] != "real-full"]
+    counts = summarise(rows, ["set", "arch", "protocol"])
+    if not counts or max(c["n"] for c in counts) < 3:
+        return None
+    panels = sorted({(r["ipc"], r["arch"], r["protocol"]) for r in rows})[:12]
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 3.2 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        here = [r for r in rows if (r["ipc"], r["arch"], r["protocol"]) == panel]
+        kinds = sorted({label_of(r) for r in here})
+        values = [[100 * r["top1_last"] for r in here if label_of(r) == kind] for kind in kinds]
+        axis.boxplot(values, tick_labels=[f"{k}\nn={len(v)}" for k, v in zip(kinds, values, strict=True)], widths=0.6)
+        axis.tick_params(axis="x", rotation=60, labelsize=6)
+        axis.set_title(f"IPC {panel[0]}, {panel[1]}, {panel[2]}", fontsize=8)
+        axis.set_ylabel("top-1 (%)", fontsize=8)
+        axis.grid(alpha=0.3, axis="y")
+    figure.tight_layout()
+    return save_figure(figure)
+
+
+def against_loss(rows: Rows) -> bytes | None:
+    """Accuracy of each set against how far its latents are from their Gaussian: does matching pay?"""
+    rows = [r for r in rows if r.get("score") is not None and np.isfinite(r["score"])]
+    if len({r["set_hash"] for r in rows}) < 3:
+        return None
+    panels = sorted({r["ipc"] for r in rows})
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3), squeeze=False)
+    for axis, ipc in zip(axes[0], panels, strict=True):
+        for kind in sorted({label_of(r) for r in rows}):
+            here = [r for r in rows if r["ipc"] == ipc and label_of(r) == kind]
+            axis.scatter([r["score"] for r in here], [100 * r["top1_last"] for r in here], s=10, alpha=0.6, label=kind)
+        axis.set(title=f"IPC {ipc}", xlabel="matching loss (mean over classes)", xscale="symlog")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("top-1 (%)")
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    return save_figure(figure)
+
+
+def per_class(rows: Rows, classes: Sequence[str]) -> bytes | None:
+    """Mean accuracy of every class with its interval, the best distilled kind beside random real images."""
+    if len(classes) > MOST_CLASSES:
+        return None
+    chosen = _chosen(rows)
+    figure, axis = plt.subplots(figsize=(max(5, 0.55 * len(classes)), 3))
+    for i, (kind, members) in enumerate(chosen.items()):
+        stats = [interval([100 * m["per_class"][k] for m in members]) for k in range(len(classes))]
+        x = np.arange(len(classes)) + (i - (len(chosen) - 1) / 2) * 0.38
+        axis.bar(x, [s[0] for s in stats], 0.36, yerr=np.nan_to_num([s[2] for s in stats]), label=kind, capsize=2)
+    axis.set_xticks(range(len(classes)), classes, rotation=45 if max(map(len, classes)) > 3 else 0)
+    low = min(min(m["per_class"]) for members in chosen.values() for m in members)
+    axis.set(ylabel="accuracy (%)", ylim=(max(0, 100 * low - 10), 101))
+    axis.legend(fontsize=8, loc="lower right")
+    axis.grid(alpha=0.3, axis="y")
+    return save_figure(figure)
+
+
+def confusions(rows: Rows, classes: Sequence[str]) -> bytes | None:
+    """Which class is taken for which, in percent of the class, off the diagonal only; same sets as `per_class`."""
+    chosen = {k: [m for m in v if m.get("confusion")] for k, v in _chosen(rows).items()}
+    chosen = {k: v for k, v in chosen.items() if v}
+    if not chosen or len(classes) > MOST_CLASSES:
+        return None
+    figure, axes = plt.subplots(1, len(chosen), figsize=(4.6 * len(chosen), 4), squeeze=False)
+    for axis, (kind, members) in zip(axes[0], chosen.items(), strict=True):
+        share = np.mean([np.array(m["confusion"]) / np.array(m["confusion"]).sum(1, keepdims=True) for m in members], 0)
+        np.fill_diagonal(share, 0)
+        drawn = axis.imshow(100 * share, cmap="magma_r", vmin=0)
+        figure.colorbar(drawn, ax=axis, shrink=0.8)
+        axis.set_title(f"{kind}: errors (% of class)", fontsize=9)
+        axis.set_xticks(range(len(classes)), classes, fontsize=7, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axis.set_yticks(range(len(classes)), classes, fontsize=7)
+        axis.set(xlabel="predicted", ylabel="true")
+    return save_figure(figure)
+
+
+def _chosen(rows: Rows) -> dict[str, list[dict[str, Any]]]:
+    """The best distilled kind and real-random, at the middle IPC under the student and protocol with most rows."""
+    rows = [r for r in rows if r["ipc"] and r["method"] != "real-full"]
+    panels: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        panels.setdefault((row["arch"], row["protocol"], row["ipc"]), []).append(row)
+    here = max(panels.values(), key=lambda members: (len(members), -abs(members[0]["ipc"] - 10)))
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in here:
+        kinds.setdefault(f"{label_of(row)}, IPC {row['ipc']}", []).append(row)
+    real = {k: v for k, v in kinds.items() if k.startswith("real-random")}
+    made = {k: v for k, v in kinds.items() if v[0]["method"] not in DRAWN}
+    best = max(made, key=lambda k: np.mean([m["top1_last"] for m in made[k]])) if made else None
+    return ({best: made[best]} if best else {}) | real

@@ -1,0 +1,162 @@
+"""report/index.html: one page that holds everything, images embedded, readable on a phone, no script and no network."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from d3hr_ray.evaluation.results import records, summarise
+from d3hr_ray.report import accuracy
+from d3hr_ray.store import Store
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1100px;padding:1rem;color:#1c2330;background:#fff}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #d5dae3;padding-bottom:.2rem}
+img{max-width:100%;height:auto;display:block}figure{margin:1rem 0}figcaption{color:#566;font-size:.9rem}
+.pair{display:flex;flex-wrap:wrap;gap:1rem}.pair figure{flex:1 1 320px;margin:0;min-width:0}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e6e9ef;white-space:nowrap}
+th:first-child,td:first-child{text-align:left}tr:hover td{background:#f4f6fa}.best{font-weight:700}
+code{background:#f0f2f6;padding:0 .25rem;border-radius:3px}
+@media(prefers-color-scheme:dark){body{background:#12161d;color:#dde3ee}th,td,h2{border-color:#333c4a}
+tr:hover td{background:#1b212b}code{background:#222936}img{background:#fff}figcaption{color:#9ab}}
+"""
+
+
+def write_page(store: Store) -> str:
+    """Gather what a run folder holds into report/index.html and return its URI; empty sections are left out."""
+    rows = records(store)
+    run = store.read_json("run.json") if store.exists("run.json") else None
+    classes = store.read_table("classes.parquet")["name"].to_pylist() if store.exists("classes.parquet") else []
+    name = store.uri.rstrip("/").rpartition("/")[2]
+    body = [f"<h1>{escape(name)}</h1>", _facts(run, rows), *_accuracy(store, rows, classes), *_sheets(store)]
+    body += _stored(store)
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{escape(name)}: d3hr_ray report</title><style>{STYLE}</style></head>'
+        f"<body>{''.join(body)}</body></html>"
+    )
+    store.write_bytes("report/index.html", page.encode())
+    return f"{store.uri}/report/index.html"
+
+
+GUIDED = ("inversion", "synthesis")
+
+
+def _facts(run: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> str:
+    facts: list[tuple[str, object]] = []
+    if run:
+        config = run["config"]
+        timesteps = ", ".join(map(str, config["inversion"]["timesteps"]))
+        facts = [
+            ("data", config["data"]["uri"]),
+            ("images", f"{run['inputs']['images']:,}"),
+            ("model", config["model"]["name"]),
+            ("method", f"{config['method']}, {config['search']['method']} search, t = {timesteps}"),
+            ("inversion / sampling guidance", " / ".join(f"{config[k]['guidance']:g}" for k in GUIDED)),
+            ("seed", run["seed"]),
+            ("versions", ", ".join(f"{k} {v}" for k, v in run["versions"].items())),
+        ]
+    if rows:
+        teachers = sorted({f"{r['teacher']} ({r['teacher_top1']:.1%})" for r in rows if r["teacher"]})
+        facts += [("students trained", len(rows)), ("teachers", ", ".join(teachers) or "none")]
+        facts += [("tested on", ", ".join(sorted({str(r.get("data")) for r in rows})))]
+    cells = "".join(f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>" for k, v in facts)
+    return f'<div class="wide"><table>{cells}</table></div>'
+
+
+def _accuracy(store: Store, rows: list[dict[str, Any]], classes: list[str]) -> Iterable[str]:
+    """A section per test set: the sweep's and the held-out one's numbers never mix."""
+    for data in sorted({str(r.get("data")) for r in rows}):
+        here = [r for r in rows if str(r.get("data")) == data]
+        slug = "".join(c if c.isalnum() else "-" for c in data.rpartition("://")[2])[-40:].strip("-")
+        yield f"<h2>Accuracy on {escape(data)}</h2>"
+        yield "<p>Last-epoch top-1 in percent, mean ± 95 % interval over students; bold: a column's best.</p>"
+        yield _table(here)
+        names = classes or [str(k) for k in range(len(here[0]["per_class"]))]
+        plots = {
+            "accuracy-by-ipc": ("Accuracy against images per class.", accuracy.by_ipc(here)),
+            "accuracy-by-timestep": ("Accuracy against the timestep of the Gaussians.", accuracy.by_timestep(here)),
+            "seeds": ("Spread over seeds: searches beside random draws and real images.", accuracy.boxes(here)),
+            "matching-and-accuracy": ("Matching loss and accuracy of each set.", accuracy.against_loss(here)),
+            "per-class": ("Accuracy per class.", accuracy.per_class(here, names)),
+            "confusion": ("Which class is taken for which.", accuracy.confusions(here, names)),
+        }
+        for name, (caption, png) in plots.items():
+            if png is not None:
+                store.write_bytes(f"report/{slug}-{name}.png", png)
+                yield figure(png, caption)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    """Sets down, student x protocol x IPC across."""
+    columns = sorted({(r["arch"], r["protocol"], r["ipc"] or 0) for r in rows if r["method"] != "real-full"})
+    cells = {}
+    for cell in summarise(rows, SHOWN):
+        cells[_kind(cell), cell["arch"], cell["protocol"], cell["ipc"] or 0] = cell
+    full = {(k[1], k[2]): c for k, c in cells.items() if c["method"] == "real-full"}
+    kinds = sorted({k[0] for k, c in cells.items() if c["method"] != "real-full"})
+    best = {c: max((cells[k, *c]["top1_last"] for k in kinds if (k, *c) in cells), default=0) for c in columns}
+    head = "".join(f"<th>{escape(a)}<br>{escape(p)}<br>IPC {i}</th>" for a, p, i in columns)
+    lines = []
+    for kind in kinds:
+        line = "".join(_cell(cells.get((kind, *c)), best[c]) for c in columns)
+        lines.append(f"<tr><td>{escape(kind)}</td>{line}</tr>")
+    if full:
+        lines.append("<tr><td>real-full</td>" + "".join(_cell(full.get(c[:2]), 2.0) for c in columns) + "</tr>")
+    return f'<div class="wide"><table><tr><th>set</th>{head}</tr>{"".join(lines)}</table></div>'
+
+
+SHOWN = ("set", "method", "search", "guidance", "inversion_guidance", "timestep", "arch", "protocol", "ipc")
+
+
+def _kind(cell: dict[str, Any]) -> str:
+    name = accuracy.label_of(cell)
+    if cell["timestep"] is not None:
+        name += f" t={cell['timestep']}"
+    if cell["guidance"] is not None and cell["method"] not in ("random", "real-random"):
+        name += f" w={cell['inversion_guidance']:g}/{cell['guidance']:g}"
+    return name
+
+
+def _cell(cell: dict[str, Any] | None, best: float) -> str:
+    if cell is None:
+        return "<td></td>"
+    half = f" ± {100 * cell['top1_last_ci95']:.1f}" if cell["n"] > 1 else ""
+    strong = ' class="best"' if cell["top1_last"] >= best else ""
+    return f'<td{strong} title="n = {cell["n"]}">{100 * cell["top1_last"]:.1f}{half}</td>'
+
+
+def _sheets(store: Store) -> Iterable[str]:
+    """Contact sheets of the run's sets, each beside real images."""
+    names = [n for n in store.list("report") if n.endswith(".png") and "-ipc" in n and "seed" in n]
+    if names:
+        yield "<h2>Images</h2>"
+    real = store.read_bytes("report/real.png") if store.exists("report/real.png") else None
+    for name in names:
+        pair = figure(store.read_bytes(f"report/{name}"), name.removesuffix(".png"))
+        beside = figure(real, "real images, at random") if real else ""
+        yield f'<div class="pair">{pair}{beside}</div>'
+
+
+def _stored(store: Store) -> Iterable[str]:
+    """What the distill run measured of its latents."""
+    wanted = {
+        "normality.png": "Share of latent dimensions that look normal, before and after inversion.",
+        "tsne.png": "t-SNE of one class, before and after inversion (the paper's Figure 1).",
+    }
+    there = [n for n in wanted if store.exists(f"report/{n}")]
+    if there:
+        yield "<h2>Normality</h2>"
+    for name in there:
+        yield figure(store.read_bytes(f"report/{name}"), wanted[name])
+
+
+def figure(png: bytes, caption: str) -> str:
+    """An image with its caption, the bytes inside the page."""
+    data = base64.b64encode(png).decode()
+    return (
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
