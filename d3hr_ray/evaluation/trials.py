@@ -60,7 +60,7 @@ def make_trial(
     tested: tuple[str, str],
     keep: str = "",
 ) -> Trial:
-    """A trial with its identity; `teacher` is the teachers' id with hashes, `tested` the test images' URI and digest."""
+    """A trial with its identity; `teacher` is the teachers' id with hashes, `tested` the test images' URI, digest."""
     soft = protocol.labels == "soft"
     identity = [found.set_hash, found.set_seed, arch, as_dict(protocol), seed, teacher if soft else None, tested[1]]
     words = {

@@ -56,7 +56,7 @@ def _line(axis: plt.Axes, x: Sequence[float], cells: Rows, name: str) -> None:
     mean = np.array([100 * c["top1_last"] for c in cells])
     half = np.nan_to_num(np.array([100 * c["top1_last_ci95"] for c in cells]))
     (drawn,) = axis.plot(x, mean, marker="o", label=name)
-    axis.fill_between(x, mean - half, mean + half, alpha=0.15, color=drawn.get_color())
+    axis.fill_between(x, (mean - half).clip(0), (mean + half).clip(max=100), alpha=0.15, color=drawn.get_color())
 
 
 def by_ipc(rows: Rows) -> bytes | None:

@@ -16,7 +16,8 @@ img{max-width:100%;height:auto;display:block}figure{margin:1rem 0}figcaption{col
 .pair{display:flex;flex-wrap:wrap;gap:1rem}.pair figure{flex:1 1 320px;margin:0;min-width:0}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e6e9ef;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}tr:hover td{background:#f4f6fa}.best{font-weight:700}
+th:first-child,td:first-child,.facts td{text-align:left}.facts td{white-space:normal}
+tr:hover td{background:#f4f6fa}.best{font-weight:700}
 code{background:#f0f2f6;padding:0 .25rem;border-radius:3px}
 @media(prefers-color-scheme:dark){body{background:#12161d;color:#dde3ee}th,td,h2{border-color:#333c4a}
 tr:hover td{background:#1b212b}code{background:#222936}img{background:#fff}figcaption{color:#9ab}}
@@ -25,7 +26,7 @@ tr:hover td{background:#1b212b}code{background:#222936}img{background:#fff}figca
 
 def write_page(store: Store) -> str:
     """Gather what a run folder holds into report/index.html and return its URI; empty sections are left out."""
-    rows = records(store)
+    rows = [r for r in records(store) if r["protocol"] != "teacher"]
     run = store.read_json("run.json") if store.exists("run.json") else None
     classes = store.read_table("classes.parquet")["name"].to_pylist() if store.exists("classes.parquet") else []
     name = store.uri.rstrip("/").rpartition("/")[2]
@@ -63,7 +64,7 @@ def _facts(run: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> str:
         facts += [("students trained", len(rows)), ("teachers", ", ".join(teachers) or "none")]
         facts += [("tested on", ", ".join(sorted({str(r.get("data")) for r in rows})))]
     cells = "".join(f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>" for k, v in facts)
-    return f'<div class="wide"><table>{cells}</table></div>'
+    return f'<table class="facts">{cells}</table>'
 
 
 def _accuracy(store: Store, rows: list[dict[str, Any]], classes: list[str]) -> Iterable[str]:

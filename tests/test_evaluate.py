@@ -1,0 +1,206 @@
+"""jobs/evaluate.py and jobs/sweep.py as commands on a real Ray; the report's page in a real browser."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+
+import distill
+import evaluate
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import sweep
+from flags import DistillFlags, build_config
+from presets import PRESETS
+from test_evaluation import hard, stripes
+
+from d3hr_ray.config import as_dict
+from d3hr_ray.evaluation.launch import Workers, launch
+from d3hr_ray.evaluation.sets import DistilledSet
+from d3hr_ray.evaluation.teachers import Target
+from d3hr_ray.evaluation.trials import make_trial
+from d3hr_ray.store import Store
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def run(job, monkeypatch, command: str) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{job.__name__}.py", *shlex.split(command)])
+    job.main()
+
+
+@pytest.fixture(scope="module")
+def evaluated(ray_session, tmp_path_factory):
+    """Two sets of real digits, evaluated with all that the report shows."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(distill, monkeypatch, f"--preset digits --method random --ipc 1 2 --out {out}")
+        run(evaluate, monkeypatch, f"--distilled {out} {EVALUATE}")
+    return out
+
+
+EVALUATE = (
+    "--arch convnet-d3-w32 --protocol hard --teacher train --repeats 2 --epochs 3 --ranking --workers 0 "
+    "--baselines real-random pixel-kmeans"
+)
+
+
+@pytest.mark.slow
+def test_every_training_run_is_a_row_of_the_contract(evaluated):
+    rows = pq.read_table(evaluated / "evaluations" / "results.parquet").to_pylist()
+    contract = "set method search timestep ipc arch protocol seed top1_last top1_best top5_last teacher teacher_top1"
+    assert {*contract.split(), "set_hash", "seconds", "protocol_version"} <= rows[0].keys()
+    kept = [r for r in rows if r["protocol"] != "teacher"]
+    # 2 IPCs x 3 kinds of set x 2 repeats x 3 protocols, and 2 repeats of the full set under each
+    assert len(kept) == 2 * 3 * 2 * 3 + 2 * 3
+    assert {r["set"] for r in kept} == {"random-ipc1", "random-ipc2", "real-random", "pixel-kmeans", "real-full"}
+    assert all(0 <= r["top1_last"] <= r["top1_best"] <= 1 for r in kept)
+    assert all((r["teacher"] is None) == (r["protocol"] == "hard") for r in kept)
+    assert {r["teacher_top1"] for r in kept if r["teacher"]} == {max(r["teacher_top1"] or 0 for r in kept)}
+    assert kept[0]["protocol_version"].endswith("-glyphs+epochs=3")
+    hashes = {(r["set"], r["ipc"], r["set_seed"]): r["set_hash"] for r in kept if r["set"] == "real-random"}
+    assert len(set(hashes.values())) == 4
+    ranking = (evaluated / "report" / "ranking.csv").read_text()
+    assert ranking.startswith('"set","ipc","arch","HLR","IOR","LRS"')
+
+
+@pytest.mark.slow
+def test_the_same_command_trains_nothing_again(evaluated, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in (evaluated / "evaluations" / "runs").iterdir()}
+    run(evaluate, monkeypatch, f"--distilled {evaluated} {EVALUATE}")
+    assert before == {p: p.stat().st_mtime_ns for p in (evaluated / "evaluations" / "runs").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_shows_every_image_without_an_error(evaluated, width):
+    from playwright.sync_api import sync_playwright
+
+    page_file = evaluated / "report" / "index.html"
+    assert "http" not in page_file.read_text().replace("http-equiv", "")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page, said = browser.new_page(viewport={"width": width, "height": 900}), []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(page_file.as_uri())
+        images = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
+        scroll = page.evaluate("document.documentElement.scrollWidth")
+        browser.close()
+    assert len(images) >= 6 and all(images)
+    assert said == []
+    assert scroll <= width
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("", "--distilled is needed"),
+        ("--distilled {none}", "no set in it"),
+        (
+            "--distilled {set} --out {none} --data {set}/train --arch resnet81",
+            "--arch resnet81: no such architecture; near it: resnet18",
+        ),
+        ("--distilled {set} --protocol soft", "--protocol"),
+        ("--distilled {set} --protocol fixed-soft", "--protocol fixed-soft needs --teacher"),
+        ("--distilled {set} --teacher train resnet18", "--teacher train stands alone"),
+        ("--distilled {set}", "--out is needed"),
+        ("--distilled {set} --out {none}", "--data is needed"),
+        ("--distilled {set} --out {none} --data {none}", "no such file or folder"),
+        ("--distilled {set} --out {none} --data {empty}", "no class folders in it"),
+        ("--distilled {set} --out {none} --data digits/test", "the data has no such class"),
+        ("--distilled {set} --repeats 0", "--repeats 0"),
+        ("--distilled {set} --out {none} --data {set}/train --workers 64", "--workers 64: the cluster has room"),
+        ("--distilled {set} --out {none} --data {set}/train --arch convnet-d6", "use a smaller depth"),
+        ("--distilled {set} --out {none} --data {set}/train --arch resnet18 --batch-size 1", "batches of one image"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(ray_session, tmp_path, monkeypatch, capsys, flags, message):
+    from test_evaluation import write_set
+
+    (tmp_path / "empty").mkdir()
+    paths = {"set": write_set(tmp_path / "set", stripes(2)), "none": tmp_path / "none", "empty": tmp_path / "empty"}
+    with pytest.raises(SystemExit) as stop:
+        run(evaluate, monkeypatch, flags.format(**paths) + " --baselines none")
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1]
+
+
+@pytest.mark.slow
+def test_two_workers_train_one_student_and_survive_the_death_of_one(ray_session, tmp_path):
+    found = DistilledSet("s", stripes(8), "hash", 0, {"method": "s", "ipc": 8})
+    protocol = hard(batch_size=12)
+    trials = [
+        make_trial(found, "convnet-d3-w32", protocol, seed, (), None, ("stripes", "digest")) for seed in range(40)
+    ]
+    store, workers = Store(str(tmp_path)), Workers(2, 0.0, 2)
+
+    def kill_one() -> None:
+        while not store.list("evaluations/runs"):
+            time.sleep(0.2)
+        trainers = [
+            p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+        ]
+        os.kill(trainers[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    target = Target(found.images.classes, None, 16)
+    launch(store, trials, {"hash": found.images}, stripes(30, 1), target, workers, {})
+    killer.join(5)
+    assert not killer.is_alive()
+    rows = [store.read_json(t.record) for t in trials]
+    assert np.mean([row["top1_last"] for row in rows]) > 0.95
+
+
+@pytest.mark.slow
+def test_a_sweep_shares_what_is_upstream_and_repeats_nothing(ray_session, tmp_path, monkeypatch, capsys):
+    config = as_dict(PRESETS["digits"]())
+    config["data"]["limit_per_class"] = 12
+    (tmp_path / "small.json").write_text(json.dumps({"config": config}))
+    command = f"--preset {tmp_path}/small.json --run {tmp_path}/run --ipc 1 2 --timesteps 100 200 --candidates 32"
+    run(sweep, monkeypatch, f"{command} --search moments random --arch convnet-d3-w32 --name first")
+    runs = tmp_path / "run" / "evaluations" / "runs"
+    before = {p: p.stat().st_mtime_ns for p in runs.iterdir()}
+    assert len(before) == 2 * 2 * 2
+    trials = pq.read_table(tmp_path / "run" / "sweeps" / "first" / "trials.parquet").to_pylist()
+    assert {(r["ipc"], r["timestep"], r["search"]) for r in trials} == {
+        (n, t, s) for n in (1, 2) for t in (100, 200) for s in ("moments", "random")
+    }
+    assert {r["data"] for r in trials} == {"digits"}
+    sets = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "sets").rglob("*.png")}
+    run(sweep, monkeypatch, f"--run {tmp_path}/run --name first --resume")
+    assert before == {p: p.stat().st_mtime_ns for p in runs.iterdir()}
+    assert sets == {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "sets").rglob("*.png")}
+    best = tmp_path / "run" / "sweeps" / "first" / "best.json"
+    found = json.loads(best.read_text())["found"]
+    preset = build_config(DistillFlags(preset=str(best)))
+    assert preset.inversion.timesteps == (found["timestep"],)
+    assert preset.search.candidates == 32
+    assert "best over IPCs and students" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("", "--run is needed"),
+        ("--run {none} --resume", "no sweep named 'sweep'"),
+        ("--run {none} --ipc 1 10 --scheduler asha", "give one --ipc"),
+        ("--run {none} --matched --guidance 1", "--matched contradicts --guidance"),
+        ("--run {none} --preset digit", "perhaps you meant digits"),
+        ("--run {none} --seeds 1 1", "--seeds names a value twice"),
+    ],
+)
+def test_a_sweeps_mistake_is_one_line_that_names_it(ray_session, tmp_path, monkeypatch, capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        run(sweep, monkeypatch, flags.format(none=tmp_path / "none"))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
