@@ -27,6 +27,10 @@ class SweepFlags:
     """moments, random. Default: the run's."""
     candidates: Ints = ()
     """Columns (moments) or subsets (random). Default: 256 for moments, 1000 for random."""
+    components: Ints = ()
+    """Gaussians per class. Default 1."""
+    rank: Ints = ()
+    """Directions of a class's covariance besides its diagonal. Default 0."""
     timesteps: Ints = ()
     """DDPM timesteps. Default: the run's."""
     inversion_guidance: Floats = ()

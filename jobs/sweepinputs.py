@@ -100,7 +100,17 @@ class Sweep:
         found = []
         for method in self.flags.search or (self.base.search.method,):
             counts = self.flags.candidates or (256 if method == "moments" else 1000,)
-            found += [replace(self.base.search, method=method, candidates=c, ipc=self.flags.ipc) for c in counts]
+            for count, components, rank in product(counts, self.flags.components or (1,), self.flags.rank or (0,)):
+                found.append(
+                    replace(
+                        self.base.search,
+                        method=method,
+                        candidates=count,
+                        components=components,
+                        rank=rank,
+                        ipc=self.flags.ipc,
+                    )
+                )
         return found
 
     def overrides(self) -> list[Overrides]:
@@ -127,7 +137,7 @@ def _inverted(sweep: Sweep, config: RunConfig) -> Run:
     if own and _holds(own, config):
         inputs = sweep.store.read_json("run.json")["inputs"]
         listing = list_data(own, card)
-        run = d3hr.Run(sweep.store, own, card, listing.classes.table(), inputs, sweep.pool)
+        run = d3hr.Run(sweep.store, own, card, listing.classes.table(), inputs, sweep.pool, sweep.store)
         if any(not sweep.store.exists(d3hr.gaussian_file(t)) for t in own.inversion.timesteps):
             d3hr.fit_gaussians(run, listing)
         return run

@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
         ("images", pa.int64()),
         ("images_per_second", pa.float64()),
         ("candidates", pa.int64()),
+        ("components", pa.string()),
+        ("rank", pa.int32()),
         ("guidance", pa.float64()),
         ("inversion_guidance", pa.float64()),
         ("lr", pa.float64()),

@@ -19,7 +19,6 @@ from d3hr_ray.stages.pool import ray_map
 from d3hr_ray.store import Store, absolute
 
 READ_AT_ONCE = 512
-WORDS = ("method", "search", "timestep", "ipc")  # of a set, in its results
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,8 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
     words = _read_name(manifest["variant"])
     about = words | {
         "candidates": config["search"]["candidates"] if words["search"] else None,
+        "components": str(config["search"]["components"]) if words["search"] else None,
+        "rank": config["search"]["rank"] if words["search"] else None,
         "guidance": config["synthesis"]["guidance"],
         "inversion_guidance": config["inversion"]["guidance"],
         "score": float(np.mean([row["score"] for row in rows])) if words["timestep"] is not None else None,

@@ -23,6 +23,9 @@ from d3hr_ray.store import Store
 
 CONFUSION_CLASSES = 100  # a larger confusion is not kept: 1,000 classes would be 8 MB a trial
 CHECKPOINT_SECONDS = 60.0
+WORDS = (
+    "method", "search", "timestep", "ipc", "candidates", "components", "rank", "guidance", "inversion_guidance", "score",
+)  # fmt: skip
 LOOKS = 9  # evaluations along the way, for a scheduler that stops the worst
 
 
@@ -63,10 +66,7 @@ def make_trial(
     """A trial with its identity; `teacher` is the teachers' id with hashes, `tested` the test images' URI, digest."""
     soft = protocol.labels == "soft"
     identity = [found.set_hash, found.set_seed, arch, as_dict(protocol), seed, teacher if soft else None, tested[1]]
-    words = {
-        k: found.about.get(k)
-        for k in ("method", "search", "timestep", "ipc", "candidates", "guidance", "inversion_guidance", "score")
-    }
+    words = {name: found.about.get(name) for name in WORDS}
     about = {"set": found.name, **words, "set_seed": found.set_seed, "set_hash": found.set_hash}
     about |= {"data": tested[0], "test": tested[1]}
     about |= {"teacher": teacher if soft else None, "images": len(found.images)}

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from d3hr_ray.config import RunConfig, as_dict, fingerprint
-from d3hr_ray.methods.d3hr import Run, variants
+from d3hr_ray.methods.d3hr import Run, choose_from_pool, find_subsets
+from d3hr_ray.methods.variants import variants
 from d3hr_ray.runs import claim_recipe
 from d3hr_ray.stages.fit import gaussian_file
 from d3hr_ray.stages.publish import recipe, run_publish
-from d3hr_ray.stages.search import Variant, run_search, write_noise
+from d3hr_ray.stages.search import Variant
 from d3hr_ray.stages.synthesize import run_synthesize
 from d3hr_ray.store import Store
 
@@ -46,14 +47,14 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
 
 
 def _reopen(base: Run, store: Store, config: RunConfig) -> Run:
-    """A run in a folder that has a copy of the base's classes and Gaussians."""
+    """A run in a folder that has a copy of the base's classes and Gaussians; its latents stay where they are."""
     files = ["classes.parquet"]
-    if config.method != "dit":
+    if config.fits:
         files += [gaussian_file(t) for t in config.inversion.timesteps]
     for name in files:
         if not store.exists(name):
             store.write_bytes(name, base.store.read_bytes(name))
-    return replace(base, store=store, config=config)
+    return replace(base, store=store, config=config, latents=base.latents)
 
 
 def _make_together(runs: Sequence[Run]) -> None:
@@ -64,12 +65,11 @@ def _make_together(runs: Sequence[Run]) -> None:
         return
     for run, variant in missing:
         claim_recipe(run.store, variant.name, recipe(run.config, variant, run.inputs))
-        if variant.method == "dit":
-            channels, height, width = run.card.latent_shape
-            write_noise(run.store, variant, len(run.classes), channels * height * width)
+        if run.config.has_pool:
+            choose_from_pool(run, variant)
         else:
-            run_search(run.store, run.config, variant, len(run.classes))
-    first = runs[0]
+            find_subsets(run, variant)
+    first = missing[0][0]
     run_synthesize(first.store, first.config, [v for _, v in missing], first.classes, first.pool)
     for run, variant in missing:
         run_publish(run.store, run.config, variant, run.classes, run.inputs, None)

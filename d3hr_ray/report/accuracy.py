@@ -4,6 +4,7 @@ Every plot takes rows of evaluations/results.parquet (accuracies in [0, 1]) and 
 rows hold nothing to plot. Accuracies are last-epoch top-1 in percent; bars and bands are 95 % intervals.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ MOST_CLASSES = 30  # in plots that show every class
 
 
 def label_of(row: dict[str, Any]) -> str:
-    """What a plot calls a set's kind: method and search, or the baseline's name."""
-    return "-".join(filter(None, [row["method"] or row["set"], row["search"]]))
+    """What a plot calls a set's kind: its name without timestep and IPC."""
+    return re.sub(r"-(t|ipc)\d+", "", row["set"])
 
 
 def by_timestep(rows: Rows) -> bytes | None:
@@ -34,7 +35,8 @@ def by_timestep(rows: Rows) -> bytes | None:
         return None
     figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.4), squeeze=False)
     for axis, ipc in zip(axes[0], panels, strict=True):
-        cells = summarise([r for r in rows if r["ipc"] == ipc], [*LINE, "timestep"])
+        named = [r | {"set": label_of(r)} for r in rows if r["ipc"] == ipc]
+        cells = summarise(named, [*LINE, "timestep"])
         for line in sorted({tuple(c[name] for name in LINE) for c in cells}, key=str):
             points = sorted((c for c in cells if tuple(c[n] for n in LINE) == line), key=lambda c: c["timestep"])
             _line(axis, [p["timestep"] for p in points], points, _line_name(points[0]))
@@ -44,12 +46,12 @@ def by_timestep(rows: Rows) -> bytes | None:
     return save_figure(figure)
 
 
-LINE = ("method", "search", "inversion_guidance", "guidance", "arch", "protocol")
+LINE = ("set", "inversion_guidance", "guidance", "arch", "protocol")
 
 
 def _line_name(cell: dict[str, Any]) -> str:
     guidance = f"{cell['inversion_guidance']:g}/{cell['guidance']:g}"
-    return f"{label_of(cell | {'set': ''})} guidance {guidance}, {cell['arch']}, {cell['protocol']}"
+    return f"{cell['set']} guidance {guidance}, {cell['arch']}, {cell['protocol']}"
 
 
 def _line(axis: plt.Axes, x: Sequence[float], cells: Rows, name: str) -> None:

@@ -12,10 +12,10 @@ from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.evaluation.results import SCHEMA, summarise
 from d3hr_ray.store import Store
 
-AXES = (
-    "method", "search", "candidates", "timestep", "inversion_guidance", "guidance", "ipc", "arch", "protocol",
-    "protocol_version", "lr", "teacher",
+SETTING = (
+    "method", "search", "candidates", "components", "rank", "timestep", "inversion_guidance", "guidance",
 )  # fmt: skip
+AXES = (*SETTING, "ipc", "arch", "protocol", "protocol_version", "lr", "teacher")
 
 
 def write_sweep(
@@ -34,7 +34,7 @@ def write_sweep(
     found = {key: best[key] for key in (*AXES, "n", "top1_last")}
     store.write_json(f"{folder}/best.json", {"config": as_dict(preset), "found": found})
     line = f"{len(rows)} students finished, {len(stopped)} stopped early"
-    words = ", ".join(f"{axis} {best[axis]}" for axis in AXES[:6] if best[axis] is not None)
+    words = ", ".join(f"{axis} {best[axis]}" for axis in SETTING if best[axis] is not None)
     return f"{line}; best over IPCs and students: {words}\n{store.uri}/{folder}: trials.csv, cells.csv, best.json"
 
 
@@ -42,7 +42,7 @@ def best_cell(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The distillation setting with the highest mean over IPCs, students and protocols, as its best single cell."""
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for cell in cells:
-        settings.setdefault(tuple(cell[axis] for axis in AXES[:6]), []).append(cell)
+        settings.setdefault(tuple(cell[axis] for axis in SETTING), []).append(cell)
     most = max(map(len, settings.values()))
     whole = [members for members in settings.values() if len(members) == most]
     return max(whole, key=lambda members: sum(m["top1_last"] for m in members) / len(members))[0]
@@ -52,7 +52,10 @@ def preset_of(base: RunConfig, cell: Mapping[str, Any]) -> RunConfig:
     """The base config with a cell's settings."""
     search = base.search
     if cell["search"]:
-        search = replace(search, method=cell["search"], candidates=cell["candidates"])
+        components = cell["components"] if cell["components"] == "ipc" else int(cell["components"])
+        search = replace(
+            search, method=cell["search"], candidates=cell["candidates"], components=components, rank=cell["rank"]
+        )
     timesteps = base.inversion.timesteps if cell["timestep"] is None else (cell["timestep"],)
     return replace(
         base,
