@@ -24,7 +24,8 @@ from d3hr_ray.store import Store
 CONFUSION_CLASSES = 100  # a larger confusion is not kept: 1,000 classes would be 8 MB a trial
 CHECKPOINT_SECONDS = 60.0
 WORDS = (
-    "method", "search", "timestep", "ipc", "candidates", "components", "rank", "guidance", "inversion_guidance", "score",
+    "method", "search", "timestep", "ipc", "candidates", "components", "rank", "guidance", "inversion_guidance",
+    "score",
 )  # fmt: skip
 LOOKS = 9  # evaluations along the way, for a scheduler that stops the worst
 
