@@ -26,7 +26,7 @@ MISTAKES = {
     "--ipc 0": "--ipc 0 makes no image",
     "--ipc -1": "--ipc",
     "--ipc ten": "Error parsing --ipc",
-    "--preset imagenet": "invalid choice 'imagenet' for argument '--preset'",
+    "--preset imagenet": "--preset imagenet: no such preset or file",
     "--method cao3": "invalid choice 'cao3'",
     "--timesteps 601": "--timesteps 601 is not on the 50-step grid; its neighbours are 600 and 620",
     "--timesteps 1000": "--timesteps 1000 is outside the schedule",
@@ -46,7 +46,7 @@ MISTAKES = {
     "--from-gaussians /nowhere --data x": "--data contradicts --from-gaussians",
     "--from-gaussians /nowhere --dry-run": "--dry-run cannot go with",
     "--from-gaussians /nowhere --preset digits": "--preset contradicts",
-    "--method random --candidates 5": "--method random searches nothing",
+    "--method random --candidates 5": "--candidates does nothing with --method random",
     "--tflops 0": "--tflops 0 must be above 0",
 }
 
