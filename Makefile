@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := d3hr_ray jobs tests
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test chaos lint format clean
 
 help:  ## what each target does
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,8 +27,11 @@ install: .venv/.installed  ## make .venv with pinned versions (uv if present, el
 demo: install  ## distil the embedded digits: the whole pipeline on a laptop
 	$(BIN)/python jobs/distill.py --preset digits
 
-test: install  ## all tests but those that need a GPU
-	$(BIN)/python -m pytest -m "not gpu"
+test: install  ## all tests but those that need a GPU or take minutes (`make chaos`)
+	$(BIN)/python -m pytest -m "not gpu and not chaos"
+
+chaos: install  ## faults that take minutes: drivers, nodes and jobs killed, clusters that grow
+	$(BIN)/python -m pytest -m chaos
 
 lint: install  ## ruff check and format check, mypy
 	$(BIN)/ruff check $(SOURCES)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from d3hr_ray import lock
 from d3hr_ray.config import RunConfig, as_dict, differences, fingerprint
 from d3hr_ray.store import Store
 
@@ -42,18 +43,22 @@ def open_run(store: Store, config: RunConfig, inputs: dict[str, Any], overwrite:
     if store.exists("run.json"):
         _same_run(store, config, inputs)
         return
-    foreign = [*store.list(), *store.folders()]
-    if foreign:
+    if foreign := _foreign(store):
         raise ValueError(f"--out {store.uri} holds {foreign[0]} but no run.json; give an empty or new folder")
     store.write_json("run.json", _record(config, inputs) | {"started": _now(), "finished": None})
 
 
 def clear(store: Store) -> None:
     """Delete what a run wrote. Raises ValueError if the folder is no run folder, so that nothing else is ever lost."""
-    if (store.list() or store.folders()) and not store.exists("run.json"):
+    if _foreign(store) and not store.exists("run.json"):
         raise ValueError(f"--overwrite: {store.uri} has no run.json, so it is no run folder; empty it yourself")
     for name in OWN:
         store.delete(name)
+
+
+def _foreign(store: Store) -> list[str]:
+    """What lies in a folder, but for the lock of the driver that asks."""
+    return [name for name in [*store.list(), *store.folders()] if name != lock.NAME]
 
 
 def close_run(store: Store, summary: dict[str, Any]) -> None:
@@ -63,7 +68,7 @@ def close_run(store: Store, summary: dict[str, Any]) -> None:
 
 def stored_config(store: Store) -> dict[str, Any] | None:
     """The plain config of the run in a folder, if there is one."""
-    return _read_run(store)["config"] if store.exists("run.json") else None
+    return read_run(store)["config"] if store.exists("run.json") else None
 
 
 def claim_recipe(store: Store, variant: str, recipe: dict[str, Any]) -> None:
@@ -99,7 +104,7 @@ def _record(config: RunConfig, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any]) -> None:
-    old = _read_run(store)
+    old = read_run(store)
     new = as_dict(config)
     for plain in (old["config"], new):
         plain["data"].pop("max_rejected")  # a limit on the input, which changes no result
@@ -111,7 +116,8 @@ def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any]) -> None:
         )
 
 
-def _read_run(store: Store) -> dict[str, Any]:
+def read_run(store: Store) -> dict[str, Any]:
+    """run.json. Raises ValueError if it is not a run's record."""
     record = store.read_json("run.json")
     if not isinstance(record, dict) or not {"config", "inputs"} <= record.keys():
         raise ValueError(f"{store.uri}/run.json is no run's record; restore it or use --overwrite")

@@ -5,36 +5,40 @@ So a reader never sees half a file, and what exists is whole.
 """
 
 import contextlib
-import functools
 import json
 import os
+import threading
 import uuid
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from d3hr_ray.filesystems import absolute, patient, resolve
 
-def absolute(uri: str) -> str:
-    """A local path as an absolute one, without a last slash; other URIs as they are.
+WRITERS = 16
 
-    Workers have other working folders than the driver, so paths are made absolute before they travel.
-    """
-    return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
+__all__ = ["Store", "absolute", "resolve"]
 
 
-@functools.lru_cache(64)
-def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Path or URI => (filesystem, path on it). Raises ValueError for a scheme that pyarrow does not know."""
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), absolute(uri)
-    try:
-        return pafs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{uri}: cannot open this URI ({error}); use a local path, s3://, gs:// or hdfs://") from error
+@dataclass
+class Written:
+    """Bytes that this process has written to any store."""
+
+    total: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, size: int) -> None:
+        """Count a file, from any thread."""
+        with self.lock:
+            self.total += size
+
+
+written = Written()
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Store:
         filesystem, root = resolve(self.uri)
         return filesystem, f"{root.rstrip('/')}/{name}" if name else root
 
+    @patient
     def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write a whole file at once or not at all, making its folders. Raises OSError naming the file."""
         filesystem, path = self._open(name)
@@ -58,6 +63,7 @@ class Store:
                     os.makedirs(os.path.dirname(file), exist_ok=True)
             with filesystem.open_output_stream(target) as stream:
                 stream.write(data)
+            written.add(len(data))
             if local:
                 _sync(target)
                 os.replace(target, path)
@@ -67,6 +73,13 @@ class Store:
                     os.unlink(target)
             raise OSError(f"cannot write {path}: {error}; free space or give another --out, then run again") from error
 
+    def write_many(self, files: Mapping[str, bytes]) -> None:
+        """Write whole files side by side where storage is remote and each one waits for an answer."""
+        with ThreadPoolExecutor(WRITERS if "://" in self.uri else 1) as pool:
+            for _ in pool.map(self.write_bytes, files.keys(), files.values()):
+                pass
+
+    @patient
     def read_bytes(self, name: str) -> bytes:
         """The whole file. Raises FileNotFoundError if it is not there."""
         filesystem, path = self._open(name)
@@ -95,6 +108,7 @@ class Store:
         pq.write_table(table, sink, compression="zstd", use_dictionary=plain)
         self.write_bytes(name, sink.getvalue())
 
+    @patient
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read one Parquet file, or every Parquet file of a folder in the order of their names."""
         filesystem, path = self._open(name)
@@ -108,6 +122,7 @@ class Store:
             raise FileNotFoundError(f"{self.uri}/{name} holds no Parquet file")
         return pa.concat_tables([self.read_table(f"{name}/{n}", columns) for n in names])
 
+    @patient
     def read_rows(self, name: str, columns: list[str], column: str, among: range) -> pa.Table:
         """Rows of one Parquet file whose integer `column` is in a range; row groups that have none are not read."""
         filesystem, path = self._open(name)
@@ -117,23 +132,27 @@ class Store:
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} is not a whole Parquet file ({error}); delete it and run again") from error
 
+    @patient
     def column_names(self, name: str) -> list[str]:
         """Columns of one Parquet file, from its footer."""
         filesystem, path = self._open(name)
         names: list[str] = pq.ParquetFile(filesystem.open_input_file(path)).schema_arrow.names
         return names
 
+    @patient
     def exists(self, name: str) -> bool:
         """True for a file or folder that is there."""
         filesystem, path = self._open(name)
         return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
+    @patient
     def folders(self) -> list[str]:
         """Sorted names of the folders directly under the root."""
         filesystem, path = self._open("")
         infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory)
 
+    @patient
     def list(self, name: str = "", recursive: bool = False) -> list[str]:
         """Sorted names of the files in a folder, relative to it; none if there is no such folder."""
         filesystem, path = self._open(name)
@@ -142,6 +161,7 @@ class Store:
         names = [i.path[len(path.rstrip("/")) + 1 :] for i in infos if i.type == pafs.FileType.File]
         return sorted(names)
 
+    @patient
     def delete(self, name: str) -> None:
         """Delete a file or a whole folder; nothing happens if it is not there."""
         filesystem, path = self._open(name)

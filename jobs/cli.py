@@ -8,16 +8,19 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from d3hr_ray.config import RunError
+from d3hr_ray.lock import Stopped
 
 T = TypeVar("T")
+LOG = logging.getLogger("d3hr_ray")
 
 # Optional flags: None, or an empty tuple, means that the preset (or the default that the help states) decides.
 Ints = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
+LogFormat = Literal["text", "json"]
 Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
 
 
@@ -68,38 +71,45 @@ def guard(main: Callable[[], None]) -> None:
         raise SystemExit(1) from error
     except KeyboardInterrupt as stop:
         announce("stopped; the same command resumes")
-        raise SystemExit(130) from stop
+        raise SystemExit(143 if isinstance(stop, Stopped) else 130) from stop
 
 
 def announce(text: str) -> None:
     """Say what happens next, beside the progress bars."""
-    print(f"{_name()}: {text}", file=sys.stderr)
+    if LOG.isEnabledFor(logging.INFO):
+        LOG.info(text, extra={"job": _name()})
+    else:
+        print(f"{_name()}: {text}", file=sys.stderr)
 
 
-def connect(address: str | None) -> None:
+def connect(address: str | None, log_format: LogFormat = "text") -> bool:
     """Connect to --address, else RAY_ADDRESS, else start a local Ray with at least 2 CPU slots.
 
-    One slot holds the networks and one reads images: a single slot would wait for itself.
+    One slot holds the networks and one reads images: a single slot would wait for itself. With json, drivers and
+    workers log JSON lines. Returns whether this is a cluster, which may grow.
     """
     import ray  # takes seconds to import: --help and a wrong flag should not wait for it
 
     if ray.is_initialized():
-        return
+        return False
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if log_format == "json":
+        quiet["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
     address = address or os.environ.get("RAY_ADDRESS")
     if address and address != "local":
         try:
             ray.init(address=address, **quiet)
         except ConnectionError as error:
             raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from error
-        return
+        return True
     # Ray's C++ log calls every pool's constructor arguments an error (ray issue 53727, harmless for small ones).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     cpus = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    return False
 
 
 def _name() -> str:

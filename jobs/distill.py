@@ -2,20 +2,27 @@
 
     python jobs/distill.py                                          # the embedded digits, on any laptop
     python jobs/distill.py --preset imagenet1k --data /data/imagenet/train --ipc 10 50
+    python jobs/distill.py --status runs/imagenet1k                 # what is done, what is left
 
 The same command resumes a run that was stopped. D3HR_TRACEBACK=1 shows the traceback of a failure.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from cli import announce, connect, guard, parse, refusing
-from flags import DistillFlags, build_config, check_timesteps, settle
+from flags import DistillFlags, build_config, check_timesteps, only_status, settle
+
+from d3hr_ray.lock import driving
+from d3hr_ray.store import Store, absolute
 
 
 def main() -> None:
     """Check all that can be checked without Ray; then connect, run the method, and report."""
     flags = parse(DistillFlags, __doc__ or "")
     with refusing():
+        if only_status(flags):
+            return print_status(flags)
         config = build_config(flags)
 
     # Imported late: torch and diffusers take seconds, and --help or a wrong flag should not wait for them.
@@ -25,8 +32,9 @@ def main() -> None:
     from d3hr_ray.methods.plan import plan
     from d3hr_ray.report.distilled import report
     from d3hr_ray.runs import stored_config
+    from d3hr_ray.stages.capacity import PATIENCE
     from d3hr_ray.stages.pool import find_pool
-    from d3hr_ray.store import Store, absolute
+    from d3hr_ray.stages.summary import recording
 
     store = Store(absolute(flags.out or flags.from_gaussians or f"runs/{Path(flags.preset or 'digits').stem}"))
     source = Store(absolute(flags.from_gaussians)) if flags.from_gaussians else None
@@ -37,20 +45,32 @@ def main() -> None:
             print(plan(config, card, schedule, *count_images(config, card, flags.preset or "digits"), flags.tflops))
             return
         listing = None if source or is_remote(config) else list_data(config, card)
-        connect(flags.address)
-        pool = find_pool(flags.actors, flags.gpus_per_actor)
-        config = settle(config, None if flags.overwrite else stored_config(source or store), pool)
+        cluster = connect(flags.address, flags.log_format)
+        pool = find_pool(flags.actors, flags.gpus_per_actor, PATIENCE if cluster else 0)
+        pool = replace(pool, limit=flags.task_timeout)
         if source is None:
             listing = listing or list_data(config, card)
-            run = d3hr.start_run(store, config, card, listing, pool, flags.overwrite)
+    with driving(store), recording():
+        with refusing():
+            config = settle(config, None if flags.overwrite else stored_config(source or store), pool)
+            if listing is not None:
+                run = d3hr.start_run(store, config, card, listing, pool, flags.overwrite)
+            else:
+                assert source is not None, "what is not listed comes from Gaussians"
+                run = d3hr.reopen_run(store, source, config, card, pool)
+        announce(f"{run.inputs['images']:,} images of {len(run.classes)} classes -> {store.uri}, on {pool}")
+        if listing is not None:
+            d3hr.distill(run, listing)  # images => latents => gaussians => subsets => distilled
         else:
-            run = d3hr.reopen_run(store, source, config, card, pool)
-    announce(f"{run.inputs['images']:,} images of {len(run.classes)} classes -> {store.uri}, on {pool}")
-    if listing is not None:
-        d3hr.distill(run, listing)  # images => latents => gaussians => subsets => distilled
-    else:
-        d3hr.make_sets(run)  # gaussians => subsets => distilled
-    print(report(run))
+            d3hr.make_sets(run)  # gaussians => subsets => distilled
+        print(report(run))
+
+
+def print_status(flags: DistillFlags) -> None:
+    """What a run has done and what is left, without Ray."""
+    from d3hr_ray.report.status import status
+
+    print(status(Store(absolute(flags.status or ""))))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from cli import Ints, Words
+from cli import Ints, LogFormat, Words
 from presets import PRESETS, as_cao2, as_official
 
 from d3hr_ray.config import (
@@ -134,6 +134,12 @@ class DistillFlags:
     """Sustained TFLOP/s of one GPU, for the hours of --dry-run."""
     overwrite: bool = False
     """Start the run folder anew."""
+    status: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Print what a run folder has done and what is left, and do nothing else."""
+    task_timeout: float = 1800.0
+    """Seconds that one batch, or the reading of one shard, may take before it is started again."""
+    log_format: LogFormat = "text"
+    """json: structured lines, from drivers and workers, for log collectors."""
     address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
     """Ray cluster. Default: RAY_ADDRESS, else a local Ray."""
 
@@ -156,6 +162,14 @@ UPSTREAM = (
 )
 
 
+def only_status(flags: DistillFlags) -> bool:
+    """Whether --status is all that is asked. Raises ValueError if it comes with other flags."""
+    others = [f.name for f in fields(flags) if f.name != "status" and getattr(flags, f.name) != f.default]
+    if flags.status is not None and others:
+        raise ValueError(f"--status goes alone; leave out --{others[0].replace('_', '-')}")
+    return flags.status is not None
+
+
 def build_config(flags: DistillFlags) -> RunConfig:
     """The preset, or the run of --from-gaussians, with the flags laid over it.
 
@@ -176,8 +190,9 @@ def build_config(flags: DistillFlags) -> RunConfig:
         base = as_cao2(base, preset) if flags.method == "cao2" else base
     config = _overlay(base, flags)
     _refuse_idle(config, flags)
-    if not flags.tflops > 0:
-        raise ValueError(f"--tflops {flags.tflops:g} must be above 0")
+    for name in ("tflops", "task_timeout"):
+        if not getattr(flags, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(flags, name):g} must be above 0")
     if not config.model.name:
         raise ValueError(
             f"--model is needed: preset {flags.preset} has no public model; train one with jobs/pretrain.py"

@@ -2,6 +2,8 @@
 
 import io
 import os
+import shlex
+import sys
 import tarfile
 from pathlib import Path
 
@@ -12,6 +14,9 @@ os.environ.update(
     RAY_BACKEND_LOG_LEVEL="fatal",
     OMP_NUM_THREADS="1",
     HF_HUB_OFFLINE="1",
+    AWS_ACCESS_KEY_ID="test",
+    AWS_SECRET_ACCESS_KEY="test",
+    AWS_EC2_METADATA_DISABLED="true",
 )
 
 import numpy as np
@@ -24,6 +29,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "official"
 PIPELINE = str(GOLDEN / "pipeline")  # a DiTPipeline with random weights: 1000 classes, latents 4x8x8, images 32x32
+DIGITS = "--preset digits --limit-per-class 12 --timesteps 100 200 --ipc 1 5 --actors 1 1"
 WNIDS = ("n01443537", "n02099601", "n15075141")  # ImageNet classes 1, 207 and 999, those of the golden data
 
 
@@ -40,6 +46,29 @@ def ray_session():
         ray.init(address="local", logging_level="ERROR", **settings)
     yield ray
     ray.shutdown()
+
+
+def run(monkeypatch, command: str) -> None:
+    """jobs/distill.py in this process."""
+    import distill
+
+    monkeypatch.setattr(sys, "argv", ["distill.py", *shlex.split(command)])
+    distill.main()
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    """All files but run.json, whose times differ."""
+    files = (p for p in sorted(root.rglob("*")) if p.is_file() and p.name != "run.json")
+    return {str(p.relative_to(root)): p.read_bytes() for p in files}
+
+
+@pytest.fixture(scope="session")
+def digits(ray_session, tmp_path_factory):
+    """One small run of the real path; tests look at it and add to it, but leave its parts as they are."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(monkeypatch, f"{DIGITS} --out {out}")
+    return out
 
 
 @pytest.fixture(scope="session")

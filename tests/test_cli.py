@@ -47,6 +47,9 @@ MISTAKES = {
     "--from-gaussians /nowhere --dry-run": "--dry-run cannot go with",
     "--from-gaussians /nowhere --preset digits": "--preset contradicts",
     "--method random --candidates 5": "--candidates does nothing with --method random",
+    "--status /nowhere": "--status /nowhere: no run there",
+    "--status x --ipc 3": "--status goes alone; leave out --ipc",
+    "--data s3://key:secret@bucket/x": "use the environment",
     "--tflops 0": "--tflops 0 must be above 0",
 }
 
@@ -96,7 +99,7 @@ def test_an_output_that_cannot_be_written_is_named(monkeypatch, capsys, ray_sess
     flags = f"--preset imagenet1k --data {data} --model {PIPELINE} --ipc 1 --out {tmp_path}/file/run"
     code, said = main(monkeypatch, capsys, flags)
     assert code == 1
-    assert f"cannot write {tmp_path}/file/run/run.json" in said and "--out" in said
+    assert f"cannot write {tmp_path}/file/run/" in said and "--out" in said
 
 
 def test_dry_run_prints_the_plan_of_imagenet_without_data_or_model(monkeypatch, capsys):

@@ -1,17 +1,16 @@
 """jobs/distill.py on a real Ray: the embedded digits, the authors' golden data, resume, and layouts of the pool."""
 
 import json
-import shlex
-import sys
+import shutil
 from pathlib import Path
 
 import datasets
-import distill
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
-from conftest import PIPELINE, WNIDS, encode, make_images, write_imagefolder
+from conftest import DIGITS, PIPELINE, WNIDS, encode, make_images, run, snapshot, write_imagefolder
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -22,28 +21,6 @@ from d3hr_ray.stages.fit import run_fit, to_tensors
 from d3hr_ray.stages.invert import run_invert
 from d3hr_ray.stages.pool import Pool
 from d3hr_ray.store import Store
-
-DIGITS = "--preset digits --limit-per-class 12 --timesteps 100 200 --ipc 1 5 --actors 1 1"
-
-
-def run(monkeypatch, command: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["distill.py", *shlex.split(command)])
-    distill.main()
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    """All files but run.json, whose times differ."""
-    files = (p for p in sorted(root.rglob("*")) if p.is_file() and p.name != "run.json")
-    return {str(p.relative_to(root)): p.read_bytes() for p in files}
-
-
-@pytest.fixture(scope="module")
-def digits(ray_session, tmp_path_factory):
-    """One small run of the real path; tests look at it and add to it, but leave its parts as they are."""
-    out = tmp_path_factory.mktemp("runs") / "digits"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        run(monkeypatch, f"{DIGITS} --out {out}")
-    return out
 
 
 def test_the_run_folder_is_the_contracts(digits):
@@ -115,6 +92,19 @@ def test_a_rerun_rebuilds_what_is_missing_to_the_same_bytes(digits, monkeypatch)
     (digits / "distilled" / "d3hr-moments-t100-ipc1-seed0" / "train" / "7" / "0.png").unlink()
     run(monkeypatch, f"{DIGITS} --out {digits}")
     assert snapshot(digits) == whole
+
+
+def test_status_says_what_is_done_and_left_without_ray(digits, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("--status started Ray"))
+    shutil.copytree(digits, tmp_path / "run")
+    run(monkeypatch, f"--status {tmp_path / 'run'}")
+    said = capsys.readouterr().out
+    assert "finished 20" in said and "left: nothing" in said and "120 of         120 images" in said
+    (tmp_path / "run" / "gaussians" / "t0100.parquet").unlink()
+    (tmp_path / "run" / ".done" / "synthesize" / "d3hr-moments-t200-ipc5-seed0" / "000000.parquet").unlink()
+    run(monkeypatch, f"--status {tmp_path / 'run'}")
+    left = capsys.readouterr().out.splitlines()[-1]
+    assert left == "left: fit 1 timesteps; synthesize d3hr-moments-t200-ipc5-seed0 50 images"
 
 
 def test_a_single_draw_is_a_baseline_of_the_same_gaussians(digits, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """A driver that is killed, and a driver that must stay small, each in a process of its own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, encode
-from test_distill import run, snapshot
+import simulated
+from conftest import ROOT, encode, run, snapshot
 
 pytestmark = pytest.mark.slow
 
@@ -25,22 +26,51 @@ def wait_for(condition, process: subprocess.Popen, seconds: float) -> None:
         time.sleep(0.05)
 
 
-def test_a_run_killed_mid_invert_resumes_to_the_same_bytes(ray_session, monkeypatch, tmp_path):
-    flags = "--preset digits --timesteps 200 --ipc 2 --batch-size 32"
-    killed, calm = tmp_path / "killed", tmp_path / "calm"
-    command = [sys.executable, "jobs/distill.py", *flags.split(), "--out", str(killed)]
+FLAGS = "--preset digits --timesteps 200 --ipc 2 30 --batch-size 32"
+
+
+@pytest.fixture(scope="module")
+def calm(ray_session, tmp_path_factory) -> Path:
+    """The run that nothing disturbs."""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(monkeypatch, f"{FLAGS} --out {out}")
+    return out
+
+
+def assert_same(folder: Path, calm: Path) -> None:
+    """Every file is as in the undisturbed run, and every image is there once."""
+    assert snapshot(folder) == snapshot(calm)
+    ids = pq.read_table(folder / "latents")["image_id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 1297
+
+
+def test_a_run_killed_mid_invert_resumes_to_the_same_bytes(calm, monkeypatch, tmp_path):
+    command = [sys.executable, "jobs/distill.py", *FLAGS.split(), "--out", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: list((killed / ".done" / "invert").glob("*")), process, 240)
+    wait_for(lambda: list((tmp_path / ".done" / "invert").glob("*")), process, 240)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    done = len(list((killed / ".done" / "invert").glob("*")))
-    assert 1 <= done < 6 and not (killed / "gaussians").exists()
+    done = len(list((tmp_path / ".done" / "invert").glob("*")))
+    assert 1 <= done < 6 and not (tmp_path / "gaussians").exists()
 
-    run(monkeypatch, f"{flags} --out {killed}")
-    run(monkeypatch, f"{flags} --out {calm}")
-    assert snapshot(killed) == snapshot(calm)
-    ids = pq.read_table(killed / "latents")["image_id"].to_pylist()
-    assert len(ids) == len(set(ids)) == 1297
+    run(monkeypatch, f"{FLAGS} --out {tmp_path}")
+    assert_same(tmp_path, calm)
+
+
+def test_lost_actors_and_nodes_change_no_byte(calm, tmp_path):
+    """An actor dies in a batch, a node in another and comes back, and a node dies while sampling."""
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    for name in ("invert-die-0", "invert-node-1", "synthesize-node-0"):
+        (faults / name).touch()
+    with simulated.cluster() as made:
+        driver = simulated.start(made, faults, *FLAGS.split(), "--actors", "2", "2", "--out", str(tmp_path / "run"))
+        out = simulated.attend(made, driver, faults, replace=True)
+    assert not list(faults.iterdir())
+    assert_same(tmp_path / "run", calm)
+    retried = sum(s["retries"] for s in json.loads((tmp_path / "run" / "run.json").read_text())["stages"])
+    assert retried >= 3, out
 
 
 def write_many(root: Path, count: int) -> str:

@@ -248,3 +248,24 @@ def test_a_model_that_does_not_predict_noise_is_refused(tmp_path):
 def test_a_hub_model_out_of_reach_says_what_to_download():
     with pytest.raises(ValueError, match=r"transformer/config\.json.*--model FOLDER"):
         read_card("facebook/DiT-XL-2-256")
+
+
+def test_an_image_that_fits_into_no_memory_is_rejected_after_the_batch_was_halved(tmp_path, monkeypatch):
+    """Batches of more than 4 images do not fit, and the image of shard 1 that is named does not fit alone."""
+    made = config(write_imagefolder(tmp_path / "data", IMAGES), max_rejected=0.1)
+    whole, bad = stage.invert_images, []
+
+    def tight(autoencoder, denoise, schedule, pixels, noise, timesteps):
+        if len(pixels) > 4 or (len(bad) and (pixels == bad[0]).all((1, 2, 3)).any()):
+            raise MemoryError("no room")
+        return whole(autoencoder, denoise, schedule, pixels, noise, timesteps)
+
+    bad.append(torch.from_numpy(stage_pixels(IMAGES[10][2]).copy()))
+    monkeypatch.setattr(stage, "invert_images", tight)
+    store = inverted(tmp_path / "run", made)
+    name = f"{IMAGES[10][0]}/{IMAGES[10][1]}.png"
+    assert store.read_table("rejected").to_pylist() == [
+        {"image_id": name, "label": 1, "reason": "does not fit into memory, not even alone"}
+    ]
+    assert len(store.read_table("latents")) == len(IMAGES) - 1
+    assert gaussians(store)["count"].to_pylist() == [7, 6, 7]

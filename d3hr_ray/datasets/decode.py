@@ -10,6 +10,7 @@ from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 128 << 20  # of one encoded image; sources read no more than one byte beyond
 # Everything that PIL raises on hostile or broken files; a bug of ours is none of these.
 BROKEN = (
     OSError,
@@ -35,6 +36,8 @@ def decode(data: bytes, size: int) -> np.ndarray:
     """
     if not data:
         raise RejectedImage("empty file")
+    if len(data) > MAX_BYTES:
+        raise RejectedImage(f"more than {MAX_BYTES} bytes long")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -49,6 +52,8 @@ def decode(data: bytes, size: int) -> np.ndarray:
         raise RejectedImage("not an image in JPEG, PNG, WebP, BMP or PPM format") from error
     except Image.DecompressionBombError as error:
         raise RejectedImage(f"decompression bomb: {error}") from error
+    except MemoryError as error:
+        raise RejectedImage("does not fit into memory") from error
     except BROKEN as error:
         raise RejectedImage(f"broken image: {error or type(error).__name__}") from error
 

@@ -8,10 +8,12 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from d3hr_ray.datasets.decode import MAX_BYTES
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES, Mapper, scan_table
-from d3hr_ray.store import resolve
+from d3hr_ray.filesystems import patient, resolve
 
 READERS = 16
+NO_FILE = -1  # the length of a pipe or socket with an image's name: reading it could wait for ever
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,25 @@ class ImageFolder:
     def read(self, entries: pa.Table) -> Iterator[bytes]:
         """One file per image, read ahead by threads where storage is remote and each read waits."""
         read = partial(_read_file, self.uri)
+        rows = (entries["image_id"].to_pylist(), entries["length"].to_pylist())
         if "://" not in self.uri:
-            yield from map(read, entries["image_id"].to_pylist())
+            yield from map(read, *rows)
             return
         with ThreadPoolExecutor(READERS) as pool:
-            yield from pool.map(read, entries["image_id"].to_pylist())
+            yield from pool.map(read, *rows)
 
 
-def _read_file(uri: str, image_id: str) -> bytes:
+@patient
+def _read_file(uri: str, image_id: str, length: int) -> bytes:
+    if length == NO_FILE:
+        return b""
     filesystem, root = resolve(uri)
     with filesystem.open_input_stream(f"{root}/{image_id}") as stream:
-        data: bytes = stream.read()
+        data: bytes = stream.read(MAX_BYTES + 1)
         return data
 
 
+@patient
 def _scan_class(uri: str, name: str) -> pa.Table:
     filesystem, root = resolve(uri)
     infos = filesystem.get_file_info(pafs.FileSelector(f"{root}/{name}", recursive=True))
@@ -55,7 +62,8 @@ def _scan_class(uri: str, name: str) -> pa.Table:
         raise ValueError(f"--data {uri}: class folder {name!r} holds no image; fill it, remove it, or choose --classes")
     start = len(root.rstrip("/")) + 1
     # The size is no place, but it lets the listing's digest see an image that was replaced.
-    return scan_table(sorted((i.path[start:], name, "", 0, i.size or 0) for i in images))
+    sizes = ((i, (i.size or 0) if i.type == pafs.FileType.File else NO_FILE) for i in images)
+    return scan_table(sorted((i.path[start:], name, "", 0, size) for i, size in sizes))
 
 
 def _is_image(name: str) -> bool:

@@ -18,7 +18,7 @@ from d3hr_ray.datasets.imagefolder import ImageFolder
 from d3hr_ray.datasets.parquet import list_parquet
 from d3hr_ray.datasets.source import Mapper, Source, thread_map
 from d3hr_ray.datasets.webdataset import list_tars
-from d3hr_ray.store import absolute, resolve
+from d3hr_ray.filesystems import absolute, patient, resolve
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Listing:
         return hasher.hexdigest()[:16]
 
 
+@patient
 def open_source(data: DataConfig) -> Source:
     """Find the source that `data.format` names, or detect it. Raises ValueError if there is none."""
     name, _, split = data.uri.partition("/")

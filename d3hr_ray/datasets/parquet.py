@@ -1,5 +1,7 @@
 """Parquet with images: Hugging Face's image struct {bytes, path} or plain bytes, and a label column."""
 
+import base64
+import binascii
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from d3hr_ray.datasets.source import SCAN_SCHEMA, Mapper, list_files
-from d3hr_ray.store import resolve
+from d3hr_ray.filesystems import patient, resolve
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
-READ_ROWS = 64
+READ_ROWS = 1  # a dictionary page may hold one huge image for many rows, which any batch of them would copy out
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label", "target", "class_name", "wnid")
 
 
@@ -43,11 +45,27 @@ class ParquetImages:
 def _open(uri: str, file: str) -> pq.ParquetFile:
     filesystem, root = resolve(uri)
     try:
-        return pq.ParquetFile(filesystem.open_input_file(f"{root}/{file}"))
+        raw = filesystem.open_input_file(f"{root}/{file}")
+        _refuse_extensions(pq.read_metadata(raw), f"{uri}/{file}")
+        return pq.ParquetFile(raw)
     except pa.ArrowInvalid as error:
         raise ValueError(f"--data {uri}/{file}: not a whole Parquet file ({error}); copy it again") from error
 
 
+def _refuse_extensions(metadata: pq.FileMetaData, where: str) -> None:
+    """Raise ValueError for columns of Arrow extension types, before pyarrow makes them.
+
+    Ray registers one whose values are pickles, which run code when they are looked at; images need none.
+    """
+    try:
+        schema = base64.b64decode((metadata.metadata or {}).get(b"ARROW:schema", b""))
+    except binascii.Error as error:
+        raise ValueError(f"--data {where}: its Arrow schema cannot be read ({error}); write it again") from error
+    if b"ARROW:extension:name" in schema:
+        raise ValueError(f"--data {where}: has columns of an Arrow extension type; write plain bytes and labels")
+
+
+@patient
 def _scan_file(uri: str, file: str) -> pa.Table:
     parquet = _open(uri, file)
     where, schema = f"{uri}/{file}", parquet.schema_arrow
@@ -72,6 +90,8 @@ def _scan_file(uri: str, file: str) -> pa.Table:
             raise ValueError(f"--data {where}: a {column!r} lies outside its {len(names)} class names")
         labels = pa.array(names).take(labels)
     rows = parquet.metadata.num_rows
+    if rows != len(labels):
+        raise ValueError(f"--data {where}: claims {rows} rows and has {len(labels)}; copy it again")
     ids = pc.binary_join_element_wise(file, pa.array(range(rows)).cast(pa.string()), "#")
     files = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([file]))
     return pa.table(
@@ -91,7 +111,7 @@ def _image_column(schema: pa.Schema, where: str) -> str:
         if name in schema.names:
             kind = schema.field(name).type
             if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                return name
+                kind = kind.field("bytes").type
             if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 return name
     raise ValueError(
@@ -139,6 +159,7 @@ def _read_group(parquet: pq.ParquetFile, group: int, column: str, wanted: list[i
         if at == len(wanted):
             return
         first += len(batch)
+    raise ValueError(f"row group {group} has fewer {column!r} than rows; copy the file again")
 
 
 def list_parquet(uri: str) -> ParquetImages | None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from d3hr_ray.store import resolve
+from d3hr_ray.filesystems import patient, resolve, split_query
 
 # What is listed as an image. GIF and TIFF are not decoded: they are counted as rejected instead of overlooked.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
@@ -40,17 +40,19 @@ class Source(Protocol):
         """The encoded bytes of the entries, in their order."""
 
 
+@patient
 def list_files(uri: str, suffix: str) -> tuple[str, tuple[str, ...]] | None:
     """A file, a pattern in the last part of a path, or a folder => (folder, sorted names in it); None without any.
 
     Raises ValueError if the names tell of several splits: mixing them would leak test images.
     """
-    parent, _, last = uri.rpartition("/")
+    base, query = split_query(uri)
+    parent, _, last = base.rpartition("/")
     filesystem, root = resolve(uri)
     if "*" in last:
-        uri, root = parent, root.rpartition("/")[0]
+        base, root = parent, root.rpartition("/")[0]
     elif filesystem.get_file_info(root).type == pafs.FileType.File:
-        return (parent, (last,)) if uri.endswith(suffix) else None
+        return (parent + query, (last,)) if base.endswith(suffix) else None
     infos = filesystem.get_file_info(pafs.FileSelector(root, recursive="*" not in last, allow_not_found=True))
     found = (i.path[len(root.rstrip("/")) + 1 :] for i in infos if i.path.endswith(suffix))
     names = sorted(n for n in found if "*" not in last or fnmatch(n, last))
@@ -58,9 +60,9 @@ def list_files(uri: str, suffix: str) -> tuple[str, tuple[str, ...]] | None:
     if len(splits) > 1:
         raise ValueError(
             f"--data {uri}: its files are of several splits ({', '.join(sorted(splits))}); name one of them with a "
-            f"pattern, such as {uri}/train*{suffix}"
+            f"pattern, such as {base}/train*{suffix}"
         )
-    return (uri, tuple(names)) if names else None
+    return (base + query, tuple(names)) if names else None
 
 
 def thread_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:

@@ -15,12 +15,14 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
+from d3hr_ray.datasets.decode import MAX_BYTES
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES, Mapper, list_files, scan_table
-from d3hr_ray.store import resolve
+from d3hr_ray.filesystems import patient, resolve
 
 SUFFIXES = tuple(s.removeprefix(".") for s in IMAGE_SUFFIXES)
 JSON_KEYS = ("label", "cls", "class", "class_id", "class_name")
 MAX_LABEL_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 20  # of one extended header; tarfile would take any length that a header claims
 READ_AHEAD = 1 << 16
 
 
@@ -43,29 +45,52 @@ class WebDataset:
             with filesystem.open_input_file(f"{root}/{file}") as stream:
                 for _, start, length in group:
                     stream.seek(start)
-                    yield stream.read(length)
+                    yield stream.read(min(length, MAX_BYTES + 1))
 
 
+@patient
 def _scan_tar(uri: str, file: str) -> pa.Table:
     filesystem, root = resolve(uri)
     where = f"{uri.rstrip('/')}/{file}" if file else uri
     with filesystem.open_input_file(f"{root}/{file}") as raw:
-        stream = io.BufferedReader(cast(Any, pa.PythonFile(raw, mode="r")), READ_AHEAD)
+        stream = _Headers(cast(Any, pa.PythonFile(raw, mode="r")), READ_AHEAD)
         try:
             with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
                 rows = list(_samples(tar, file, where))
                 _check_end(stream, tar.offset, where)
-        except (tarfile.TarError, EOFError, UnicodeError) as error:
+        except (tarfile.TarError, EOFError, UnicodeError, RecursionError) as error:
             raise ValueError(
                 f"--data {where}: not a whole uncompressed tar ({error}); it may be cut off: copy or pack it again"
             ) from error
     return scan_table(rows)
 
 
+class _Headers(io.BufferedReader):
+    """A tar's stream that gives no piece longer than a header may be."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read `size` bytes. Raises tarfile.ReadError if that is too many, or no number."""
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return super().read(size)
+
+
+def _forward(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members. Raises tarfile.ReadError where a header leads backwards, which tarfile follows for ever."""
+    last = -1
+    for member in tar:
+        if member.size < 0 or member.offset <= last:
+            raise tarfile.ReadError(f"the header of {member.name!r} leads backwards")
+        if member.issparse():
+            raise tarfile.ReadError(f"{member.name!r} is a sparse file")
+        last = member.offset
+        yield member
+
+
 def _samples(tar: tarfile.TarFile, file: str, where: str) -> Iterator[tuple[str, str, str, int, int]]:
     """(image_id, class_name, file, start, length) of every sample that holds an image."""
     seen: set[str] = set()
-    members = (m for m in tar if m.isfile() and not m.name.rpartition("/")[2].startswith("."))
+    members = (m for m in _forward(tar) if m.isfile() and not m.name.rpartition("/")[2].startswith("."))
     for key, group in groupby(members, key=lambda m: _split(m.name)[0]):
         image, label = None, None
         for member in group:

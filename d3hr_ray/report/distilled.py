@@ -14,6 +14,7 @@ from d3hr_ray.report.matching import format_table, matching_table
 from d3hr_ray.report.normality import MIN_IMAGES, normality_figure, normality_table, probe_latents, tsne_figure
 from d3hr_ray.runs import close_run
 from d3hr_ray.stages.invert import PROBES, finished
+from d3hr_ray.stages.summary import format_summary, summary
 from d3hr_ray.store import Store
 
 
@@ -42,7 +43,10 @@ def report(run: Run) -> str:
     recorded = run.store.read_json("run.json").get("sets", {})
     done = finished(run.store).values()
     counts = {key: sum(c[key] for c in done) for key in ("accepted", "rejected")} if done else None
-    close_run(run.store, {"counts": counts, "sets": recorded | sets})
+    stages = summary()
+    lines += ["", format_summary(stages)] if stages else []
+    costs = {"stages": stages} if stages else {}
+    close_run(run.store, {"counts": counts, "sets": recorded | sets} | costs)
     return "\n".join(lines)
 
 

@@ -1,5 +1,5 @@
-"""What an actor loads once, and fixed batches: what is computed together depends on the input alone, unless a GPU
-runs out of memory.
+"""What an actor loads once, and fixed batches: what is computed together depends on the input alone, unless memory
+runs out.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,8 +12,10 @@ from d3hr_ray.models.autoencoder import Autoencoder
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.loading import load_networks, load_schedule
 from d3hr_ray.numerics.schedule import Schedule
+from d3hr_ray.stages import telemetry
 
 Result = TypeVar("Result")
+NO_HOST_MEMORY = "DefaultCPUAllocator"  # torch raises a bare RuntimeError where the host's memory ends
 
 
 def open_model(config: RunConfig, device: str) -> tuple[Schedule, Autoencoder, Denoiser]:
@@ -21,26 +23,42 @@ def open_model(config: RunConfig, device: str) -> tuple[Schedule, Autoencoder, D
     if device == "cpu":
         torch.set_num_threads(1)  # sums round differently with other thread counts
     schedule = load_schedule(config.model.name, config.inversion.steps, config.inversion.solver)
-    return schedule, *load_networks(config.model.name, getattr(torch, config.model.dtype), device)
+    autoencoder, denoiser = load_networks(config.model.name, getattr(torch, config.model.dtype), device)
+    denoiser.transformer.register_forward_hook(telemetry.count_forwards)
+    return schedule, autoencoder, denoiser
 
 
-def run_batches(work: Callable[[slice], Result], count: int, size: int | str) -> list[Result]:
+def run_batches(
+    work: Callable[[slice], Result], count: int, size: int | str, misfits: list[int] | None = None
+) -> list[Result]:
     """Apply `work` to consecutive slices of at most `size` of `count` rows, in order.
 
-    A slice that does not fit on the GPU is halved, as often as it takes; a single row that does not fit raises.
+    A slice that does not fit into memory, a GPU's or the host's, is halved, as often as it takes. A single row that
+    does not fit is left out and its number added to `misfits`; without that list it raises ValueError.
     """
     assert isinstance(size, int), "batch size is resolved before a stage starts"
-    return [result for at in range(0, count, size) for result in _halving(work, slice(at, min(at + size, count)))]
+    slices = [slice(at, min(at + size, count)) for at in range(0, count, size)]
+    return [result for rows in slices for result in _halving(work, rows, misfits)]
 
 
-def _halving(work: Callable[[slice], Result], rows: slice) -> Iterator[Result]:
+def _halving(work: Callable[[slice], Result], rows: slice, misfits: list[int] | None) -> Iterator[Result]:
     try:
-        yield work(rows)
-        return
-    except torch.OutOfMemoryError:
-        if rows.stop - rows.start == 1:
+        with telemetry.batch():
+            result = work(rows)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and NO_HOST_MEMORY not in str(error):
             raise
-    torch.cuda.empty_cache()
+        if rows.stop - rows.start == 1 and misfits is None:
+            raise ValueError(f"one image does not fit into memory: {str(error).splitlines()[0]}") from error
+    else:
+        yield result
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if rows.stop - rows.start == 1:
+        assert misfits is not None, "raised above"
+        misfits.append(rows.start)
+        return
     middle = (rows.start + rows.stop) // 2
-    yield from _halving(work, slice(rows.start, middle))
-    yield from _halving(work, slice(middle, rows.stop))
+    yield from _halving(work, slice(rows.start, middle), misfits)
+    yield from _halving(work, slice(middle, rows.stop), misfits)

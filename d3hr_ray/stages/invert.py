@@ -23,6 +23,7 @@ from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.stages.batching import open_model, run_batches
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.read import ReadShard, open_message, shard_unit
+from d3hr_ray.stages.telemetry import describe
 from d3hr_ray.store import Store
 
 RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("rejected", pa.int64()), ("error", pa.string())])
@@ -124,21 +125,26 @@ class InvertShard:
         count = lost = 0
         if error is None:
             pixels, accepted, rejected = open_message(batch)
+            describe(run=self.job.store.uri, shard=shard, labels=sorted(set(accepted["label"].to_pylist())))
             try:
-                self.write(shard, pixels, accepted, rejected)
-                count, lost = len(accepted) + len(rejected), len(rejected)
+                lost = self.write(shard, pixels, accepted, rejected)
+                count = len(accepted) + len(rejected)
             except (ValueError, OSError) as problem:
                 error = str(problem)
         return pa.table([[count], [lost], [f"shard {shard}: {error}" if error else None]], schema=RESULT_SCHEMA)
 
-    def write(self, shard: int, pixels: np.ndarray, accepted: pa.Table, rejected: pa.Table) -> None:
-        """Invert and write one shard; its done mark comes last. Files of an earlier, killed try are replaced."""
-        store = self.job.store
+    def write(self, shard: int, pixels: np.ndarray, accepted: pa.Table, rejected: pa.Table) -> int:
+        """Invert and write one shard; its done mark comes last. Files of an earlier, killed try are replaced.
+
+        Returns how many images it rejected: those that could not be read, and those that do not fit into memory.
+        """
+        store, misfits = self.job.store, list[int]()
+        states = self.invert(pixels, accepted, misfits) if len(accepted) else {}
+        accepted, rejected = _without(accepted, misfits, rejected)
         for folder, rows in (("latents", accepted), ("rejected", rejected)):
             if not len(rows):
                 store.delete(f"{folder}/{shard_file(shard)}")
         if len(accepted):
-            states = self.invert(pixels, accepted)
             table = accepted.select(["image_id", "label"])
             for t in self.job.config.inversion.stored:
                 table = table.append_column(f"z_{t}", _column(states[t], accepted["image_id"], t))
@@ -147,9 +153,13 @@ class InvertShard:
         if len(rejected):
             store.write_table(f"rejected/{shard_file(shard)}", rejected)
         store.mark("invert", shard, accepted=len(accepted), rejected=len(rejected))
+        return len(rejected)
 
-    def invert(self, pixels: np.ndarray, accepted: pa.Table) -> dict[int, np.ndarray]:
-        """Pixels => {t: (N, D) float32} in fixed batches; t = 0 is the VAE's latents."""
+    def invert(self, pixels: np.ndarray, accepted: pa.Table, misfits: list[int]) -> dict[int, np.ndarray]:
+        """Pixels => {t: (N, D) float32} in fixed batches; t = 0 is the VAE's latents.
+
+        Images that do not fit into memory one by one are left out and their rows added to `misfits`.
+        """
         inversion, seed = self.job.config.inversion, self.job.config.seed
         labels = torch.from_numpy(accepted["label"].to_numpy().astype(np.int64))
         keys = accepted["key"].to_pylist()
@@ -164,8 +174,8 @@ class InvertShard:
             walk = adams.invert if inversion.solver == "adams" else ddim.invert
             return invert_images(self.autoencoder, denoise, self.schedule, images, noise, inversion.stored, walk)
 
-        parts = run_batches(work, len(accepted), inversion.batch_size)
-        return {t: np.concatenate([part[t] for part in parts]) for t in parts[0]}
+        parts = run_batches(work, len(accepted), inversion.batch_size, misfits)
+        return {t: np.concatenate([part[t] for part in parts]) for t in parts[0]} if parts else {}
 
     def _write_probe(self, shard: int, accepted: pa.Table, latents: np.ndarray) -> None:
         chosen = np.flatnonzero(accepted["probe"].to_numpy())
@@ -173,6 +183,16 @@ class InvertShard:
             table = accepted.select(["image_id", "label"]).take(chosen)
             column = _column(latents[chosen], table["image_id"], 0)
             self.job.store.write_table(f"{PROBES}/{shard_file(shard)}", table.append_column("z_0", column))
+
+
+def _without(accepted: pa.Table, misfits: list[int], rejected: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Accepted and rejected entries after the misfits have gone over."""
+    if not misfits:
+        return accepted, rejected
+    moved = accepted.take(misfits).select(["image_id", "label"])
+    reasons = pa.array(["does not fit into memory, not even alone"] * len(moved))
+    kept = accepted.take([i for i in range(len(accepted)) if i not in set(misfits)])
+    return kept, pa.concat_tables([rejected, moved.append_column("reason", reasons).cast(rejected.schema)])
 
 
 def invert_images(

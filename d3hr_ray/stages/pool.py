@@ -1,5 +1,7 @@
 """How work reaches a Ray cluster: pools of actors for networks, bounded tasks for the rest, progress for people."""
 
+import logging
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,11 +9,17 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.data.exceptions import SystemException, UserCodeException
+from ray.data.exceptions import ExecutionTimeoutError, SystemException, UserCodeException
 from ray.exceptions import RayError
 from tqdm import tqdm
 
 from d3hr_ray.config import RunError
+from d3hr_ray.stages import capacity
+from d3hr_ray.stages.summary import costing
+from d3hr_ray.stages.telemetry import LOG, Measured, MeasuredActor
+
+GROWING = 1_000_000  # upper bound of a pool that takes whatever an autoscaler brings
+TASK_LIMIT = 1800.0  # seconds that one batch, one read of a shard or one load of the networks may take
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,7 @@ class Pool:
 
     size: tuple[int, int]
     gpus: float
+    limit: float = TASK_LIMIT
 
     @property
     def device(self) -> str:
@@ -29,43 +38,50 @@ class Pool:
     def __str__(self) -> str:
         low, high = self.size
         share = f"{self.gpus:g} GPU" if self.gpus else "1 CPU"
-        return f"{low if low == high else f'{low} to {high}'} actor(s) with {share} each"
+        count = f"{low} or more" if high == GROWING else (str(low) if low == high else f"{low} to {high}")
+        return f"{count} actor(s) with {share} each"
 
     def options(self, units: int) -> dict[str, Any]:
-        """Arguments for Ray Data's map_batches over so many units; more actors than units would only load weights."""
+        """Options of run_units for a step of so many units; more actors than units would only load weights."""
         low, high = (min(bound, units) for bound in self.size)
         compute = ray.data.ActorPoolStrategy(
             min_size=low, max_size=high, initial_size=low, max_tasks_in_flight_per_actor=2
         )
-        return {"compute": compute, "num_gpus": self.gpus or None, "num_cpus": 0 if self.gpus else 1}
+        resources = {"num_gpus": self.gpus or None, "num_cpus": 0 if self.gpus else 1}
+        return {"compute": compute, "limit": self.limit, **resources}
 
 
-def find_pool(actors: tuple[int, ...], gpus_per_actor: float | None) -> Pool:
+def find_pool(actors: tuple[int, ...], gpus_per_actor: float | None, patience: float = 0.0) -> Pool:
     """Size a pool for the cluster that Ray is connected to: all its GPUs, else all CPUs but one.
 
     That CPU is for readers: Ray Data now runs them inside CPU actors, but where it does not, a pool on every CPU waits
-    for ever. GPU actors leave all CPUs to them.
+    for ever. GPU actors leave all CPUs to them. Where --actors or --gpus-per-actor asks for more than there is, the
+    cluster's autoscaler has `patience` seconds to begin adding nodes.
     Raises ValueError when the cluster can never hold the pool asked for.
     """
-    resources = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
-    share = gpus_per_actor if gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    share = gpus_per_actor if gpus_per_actor is not None else (1.0 if ray.cluster_resources().get("GPU") else 0.0)
     if not (0 <= share <= 1 or share.is_integer()):
         raise ValueError(f"--gpus-per-actor {share:g}: give 0, a fraction of one GPU, or whole GPUs")
-    if share > gpus:
-        raise ValueError(f"--gpus-per-actor {share:g}: the cluster has {gpus:g} GPUs; add nodes, or give 0 to use CPUs")
-    # A fraction must fit on one GPU: of 4 GPUs, 0.6 each makes room for 4 actors, not 6.
-    room = (int(1 / share) * int(gpus) if share <= 1 else int(gpus / share)) if share else max(1, cpus - 1)
-    if not actors:
-        return Pool((room, room), share)
-    if len(actors) != 2 or not 1 <= actors[0] <= actors[1]:
+    if actors and (len(actors) != 2 or not 1 <= actors[0] <= actors[1]):
         raise ValueError(f"--actors {' '.join(map(str, actors))}: give MIN MAX with 1 <= MIN <= MAX")
-    if actors[0] > room:
-        raise ValueError(
-            f"--actors {actors[0]}: the cluster has room for {room} (one {'GPU share' if share else 'CPU'} each, "
-            "one CPU kept for reading); give fewer or add nodes"
-        )
-    return Pool((actors[0], min(actors[1], room)), share)
+    there = max(capacity.room(share), 0 if share or patience else 1)
+    needed = actors[0] if actors else 1
+    if there < needed and not (patience and capacity.grows_to(share, needed, patience)):
+        raise ValueError(_too_small(needed if actors else None, share, there, patience))
+    if not actors:  # on a cluster that grows from nothing, Ray Data adds actors as nodes come
+        return Pool((there, there) if there else (1, GROWING), share)
+    return Pool((actors[0], actors[1] if patience else min(actors[1], max(there, actors[0]))), share)
+
+
+def _too_small(actors: int | None, share: float, there: int, patience: float) -> str:
+    flag = f"--gpus-per-actor {share:g}" if actors is None else f"--actors {actors}"
+    each = f"{share:g} GPU" if share else "CPU"
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    has = ", ".join(sorted(f"{n.get('CPU', 0):g} CPU + {n.get('GPU', 0):g} GPU" for n in nodes)) or "no node"
+    grow = f", and in {patience:.0f} s its autoscaler began to add none" if patience else ""
+    fix = "give fewer, add nodes, or give --gpus-per-actor 0 to use CPUs" if share else "give fewer or add nodes"
+    room = f"room for {there} (one {each} each, one CPU kept for reading; nodes: {has})"
+    return f"{flag}: the cluster has {room}{grow}; {fix}"
 
 
 def ray_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
@@ -83,11 +99,12 @@ def bounded(
     """
     jobs = list(jobs)
     task = ray.remote(num_cpus=1, max_retries=3)(function)
-    limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: dict[Any, Any] = {}
     upcoming = iter(jobs)
-    with progress(len(jobs), title or "", "task", title is None) as bar:
+    bar = progress(len(jobs), title or "", "task", title is None)
+    with bar, capacity.voicing(title or "listing", 0):
         for _ in jobs:
+            limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # the cluster may grow meanwhile
             while len(waiting) < limit and (job := next(upcoming, None)) is not None:
                 waiting[task.remote(*job[1])] = job[0]
             ready, _ = ray.wait(list(waiting), num_returns=1)
@@ -121,21 +138,43 @@ def run_units(
     context.execution_options.verbose_progress = False
     context.max_errored_blocks = 0
     dataset: ray.data.Dataset = ray.data.from_items(units, override_num_blocks=len(units))
+    limit = max(options.get("limit", TASK_LIMIT) for _, options in steps)
     for function, options in steps:
-        dataset = dataset.map_batches(function, batch_size=1, batch_format="pyarrow", **options)
-    with progress(total, title, unit_name, False, done) as bar:
+        work, options = _measured(function, options, title, limit)
+        dataset = dataset.map_batches(work, batch_size=1, batch_format="pyarrow", **options)
+    bar = progress(total, title, unit_name, False, done)
+    pool = steps[-1][1]
+    with bar, costing(title, pool["compute"].max_size) as cost, capacity.voicing(title, pool.get("num_gpus") or 0):
         try:
             for row in dataset.iter_rows():
                 if row["error"]:
                     raise RunError(f"{title}: {row['error']}")
                 bar.update(row["count"])
+                cost.add(row)
                 yield row
+        except ExecutionTimeoutError as error:
+            raise RunError(
+                f"{title}: no unit was finished for {context.execution_no_progress_timeout_s:g} s"
+            ) from error
         except (RayError, UserCodeException, SystemException) as error:
             raise RunError(f"{title}: a worker failed: {_innermost(error)}") from error
 
 
+def _measured(
+    function: Callable[..., Any] | type, options: dict[str, Any], title: str, limit: float
+) -> tuple[Any, dict[str, Any]]:
+    """A step as Ray Data takes it, with time limit and metrics around every call."""
+    options = {k: v for k, v in options.items() if k != "limit"}
+    if not isinstance(function, type):
+        return Measured(function, f"{title} read", limit), options
+    named = type(function.__name__, (MeasuredActor,), {})  # Ray shows this name
+    return named, options | {"fn_constructor_args": (function, options["fn_constructor_args"], title, limit)}
+
+
 def _innermost(error: BaseException) -> str:
-    """The first cause of an error from a worker, in one line."""
+    """The first cause of an error from a worker, in one line: it comes first in the traceback that Ray hands on."""
+    if found := re.search(r"^[\w.]+(?:Error|Exception|Interrupt): .+$", str(error), re.M):
+        return found[0]
     while cause := getattr(error, "cause", None) or error.__cause__:
         error = cause
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -151,7 +190,10 @@ class _Lines:
         """Print what tqdm draws, without its carriage returns."""
         line = text.strip()
         if line and line != self.last:
-            print(line, file=sys.stderr)
+            if LOG.isEnabledFor(logging.INFO):
+                LOG.info(line)
+            else:
+                print(line, file=sys.stderr)
             self.last = line
 
     def flush(self) -> None:
@@ -161,7 +203,7 @@ class _Lines:
 
 def progress(total: int, title: str, unit: str, hide: bool, done: int = 0) -> tqdm:
     """A progress bar: live on a terminal, a line every 10 seconds in a job's log."""
-    live = sys.stderr.isatty()
+    live = sys.stderr.isatty() and not LOG.isEnabledFor(logging.INFO)
     return tqdm(
         total=total,
         desc=title,

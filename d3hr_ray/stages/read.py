@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from d3hr_ray.datasets.decode import RejectedImage, decode
 from d3hr_ray.datasets.source import Source
+from d3hr_ray.filesystems import patient
 from d3hr_ray.numerics.seeds import digest
 
 REJECTED_SCHEMA = pa.schema([("image_id", pa.string()), ("label", pa.int32()), ("reason", pa.string())])
@@ -43,7 +44,7 @@ class ReadShard:
         """One row {shard, entries} => {shard, pixels, accepted, rejected, error}."""
         row = batch.to_pylist()[0]
         try:
-            pixels, accepted, rejected = read_shard(self.source, _unpack(row["entries"]), self.size)
+            pixels, accepted, rejected = patient(read_shard)(self.source, _unpack(row["entries"]), self.size)
         except (OSError, ValueError) as error:
             first = _unpack(row["entries"])["image_id"][0]
             return _message(row["shard"], error=f"cannot read the images from {first} on: {error}")

@@ -20,6 +20,7 @@ from d3hr_ray.models.loading import portable
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.sampling import Sampler
 from d3hr_ray.stages.search import Variant, subset_file
+from d3hr_ray.stages.telemetry import describe
 from d3hr_ray.store import Store
 
 RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("error", pa.string())])
@@ -104,6 +105,8 @@ class SynthesizeBlock:
         """One row {variant, block} => {count, error}, after the files are written."""
         row = batch.to_pylist()[0]
         variant, block, error, count = self.job.variants[row["variant"]], row["block"], None, 0
+        labels = list(variant.blocks(len(self.job.classes))[block])
+        describe(run=self.job.store.uri, variant=variant.name, block=block, labels=labels)
         try:
             count = self.write(variant, block)
         except (ValueError, OSError) as problem:
@@ -114,13 +117,14 @@ class SynthesizeBlock:
         """Sample, decode and write one block. Returns its number of images."""
         subsets = self.job.store.read_table(subset_file(variant, block))
         pixels, names = self.pixels(variant, subsets), self.job.classes["name"]
-        rows = []
+        rows, files = [], {}
         for row, image in zip(subsets.drop(["latent"]).to_pylist(), pixels, strict=True):
             name = f"train/{self.folders[row['label']]}/{row['index']}.png"
             data = png(image, self.job.config.synthesis.image_size)
-            self.job.store.write_bytes(f"distilled/{variant.name}/{name}", data)
+            files[f"distilled/{variant.name}/{name}"] = data
             class_name = names[row["label"]].as_py()
             rows.append(row | {"file_name": name, "class_name": class_name, "sha256": hashlib.sha256(data).hexdigest()})
+        self.job.store.write_many(files)
         self.job.store.write_table(block_mark(variant, block), pa.Table.from_pylist(rows, IMAGE_SCHEMA))
         return len(rows)
 

@@ -1,0 +1,87 @@
+"""What a run folder has done and what is left, from its marks alone: no Ray, no network, no image is opened."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from d3hr_ray.config import RunConfig, from_dict
+from d3hr_ray.lock import describe, is_alive, read_holder
+from d3hr_ray.methods.variants import pool_variant, variants
+from d3hr_ray.runs import read_run
+from d3hr_ray.stages.candidates import candidate_file
+from d3hr_ray.stages.fit import gaussian_file
+from d3hr_ray.stages.invert import finished
+from d3hr_ray.stages.search import Variant, subset_file
+from d3hr_ray.stages.synthesize import block_mark
+from d3hr_ray.store import Store
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One stage, or one of its sets: `done` of `total` units."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+
+    def __str__(self) -> str:
+        state = "done" if self.done >= self.total else ("to do" if not self.done else "under way")
+        return f"{self.stage:<44} {self.done:>11,} of {self.total:>11,} {self.unit:<12} {state}"
+
+
+def status(store: Store) -> str:
+    """The run's state as text: who drives it, images per stage, what is left. Raises ValueError if there is no run."""
+    if not store.exists("run.json"):
+        raise ValueError(f"--status {store.uri}: no run there (it has no run.json)")
+    record = read_run(store)
+    config = from_dict(record["config"])
+    done = finished(store).values()
+    rejected = sum(counts["rejected"] for counts in done)
+    steps = progress(store, config, record["inputs"]["images"], sum(map(sum, (c.values() for c in done))))
+    left = [f"{s.stage} {s.total - s.done:,} {s.unit}" for s in steps if s.done < s.total]
+    lines = [
+        f"{store.uri}: {config.method} ({config.fidelity}) of {config.data.uri}, seed {config.seed}",
+        f"started {record['started']}, {_driver(store, record)}",
+        *map(str, steps),
+        f"rejected images: {rejected:,}",
+        "left: " + ("; ".join(left) or "nothing"),
+    ]
+    return "\n".join(lines)
+
+
+def progress(store: Store, config: RunConfig, images: int, inverted: int) -> list[Progress]:
+    """Every stage that the run's method needs, in order. `images` are listed, `inverted` are done with."""
+    classes = len(store.read_table("classes.parquet", ["label"])) if store.exists("classes.parquet") else 0
+    steps = []
+    sets = variants(config)
+    if any(v.timestep is not None for v in sets):
+        if store.list("latents") or not store.list("gaussians"):  # a run --from-gaussians inverts nothing
+            steps.append(Progress("invert", inverted, images, "images"))
+        fitted = sum(store.exists(gaussian_file(t)) for t in config.inversion.timesteps)
+        steps.append(Progress("fit", fitted, len(config.inversion.timesteps), "timesteps"))
+    for variant in sets:
+        if config.has_pool:
+            pool = pool_variant(config, variant)
+            steps += [_blocks(store, "search", pool, classes, subset_file)]
+            steps += [_blocks(store, "judge", pool, classes, candidate_file)]
+        if config.method != "random":
+            steps += [_blocks(store, "choose" if config.has_pool else "search", variant, classes, subset_file)]
+            steps += [_blocks(store, "synthesize", variant, classes, block_mark)]
+        published = store.exists(f"distilled/{variant.name}/manifest.json")
+        steps.append(Progress(f"publish {variant.name}", int(published), 1, "set"))
+    return steps
+
+
+def _blocks(store: Store, stage: str, variant: Variant, classes: int, name: Callable[[Variant, int], str]) -> Progress:
+    """How many images of a variant lie in blocks whose file is there; one listing."""
+    sizes = {name(variant, i).rpartition("/")[2]: len(b) * variant.ipc for i, b in enumerate(variant.blocks(classes))}
+    there = store.list(name(variant, 0).rpartition("/")[0])
+    return Progress(f"{stage} {variant.name}", sum(sizes.get(n, 0) for n in there), sum(sizes.values()), "images")
+
+
+def _driver(store: Store, record: dict[str, object]) -> str:
+    """Who drives the run now, or how it ended."""
+    holder = read_holder(store)
+    if holder is not None:
+        return f"running: {describe(holder)}" if is_alive(store, holder) else f"killed: {describe(holder)}"
+    return f"finished {record['finished']}" if record["finished"] else "stopped: the same command resumes it"

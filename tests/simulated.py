@@ -1,0 +1,57 @@
+"""A cluster of several nodes on this machine, a driver on it, and the faults that befall both."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from conftest import ROOT
+from ray.cluster_utils import Cluster
+
+NODE = {"num_cpus": 2, "object_store_memory": 150 << 20}
+
+
+@contextlib.contextmanager
+def cluster(workers: int = 2) -> Iterator[Cluster]:
+    """A head that takes no work, and workers of 2 CPUs."""
+    made = Cluster()
+    try:
+        made.add_node(num_cpus=0, object_store_memory=150 << 20, include_dashboard=False)
+        for _ in range(workers):
+            made.add_node(**NODE)
+        yield made
+    finally:
+        made.shutdown()
+
+
+def start(made: Cluster, faults: Path, *flags: str, script: str = "tests/faulty.py") -> subprocess.Popen:
+    """A driver in a process of its own."""
+    paths = os.pathsep.join(str(ROOT / name) for name in ("", "jobs", "tests"))
+    env = os.environ | {"RAY_ADDRESS": made.address, "D3HR_FAULTS": str(faults), "PYTHONPATH": paths}
+    command = [sys.executable, script, *flags]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def attend(made: Cluster, driver: subprocess.Popen, faults: Path, replace: bool, seconds: float = 900) -> str:
+    """Kill the nodes that faults ask for, with a new one in their place 2 s later, until the driver ends.
+
+    Returns what it printed.
+    """
+    end = time.monotonic() + seconds
+    while driver.poll() is None and time.monotonic() < end:
+        for file in faults.glob("*.kill"):
+            node = next(n for n in made.list_all_nodes() if n.node_id == file.stem)
+            file.unlink()
+            made.remove_node(node, allow_graceful=False)
+            if replace:
+                time.sleep(2)
+                made.add_node(**NODE)
+        time.sleep(0.2)
+    if driver.poll() is None:
+        driver.kill()
+    out, errors = driver.communicate()
+    assert driver.returncode == 0, errors[-4000:]
+    return out

@@ -1,0 +1,172 @@
+"""Faults that take minutes to stage: `make chaos`. Each run must end with the files of one that nothing disturbed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import simulated
+import yaml
+from conftest import ROOT, run, snapshot
+
+pytestmark = pytest.mark.chaos
+FLAGS = "--preset digits --timesteps 200 --ipc 2 30 --batch-size 32"
+
+
+@pytest.fixture(scope="module")
+def calm(ray_session, tmp_path_factory) -> Path:
+    """The run that nothing disturbs."""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(monkeypatch, f"{FLAGS} --out {out}")
+    return out
+
+
+def assert_same(folder: Path, calm: Path) -> None:
+    """Every file is as in the undisturbed run, and every image is there once."""
+    assert snapshot(folder) == snapshot(calm)
+    ids = pq.read_table(folder / "latents")["image_id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 1297
+
+
+# What is there when a stage has begun and not ended.
+BEGUN = {
+    "start": "run.json",
+    "invert": ".done/invert/*",
+    "fit": "gaussians/*",
+    "search": "subsets/*/*",
+    "synthesize": "distilled/*/train/*/*",
+    "publish": "distilled/*/manifest.json",
+}
+
+
+def test_a_driver_killed_in_every_stage_ends_with_the_same_bytes(calm, tmp_path):
+    """One folder, a driver killed in each stage in turn, and one that finishes."""
+    out, kills = tmp_path / "run", 0
+    command = [sys.executable, "jobs/distill.py", *FLAGS.split(), "--out", str(out)]
+    for pattern in BEGUN.values():
+        driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        end = time.monotonic() + 600
+        while driver.poll() is None and not list(out.glob(pattern)):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        if driver.poll() is None:
+            driver.send_signal(signal.SIGKILL)
+            kills += 1
+        driver.wait()
+    assert kills == len(BEGUN)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert_same(out, calm)
+
+
+def test_hangs_and_nodes_that_go_and_come_change_no_byte(calm, tmp_path):
+    """A batch hangs until its limit, in both network stages; the only worker node is lost, and another comes."""
+    faults, out = tmp_path / "faults", tmp_path / "run"
+    faults.mkdir()
+    for name in ("invert-hang-0", "invert-node-1", "synthesize-hang-0", "synthesize-die-1"):
+        (faults / name).touch()
+    flags = [*FLAGS.split(), "--actors", "1", "1", "--task-timeout", "60", "--out", str(out)]
+    with simulated.cluster(workers=1) as made:
+        simulated.attend(made, simulated.start(made, faults, *flags), faults, replace=True)
+    assert not list(faults.iterdir())
+    assert_same(out, calm)
+
+
+AUTOSCALING = {
+    "cluster_name": "fake",
+    "max_workers": 2,
+    "provider": {"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True},
+    "auth": {},
+    "head_node_type": "head",
+    "available_node_types": {
+        "head": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
+        "gpu": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1},
+    },
+    "idle_timeout_minutes": 1,
+    "upscaling_speed": 1.0,
+    "head_start_ray_commands": [],
+    "worker_start_ray_commands": [],
+}
+FAKE = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "0", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+
+
+@pytest.fixture
+def fake_cloud(tmp_path):
+    """A head without GPUs and the autoscaler's fake provider, which starts nodes here. It insists on port 6379."""
+    (tmp_path / "fake.yaml").write_text(yaml.safe_dump(AUTOSCALING))
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--port=6379", "--block", "--num-cpus=2"]
+    command += ["--include-dashboard=false", f"--autoscaling-config={tmp_path}/fake.yaml", "--disable-usage-stats"]
+    head = subprocess.Popen(command, env=os.environ | FAKE, start_new_session=True, stdout=subprocess.DEVNULL)
+    time.sleep(20)
+    yield "127.0.0.1:6379"
+    os.killpg(head.pid, signal.SIGTERM)
+    head.wait(60)
+
+
+def test_a_run_that_asks_for_gpus_grows_a_cluster_from_none(calm, fake_cloud, tmp_path):
+    """The GPU is none, so the networks run on the CPU; what is tested is that a node comes and the run ends."""
+    env = os.environ | {"D3HR_FAULTS": str(tmp_path), "D3HR_CPU": "1", "RAY_ADDRESS": fake_cloud}
+    env["PYTHONPATH"] = os.pathsep.join(str(ROOT / name) for name in ("", "jobs", "tests"))
+    flags = [*FLAGS.split(), "--dtype", "float32", "--gpus-per-actor", "1", "--actors", "1", "1"]
+    command = [sys.executable, "tests/faulty.py", *flags, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(tmp_path / "run", calm)
+
+
+def test_what_no_node_type_has_is_said_within_a_minute(fake_cloud, tmp_path):
+    start = time.monotonic()
+    command = [
+        sys.executable,
+        "jobs/distill.py",
+        *FLAGS.split(),
+        "--gpus-per-actor",
+        "8",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run([*command, "--address", fake_cloud], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "--gpus-per-actor 8: the cluster has room for 0" in done.stderr
+    assert "its autoscaler began to add none" in done.stderr
+    assert time.monotonic() - start < 60 + 60  # a minute, and the imports of a loaded machine
+
+
+def test_a_submitted_job_can_be_stopped_and_resumed(calm, tmp_path):
+    """`ray job submit`, with a token: without it nobody is let in; a stopped job leaves a run that resumes."""
+    out, ray = tmp_path / "run", str(Path(sys.executable).parent / "ray")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "chaos" * 8}
+    address = "http://127.0.0.1:18265"
+    env = os.environ | token | {"RAY_API_SERVER_ADDRESS": address}
+    start = [ray, "start", "--head", "--port=16379", "--block", "--num-cpus=4", "--disable-usage-stats"]
+    start += ["--dashboard-host=127.0.0.1", "--dashboard-port=18265", "--object-store-memory=300000000"]
+    head = subprocess.Popen(start, env=env, start_new_session=True, stdout=subprocess.DEVNULL)
+    submit = [ray, "job", "submit", "--working-dir", ".", "--submission-id"]
+    job = ["--", "python", "jobs/distill.py", *FLAGS.split(), "--actors", "1", "1", "--out", str(out)]
+    try:
+        time.sleep(45)
+        stranger = os.environ | {"RAY_API_SERVER_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+        refused = subprocess.run(
+            [*submit, "x", *job], cwd=ROOT, env=stranger, capture_output=True, text=True, timeout=200
+        )
+        assert refused.returncode != 0 and not out.exists()
+        first = subprocess.Popen([*submit, "first", *job], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+        while first.poll() is None and not list(out.glob(".done/invert/*")):
+            time.sleep(0.2)
+        subprocess.run([ray, "job", "stop", "first"], env=env, check=True, capture_output=True, timeout=200)
+        first.communicate(timeout=200)
+        assert not (out / "run.json").exists() or not json.loads((out / "run.json").read_text())["finished"]
+        second = subprocess.run(
+            [*submit, "second", *job], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900
+        )
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(60)
+    assert second.returncode == 0, second.stdout[-3000:]
+    assert "images/s on 1 worker(s)" in second.stdout  # the summary is in the job's log
+    assert_same(out, calm)

@@ -1,0 +1,172 @@
+"""cluster/: valid for the tools that read it, closed to the outside, and of the Ray version that is pinned."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import ray
+import yaml
+from conftest import ROOT
+from ray.autoscaler._private.util import fillout_defaults, validate_config
+
+FOLDER = ROOT / "cluster"
+PINNED = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)[1]
+CLOUDS = ("aws", "gcp")
+LAUNCHERS = (*CLOUDS, "local")
+
+# The fields of KubeRay 1.7's custom resources that our manifests use (its CRD is 1.4 MB and not ours to ship).
+CLUSTER_FIELDS = {
+    "rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs",
+}  # fmt: skip
+JOB_FIELDS = {
+    "entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
+    "activeDeadlineSeconds", "rayClusterSpec",
+}  # fmt: skip
+GROUP_FIELDS = {"groupName", "minReplicas", "maxReplicas", "replicas", "rayStartParams", "labels", "template"}
+
+
+def launcher(name: str) -> dict:
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+
+
+def manifests() -> dict[str, dict]:
+    """Kind => resource of both manifest files; the cluster inside the job is listed as RayJobCluster."""
+    found = {}
+    for name in ("raycluster", "rayjob"):
+        for document in yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text()):
+            found[document["kind"] if document["kind"].startswith("Ray") else f"{name}-policy"] = document
+    return found
+
+
+def cluster_specs() -> list[dict]:
+    found = manifests()
+    return [found["RayCluster"]["spec"], found["RayJob"]["spec"]["rayClusterSpec"]]
+
+
+def pods() -> list[dict]:
+    groups = [[spec["headGroupSpec"], *spec["workerGroupSpecs"]] for spec in cluster_specs()]
+    return [group["template"]["spec"] for spec in groups for group in spec]
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_launcher_files_pass_rays_schema_and_checks(name):
+    config = launcher(name)
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    validate_config(fillout_defaults(copy.deepcopy(config)))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(config | {"max_workerz": 1}, schema)
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_every_node_asks_for_the_token_and_the_dashboard_stays_inside(name):
+    config = launcher(name)
+    starts = [c for key in ("head", "worker") for c in config[f"{key}_start_ray_commands"] if "ray start" in c]
+    assert len(starts) == 2 and all(
+        "RAY_AUTH_MODE=token ray start" in c.replace("d3hr_ray/.venv/bin/", "") for c in starts
+    )
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert list(config["file_mounts"].values()) == ["~/.ray/auth_token"]
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_cloud_nodes_are_unreachable_from_outside(name):
+    config = launcher(name)
+    assert config["provider"]["use_internal_ips"] is True
+    for node in config["available_node_types"].values():
+        if name == "aws":  # else the launcher makes a group that opens port 22 to 0.0.0.0/0
+            assert node["node_config"]["SecurityGroupIds"] == ["SECURITY-GROUP"]
+            assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+        else:
+            assert all("accessConfigs" not in i for i in node["node_config"]["networkInterfaces"])
+    assert "security_group" not in config["provider"]
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_clouds_scale_gpus_from_zero_spot_first_and_let_idle_nodes_go(name):
+    config = launcher(name)
+    types = config["available_node_types"]
+    gpus = {k: v for k, v in types.items() if v["resources"].get("GPU")}
+    assert [v["labels"]["ray.io/market-type"] for v in gpus.values()] == ["spot", "on-demand"]
+    assert all(v["min_workers"] == 0 < v["max_workers"] for v in types.values() if v is not types["head"])
+    spot = {k for k, v in types.items() if re.search("spot", json.dumps(v["node_config"]), re.I)}
+    assert spot == {"gpu_spot", "cpu"}
+    assert types["head"]["resources"] == {"CPU": 0}
+    assert 0 < config["idle_timeout_minutes"] <= 30
+
+
+def test_versions_agree_with_the_constraints():
+    assert ray.__version__ == PINNED
+    assert f"FROM rayproject/ray:{PINNED}-py311" in (FOLDER / "Dockerfile").read_text()
+    assert all(spec["rayVersion"] == PINNED for spec in cluster_specs())
+    images = [launcher(name)["docker"]["image"] for name in CLOUDS]
+    images += [c["image"] for pod in pods() for c in pod["containers"]]
+    assert len(images) == 10 and set(images) == {f"REGISTRY/d3hr-ray:ray{PINNED}"}
+
+
+def test_the_manifests_use_fields_that_kuberay_has():
+    job = manifests()["RayJob"]
+    assert {m["apiVersion"] for k, m in manifests().items() if k.startswith("Ray")} == {"ray.io/v1"}
+    assert set(job["spec"]) <= JOB_FIELDS
+    for spec in cluster_specs():
+        assert set(spec) <= CLUSTER_FIELDS
+        assert set(spec["headGroupSpec"]) <= {"serviceType", "rayStartParams", "template"}
+        assert set(spec["autoscalerOptions"]) <= {"version", "idleTimeoutSeconds", "upscalingMode"}
+        for group in spec["workerGroupSpecs"]:
+            assert set(group) <= GROUP_FIELDS
+            assert all(isinstance(v, str) for v in group["rayStartParams"].values())
+    assert job["spec"]["backoffLimit"] >= 1  # a driver lost with its node starts again and resumes
+
+
+def test_kubernetes_scales_gpus_from_zero_and_asks_for_the_token():
+    for spec in cluster_specs():
+        assert spec["authOptions"] == {"mode": "token"}
+        assert spec["enableInTreeAutoscaling"] is True and 0 < spec["autoscalerOptions"]["idleTimeoutSeconds"] <= 1800
+        assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+        assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        assert [g["groupName"] for g in spec["workerGroupSpecs"]] == ["gpu-spot", "gpu-on-demand", "cpu"]
+        for group in spec["workerGroupSpecs"]:
+            assert group["minReplicas"] == group["replicas"] == 0 < group["maxReplicas"]
+            pod = group["template"]["spec"]
+            gpu = "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
+            assert gpu == ("tolerations" in pod) == group["groupName"].startswith("gpu")
+            assert pod["terminationGracePeriodSeconds"] > 0 and pod["automountServiceAccountToken"] is False
+
+
+def test_no_pod_is_privileged_or_shares_its_node():
+    assert len(pods()) == 8
+    for pod in pods():
+        assert not any(pod.get(k) for k in ("hostNetwork", "hostPID", "hostIPC"))
+        assert not any("hostPath" in v for v in pod["volumes"])
+        assert {"name": "shm", "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
+        for container in pod["containers"]:
+            secure = container["securityContext"]
+            assert (secure["privileged"], secure["allowPrivilegeEscalation"], secure["runAsNonRoot"]) == (
+                False,
+                False,
+                True,
+            )
+            assert container["resources"]["requests"] == container["resources"]["limits"]
+    for name in ("raycluster-policy", "rayjob-policy"):
+        policy = manifests()[name]
+        assert policy["kind"] == "NetworkPolicy" and policy["spec"]["ingress"] == [{"from": [{"podSelector": {}}]}]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda p: p.name)
+def test_nothing_secret_or_open_is_written_down(path):
+    code = "\n".join(line.partition("#")[0] for line in path.read_text().splitlines())
+    for bad in (
+        "0.0.0.0",
+        "::/0",
+        "AKIA",
+        "privileged: true",
+        "--privileged",
+        "LoadBalancer",
+        "NodePort",
+        "RAY_AUTH_TOKEN=",
+    ):
+        assert bad not in code
+    assert not re.search(r"aws_(access_key|secret)|password|:latest|RAY_AUTH_MODE=disabled", code, re.I)

@@ -1,0 +1,107 @@
+"""One driver per run folder: a living one is respected, a killed one replaced, a driver that lost its folder stops."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from d3hr_ray import lock
+from d3hr_ray.config import RunError
+from d3hr_ray.lock import NAME, Stopped, driving
+from d3hr_ray.store import Store
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    monkeypatch.setattr(lock, "SILENCE", 1.0)
+
+
+def write_holder(folder: Path, **changes) -> None:
+    holder = {"owner": "x", "host": lock._host(), "pid": os.getpid(), "since": "then", "beat": 0} | changes
+    (folder / NAME).write_text(json.dumps(holder))
+
+
+def hold(folder: str, held, done) -> None:
+    with driving(Store(folder)):
+        held.set()
+        done.wait(60)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A driver in a process of its own that holds the folder."""
+    spawn = multiprocessing.get_context("fork")
+    held, done = spawn.Event(), spawn.Event()
+    process = spawn.Process(target=hold, args=(str(tmp_path), held, done))
+    process.start()
+    assert held.wait(30)
+    yield process
+    done.set()
+    process.join()
+
+
+def test_a_second_driver_is_refused_by_name(tmp_path, other):
+    with (
+        pytest.raises(RunError, match=rf"in use by process {other.pid} on .* since 20"),
+        driving(Store(str(tmp_path))),
+    ):
+        pytest.fail("two drivers in one folder")
+    assert other.is_alive()
+
+
+def test_a_killed_drivers_lock_is_taken_over_at_once(tmp_path, other, monkeypatch):
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+    assert (tmp_path / NAME).exists()
+    monkeypatch.setattr(lock, "SILENCE", 60)
+    start = time.monotonic()
+    with driving(Store(str(tmp_path))):
+        assert time.monotonic() - start < 2
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_driver_told_to_stop_lets_go(tmp_path, other):
+    os.kill(other.pid, signal.SIGTERM)
+    other.join()
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_silent_driver_elsewhere_is_taken_over(tmp_path):
+    write_holder(tmp_path, host="another machine")
+    with driving(Store(str(tmp_path))):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+
+
+def test_a_recycled_process_number_does_not_block_for_ever(tmp_path):
+    write_holder(tmp_path)  # this process lives, but it is not the holder
+    with driving(Store(str(tmp_path))):
+        pass
+
+
+def test_a_driver_whose_folder_was_taken_stops(tmp_path):
+    with pytest.raises(RunError, match="no longer this driver's: it was taken by process 1 on another"):  # noqa: SIM117
+        with driving(Store(str(tmp_path))):
+            write_holder(tmp_path, owner="y", host="another", pid=1)
+            time.sleep(10)
+    assert json.loads((tmp_path / NAME).read_text())["owner"] == "y"
+
+
+def test_sigterm_is_a_stop_and_its_handler_is_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped), driving(Store(str(tmp_path))):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize("junk", [b"", b"{", b"[]", b'{"owner": 1}'])
+def test_a_broken_lock_blocks_nobody(tmp_path, junk):
+    (tmp_path / NAME).write_bytes(junk)
+    with driving(Store(str(tmp_path))):
+        pass

@@ -1,0 +1,120 @@
+"""What wraps every unit of work: cost columns, time limit, halved batches, and the summary made of them."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import ROOT
+
+from d3hr_ray.stages import telemetry
+from d3hr_ray.stages.batching import run_batches
+from d3hr_ray.stages.summary import costing, format_summary, recording, summary
+from d3hr_ray.stages.telemetry import COST, Measured, MeasuredActor
+from d3hr_ray.store import Store
+
+UNIT = pa.table({"unit": [1]})
+
+
+def test_a_units_cost_comes_with_its_result(tmp_path):
+    def work(batch: pa.Table) -> pa.Table:
+        assert batch.column_names == ["unit"]
+        Store(str(tmp_path)).write_bytes("x", b"12345")
+        time.sleep(0.05)
+        return pa.table({"count": [3], "rejected": [1], "error": pa.array([None], pa.string())})
+
+    row = Measured(work, "invert", 60)(UNIT).to_pylist()[0]
+    assert row["bytes"] == 5 and row["seconds"] > 0.04 and row["retries"] == 0 and row["count"] == 3
+
+
+def test_retries_of_an_earlier_step_are_carried_on():
+    read = Measured(lambda batch: pa.table({"rejected": [b"a table"]}), "read", 60)
+    table = read(UNIT)
+    table = table.set_column(table.schema.get_field_index("retries"), "retries", pa.array([2]))
+
+    class Actor:
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            assert not set(COST) & set(batch.column_names)
+            return pa.table({"count": [1]})
+
+    assert MeasuredActor(Actor, (), "invert", 60)(table)["retries"].to_pylist() == [2]
+
+
+HANGS = """
+import sys, time
+from d3hr_ray.stages import telemetry
+from d3hr_ray.stages.batching import run_batches
+def work(rows):
+    time.sleep(0.4 if rows.start < 3 else 60)
+with telemetry.limited("invert", 1.0):
+    run_batches(work, 3, 1)      # 1.2 s of batches that each keep the limit
+    print("kept", flush=True)
+    run_batches(work, 4, 1)
+"""
+
+
+def test_a_batch_that_hangs_ends_its_process_and_says_where():
+    done = subprocess.run([sys.executable, "-c", HANGS], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stdout == "kept\n"
+    assert "Timeout" in done.stderr and "in work" in done.stderr
+
+
+def test_the_limit_ends_with_its_block():
+    with telemetry.limited("invert", 0.2):
+        pass
+    time.sleep(0.4)
+
+
+HOST = RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried 4 bytes")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError(), HOST])
+@pytest.mark.parametrize("most", [1, 3, 5])
+def test_a_batch_too_big_for_memory_is_halved_and_keeps_its_order(error, most):
+    tried = []
+
+    def work(rows: slice) -> np.ndarray:
+        tried.append(rows.stop - rows.start)
+        if rows.stop - rows.start > most:
+            raise error
+        return np.arange(rows.start, rows.stop)
+
+    assert np.concatenate(run_batches(work, 21, 8)).tolist() == list(range(21))
+    assert max(tried) == 8
+
+
+def test_an_image_too_big_for_memory_is_left_out_or_named():
+    def work(rows: slice) -> np.ndarray:
+        if rows.start <= 6 < rows.stop:
+            raise MemoryError("of 6")
+        return np.arange(rows.start, rows.stop)
+
+    misfits: list[int] = []
+    assert np.concatenate(run_batches(work, 9, 4, misfits)).tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
+    assert misfits == [6]
+    with pytest.raises(ValueError, match="one image does not fit into memory: of 6"):
+        run_batches(work, 9, 4)
+
+
+def test_other_errors_are_not_taken_for_memory():
+    def work(rows: slice) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_batches(work, 4, 2)
+
+
+def test_the_summary_adds_up_and_says_it_in_words():
+    with recording():
+        with costing("invert", 2) as cost:
+            for k in range(4):
+                row = {"count": 10, "rejected": k == 0, "seconds": 0.01, "bytes": 100, "retries": k == 1}
+                cost.add(row | {"worker": f"w{k % 2}"})
+        (stage,) = summary()
+        assert (stage["images"], stage["rejected"], stage["bytes_written"], stage["retries"]) == (40, 1, 400, 1)
+        assert 0 < stage["busy_share"] <= 1 and stage["workers"] == 2
+        assert "invert: 40 images" in format_summary([stage]) and "400 bytes written" in format_summary([stage])
+    assert summary() == []
