@@ -121,9 +121,11 @@ class Sweep:
 
 
 def invert_all(sweep: Sweep) -> dict[float, Run]:
-    """A run with Gaussians at all timesteps per inversion guidance: the base's own folder where it has them."""
+    """A run with Gaussians at all timesteps per inversion guidance; one that has them already is taken as it is."""
+    own = sweep.base.inversion.guidance
+    asked = sweep.flags.inversion_guidance or (own,)
     made = {}
-    for guidance in sweep.flags.inversion_guidance or (sweep.base.inversion.guidance,):
+    for guidance in sorted(asked, key=lambda g: g != own):  # the run folder itself, if new, gets the preset's
         inversion = replace(sweep.base.inversion, guidance=guidance, timesteps=sweep.timesteps)
         made[guidance] = _inverted(sweep, replace(sweep.base, inversion=inversion))
     return made
@@ -132,22 +134,19 @@ def invert_all(sweep: Sweep) -> dict[float, Run]:
 def _inverted(sweep: Sweep, config: RunConfig) -> Run:
     card, schedule = read_model(config, planning=False)
     check_timesteps(config, schedule)
-    stored = stored_config(sweep.store)
-    own = from_dict(stored) if stored else None
-    if own and _holds(own, config):
-        inputs = sweep.store.read_json("run.json")["inputs"]
-        listing = list_data(own, card)
-        run = d3hr.Run(sweep.store, own, card, listing.classes.table(), inputs, sweep.pool, sweep.store)
-        if any(not sweep.store.exists(d3hr.gaussian_file(t)) for t in own.inversion.timesteps):
-            d3hr.fit_gaussians(run, listing)
-        return run
-    name = f"inversions/w{config.inversion.guidance:g}-{fingerprint(config.inversion)[:6]}" if own else ""
-    store = Store(f"{sweep.store.uri}/{name}".rstrip("/"))
-    plain = replace(config, method="d3hr", seed=sweep.base.seed, search=sweep.base.search)
-    listing = list_data(plain, card)
-    run = d3hr.start_run(store, plain, card, listing, sweep.pool, overwrite=False)
-    announce(f"inverting {len(listing):,} images with guidance {config.inversion.guidance:g} -> {store.uri}")
-    d3hr.fit_gaussians(run, listing)
+    inner = Store(f"{sweep.store.uri}/inversions")
+    there = [sweep.store, *(Store(f"{inner.uri}/{name}") for name in inner.folders())]
+    stored = {store: stored_config(store) for store in there}
+    holding = (s for s in there if (plain := stored[s]) and _holds(from_dict(plain), config))
+    name = f"/inversions/w{config.inversion.guidance:g}-{fingerprint(config.inversion)[:6]}"
+    store = next(holding, Store(f"{sweep.store.uri}{name if stored[sweep.store] else ''}"))
+    plain = stored.get(store)
+    settled = from_dict(plain) if plain else replace(config, method="d3hr")
+    listing = list_data(settled, card)
+    run = d3hr.start_run(store, settled, card, listing, sweep.pool, overwrite=False)
+    if any(not store.exists(d3hr.gaussian_file(t)) for t in settled.inversion.timesteps):
+        announce(f"inverting {len(listing):,} images with guidance {config.inversion.guidance:g} -> {store.uri}")
+        d3hr.fit_gaussians(run, listing)
     return run
 
 

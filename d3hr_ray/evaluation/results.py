@@ -47,7 +47,10 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
     ]
 )
-CELL = ("set", "method", "search", "timestep", "ipc", "arch", "protocol", "protocol_version", "teacher", "test")
+CELL = (
+    "set", "method", "search", "timestep", "inversion_guidance", "guidance", "ipc", "arch", "protocol",
+    "protocol_version", "teacher", "test",
+)  # fmt: skip
 
 
 def records(store: Store) -> list[dict[str, Any]]:
@@ -94,13 +97,14 @@ def summarise(rows: Iterable[dict[str, Any]], by: Sequence[str] = CELL) -> list[
 def format_summary(summary: Sequence[dict[str, Any]]) -> str:
     """The cells as text, accuracies in percent: last epoch with its interval, and the best epoch beside it."""
     lines = [
-        f"{'set':<34} {'ipc':>5} {'student':<18} {'protocol':<14} {'n':>3} {'top-1 last':>14} {'std':>5} {'best':>6}"
+        f"{'set, guidance in / out':<38} {'ipc':>5} {'student':<18} {'protocol':<14} {'n':>3} {'top-1 last':>14} {'std':>5} {'best':>6}"
     ]
     for s in sorted(summary, key=lambda s: (s["arch"], s["protocol"], s["ipc"] or 0, -s["top1_last"])):
         last = f"{100 * s['top1_last']:.1f}" + (f" ± {100 * s['top1_last_ci95']:.1f}" if s["n"] > 1 else "")
         std = f"{100 * s['top1_last_std']:.1f}" if s["n"] > 1 else ""
+        guidance = "" if s["guidance"] is None else f" {s['inversion_guidance']:g}/{s['guidance']:g}"
         lines.append(
-            f"{s['set'][:34]:<34} {s['ipc'] or '':>5} {s['arch']:<18} {s['protocol']:<14} {s['n']:>3} "
+            f"{s['set'] + guidance:<38} {s['ipc'] or '':>5} {s['arch']:<18} {s['protocol']:<14} {s['n']:>3} "
             f"{last:>14} {std:>5} {100 * s['top1_best']:>6.1f}"
         )
     return "\n".join(lines)
