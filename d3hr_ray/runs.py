@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from d3hr_ray import lock
-from d3hr_ray.config import RunConfig, as_dict, differences, fingerprint
+from d3hr_ray.config import RunConfig, as_dict, differences, fingerprint, from_dict
 from d3hr_ray.store import Store
 
 # All that a run may write; --overwrite deletes these and nothing else.
@@ -105,10 +105,11 @@ def _record(config: RunConfig, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any]) -> None:
     old = read_run(store)
-    new = as_dict(config)
-    for plain in (old["config"], new):
+    # Through from_dict, so that a field that an older version did not have counts as its default.
+    was, new = as_dict(from_dict(old["config"])), as_dict(config)
+    for plain in (was, new):
         plain["data"].pop("max_rejected")  # a limit on the input, which changes no result
-    changed = differences(old["config"], new) + differences(old["inputs"], inputs, "inputs.")
+    changed = differences(was, new) + differences(old["inputs"], inputs, "inputs.")
     if changed:
         raise ValueError(
             f"--out {store.uri} holds a run with another config: {'; '.join(changed)}. Give another --out, or "

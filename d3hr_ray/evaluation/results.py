@@ -96,9 +96,8 @@ def summarise(rows: Iterable[dict[str, Any]], by: Sequence[str] = CELL) -> list[
 
 def format_summary(summary: Sequence[dict[str, Any]]) -> str:
     """The cells as text, accuracies in percent: last epoch with its interval, and the best epoch beside it."""
-    lines = [
-        f"{'set, guidance in / out':<38} {'ipc':>5} {'student':<18} {'protocol':<14} {'n':>3} {'top-1 last':>14} {'std':>5} {'best':>6}"
-    ]
+    head = f"{'set, guidance in / out':<38} {'ipc':>5} {'student':<18} {'protocol':<14} {'n':>3}"
+    lines = [f"{head} {'top-1 last':>14} {'std':>5} {'best':>6}"]
     for s in sorted(summary, key=lambda s: (s["arch"], s["protocol"], s["ipc"] or 0, -s["top1_last"])):
         last = f"{100 * s['top1_last']:.1f}" + (f" ± {100 * s['top1_last_ci95']:.1f}" if s["n"] > 1 else "")
         std = f"{100 * s['top1_last_std']:.1f}" if s["n"] > 1 else ""
