@@ -11,6 +11,8 @@ on held-out images. No image is inverted twice and no set synthesised twice. The
 from cli import announce, connect, guard, parse, refusing
 from sweepflags import SweepFlags, check_flags
 
+from d3hr_ray.lock import driving
+
 
 def main() -> None:
     """gaussians => sets => students, every combination => a table and the best as a preset."""
@@ -29,21 +31,25 @@ def main() -> None:
     with refusing():
         flags, store = open_sweep(flags)
         connect(flags.address)
-        sweep = Sweep.plan(flags, store)
-    runs = invert_all(sweep)  # images => gaussians, once per inversion guidance
-    remember(sweep)
-    sets = synthesise_all(sweep, runs)  # gaussians => sets, once per combination
-    with refusing():
-        comparison, trials, top1 = compare(sweep, sets)
-    announce(f"{len(sets)} sets, {len(trials)} students on {len(comparison.test):,} real images of {sweep.data.uri}")
-    stopped = tune_trials(
-        store, trials, comparison.images(), comparison.test, comparison.target, top1, flags.scheduler, *sweep.share
-    )
-    keys = {trial.key for trial in trials}
-    rows = [row for row in collect(store) if row["key"] in keys]
-    print(format_summary(summarise(rows)))
-    print(write_sweep(store, sweep.name, sweep.base, rows, stopped))
-    print(report(store, comparison.test))
+    with driving(store):
+        with refusing():
+            sweep = Sweep.plan(flags, store)
+        runs = invert_all(sweep)  # images => gaussians, once per inversion guidance
+        remember(sweep)
+        sets = synthesise_all(sweep, runs)  # gaussians => sets, once per combination
+        with refusing():
+            comparison, trials, top1 = compare(sweep, sets)
+        announce(
+            f"{len(sets)} sets, {len(trials)} students on {len(comparison.test):,} real images of {sweep.data.uri}"
+        )
+        stopped = tune_trials(
+            store, trials, comparison.images(), comparison.test, comparison.target, top1, flags.scheduler, *sweep.share
+        )
+        keys = {trial.key for trial in trials}
+        rows = [row for row in collect(store) if row["key"] in keys]
+        print(format_summary(summarise(rows)))
+        print(write_sweep(store, sweep.name, sweep.base, rows, stopped))
+        print(report(store, comparison.test))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from d3hr_ray.report.chosen import chosen_table, chosen_text
 from d3hr_ray.report.contact import contact_sheet
 from d3hr_ray.report.matching import format_table, matching_table
 from d3hr_ray.report.normality import MIN_IMAGES, normality_figure, normality_table, probe_latents, tsne_figure
+from d3hr_ray.report.page import write_page
 from d3hr_ray.runs import close_run
 from d3hr_ray.stages.invert import PROBES, finished
 from d3hr_ray.stages.summary import format_summary, summary
@@ -47,6 +48,7 @@ def report(run: Run) -> str:
     lines += ["", format_summary(stages)] if stages else []
     costs = {"stages": stages} if stages else {}
     close_run(run.store, {"counts": counts, "sets": recorded | sets} | costs)
+    lines.append(f"report: {write_page(run.store)}")
     return "\n".join(lines)
 
 
