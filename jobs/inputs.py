@@ -5,6 +5,7 @@ from presets import CLASSES, DIT_XL, IMAGES
 from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.listing import Listing, list_images, model_listing, require_variance
 from d3hr_ray.datasets.source import thread_map
+from d3hr_ray.models.geometry import DIT_XL_CARD
 from d3hr_ray.models.loading import ModelCard, load_schedule, read_card
 from d3hr_ray.numerics.schedule import Schedule, even_grid, leading_grid, linear_alphas
 from d3hr_ray.stages.pool import ray_map
@@ -34,37 +35,6 @@ def read_model(config: RunConfig, planning: bool) -> tuple[ModelCard, Schedule]:
     return read_card(config.model.name), load_schedule(
         config.model.name, config.inversion.steps, config.inversion.solver
     )
-
-
-# facebook/DiT-XL-2-256: the DiT paper's XL/2 (28 layers x 1152, 16 heads) on Stable Diffusion's VAE.
-DIT_XL_CARD = ModelCard(
-    latent_shape=(4, 32, 32),
-    image_size=256,
-    num_classes=1000,
-    class_names=None,
-    digest="",
-    transformer={
-        "num_attention_heads": 16,
-        "attention_head_dim": 72,
-        "in_channels": 4,
-        "out_channels": 8,
-        "num_layers": 28,
-        "sample_size": 32,
-        "patch_size": 2,
-        "num_embeds_ada_norm": 1000,
-        "norm_type": "ada_norm_zero",
-        "norm_elementwise_affine": False,
-        "activation_fn": "gelu-approximate",
-    },
-    vae={
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "layers_per_block": 2,
-        "latent_channels": 4,
-        "sample_size": 256,
-    },
-)
 
 
 def count_images(config: RunConfig, card: ModelCard, preset: str) -> tuple[int, int]:

@@ -1,49 +1,16 @@
 """The plan of a run before anything runs: images, network forwards, FLOP, device-hours and bytes per stage."""
 
-from dataclasses import dataclass
-
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel
-from torch.utils.flop_counter import FlopCounterMode
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.methods.variants import variants
+from d3hr_ray.models.flops import count_flop
 from d3hr_ray.models.loading import ModelCard
 from d3hr_ray.numerics.schedule import Schedule
 
 NORMALS_PER_SECOND = 1e8  # standard normal float32 numbers that one core draws (numpy Philox, measured: 1.2e8)
 COSTS_PER_NORMAL = 3.0  # drawing, centring and cubing against drawing alone (measured at n = 10, D = 4096)
 PNG_SHARE = 0.7  # of the raw bytes of a natural image
-
-
-@dataclass(frozen=True)
-class Cost:
-    """FLOP of one pass: denoiser forward, VAE encode, VAE decode, per image."""
-
-    forward: float
-    encode: float
-    decode: float
-
-
-def count_flop(card: ModelCard) -> Cost:
-    """Count the networks' FLOP (2 per multiply-add) on meta tensors: no weights and no memory are needed."""
-    with torch.device("meta"):
-        dit = DiTTransformer2DModel.from_config(card.transformer).eval()
-        vae = AutoencoderKL.from_config(card.vae).eval()
-        x = torch.zeros(1, *card.latent_shape)
-        images = torch.zeros(1, 3, card.image_size, card.image_size)
-        one = torch.zeros(1, dtype=torch.long)
-
-        def count(work: object) -> float:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                work()  # type: ignore[operator]
-            return float(counter.get_total_flops())
-
-        return Cost(
-            forward=count(lambda: dit(x, timestep=one, class_labels=one)),
-            encode=count(lambda: vae.encode(images)),
-            decode=count(lambda: vae.decode(x)),
-        )
 
 
 def plan(config: RunConfig, card: ModelCard, schedule: Schedule, images: int, classes: int, tflops: float) -> str:

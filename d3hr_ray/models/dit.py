@@ -17,6 +17,7 @@ class Denoiser(nn.Module):
     def __init__(self, transformer: DiTTransformer2DModel) -> None:
         super().__init__()
         self.transformer = transformer
+        self.compiled_sizes: set[int] | None = None  # None: not compiled, any batch runs as it is
 
     @property
     def null_class(self) -> int:
@@ -34,10 +35,21 @@ class Denoiser(nn.Module):
         return self._outputs(x, t, classes)[:, : x.shape[1]]
 
     def _outputs(self, x: torch.Tensor, t: int | torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        steps = torch.as_tensor(t, device=x.device).expand(len(x))
-        out = self.transformer(x.to(self.transformer.dtype), timestep=steps, class_labels=classes, return_dict=False)
-        both: torch.Tensor = out[0].float()
+        # A number copied to a GPU would wait for all work queued there; filling does not.
+        steps = t.expand(len(x)) if isinstance(t, torch.Tensor) else torch.full((len(x),), t, device=x.device)
+        x, rows = x.to(self.transformer.dtype), len(x)
+        if self.compiled_sizes is not None:
+            x, steps, classes = (_padded(v, self._compiled_size(rows)) for v in (x, steps, classes))
+        out = self.transformer(x, timestep=steps, class_labels=classes, return_dict=False)
+        both: torch.Tensor = out[0][:rows].float()
         return both
+
+    def _compiled_size(self, rows: int) -> int:
+        """A batch size that is compiled already and wastes at most half, else this one, which then is."""
+        assert self.compiled_sizes is not None
+        size = min((s for s in self.compiled_sizes if rows <= s <= 2 * rows), default=rows)
+        self.compiled_sizes.add(size)
+        return size
 
     def guided(self, classes: torch.Tensor, scale: float, channels: int | None = None) -> Denoise:
         """Class ids (B,) => denoise(x, t) with guidance `scale`; scale 1 costs one pass, not two.
@@ -67,3 +79,8 @@ class Denoiser(nn.Module):
 def _guide(given: torch.Tensor, null: torch.Tensor, scale: float, channels: int | None) -> torch.Tensor:
     guided = null + scale * (given - null)
     return guided if channels is None else torch.cat([guided[:, :channels], given[:, channels:]], 1)
+
+
+def _padded(rows: torch.Tensor, size: int) -> torch.Tensor:
+    """The rows, the last one repeated up to `size`."""
+    return rows if len(rows) == size else torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])

@@ -5,6 +5,7 @@ N samples, K labels, D latent dims.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -55,7 +56,7 @@ class PowerSums:
 
     def __init__(self, dims: int) -> None:
         self.count_K = torch.zeros(0, dtype=torch.int64)
-        self.sum_KD = self.square_KD = torch.zeros(0, dims, dtype=torch.float64)
+        self.sum_KD, self.square_KD = _zeros(0, dims), _zeros(0, dims)
 
     def add(self, samples_ND: torch.Tensor, labels_N: torch.Tensor) -> None:
         """Count more samples, float16 (N, D), with labels (N,) from 0."""
@@ -83,6 +84,11 @@ class PowerSums:
             self.count_K, old_K = torch.zeros(room, dtype=torch.int64), self.count_K
             self.count_K[:have] = old_K
             for name in ("sum_KD", "square_KD"):
-                grown = torch.zeros(room, dims, dtype=torch.float64)
+                grown = _zeros(room, dims)
                 grown[:have] = getattr(self, name)
                 setattr(self, name, grown)
+
+
+def _zeros(*shape: int) -> torch.Tensor:
+    """Of numpy, which asks for huge pages: touching 1000 x 4096 of them first took 6 ms instead of 26."""
+    return torch.from_numpy(np.zeros(shape))

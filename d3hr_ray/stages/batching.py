@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from d3hr_ray.config import RunConfig
+from d3hr_ray.models.accelerate import accelerate
 from d3hr_ray.models.autoencoder import Autoencoder
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.loading import load_networks, load_schedule
@@ -24,6 +25,8 @@ def open_model(config: RunConfig, device: str) -> tuple[Schedule, Autoencoder, D
         torch.set_num_threads(1)  # sums round differently with other thread counts
     schedule = load_schedule(config.model.name, config.inversion.steps, config.inversion.solver)
     autoencoder, denoiser = load_networks(config.model.name, getattr(torch, config.model.dtype), device)
+    if device != "cpu" and config.fidelity != "official":
+        accelerate(autoencoder, denoiser)
     denoiser.transformer.register_forward_hook(telemetry.count_forwards)
     return schedule, autoencoder, denoiser
 

@@ -16,7 +16,7 @@ from d3hr_ray.numerics.moments import Moments, PowerSums
 from d3hr_ray.stages.pool import progress
 from d3hr_ray.store import Store
 
-FILES_PER_TASK = 32  # at 512 images of 4096 fp16 each, a task reads 134 MB, one file at a time
+FILES_PER_TASK = 64  # at 512 images of 4096 fp16 each, a task reads 268 MB, one file at a time
 PerClass = dict[int, Moments]
 
 

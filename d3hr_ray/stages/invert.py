@@ -14,6 +14,7 @@ import torch
 
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.models.accelerate import to_device
 from d3hr_ray.models.autoencoder import Autoencoder, to_images
 from d3hr_ray.models.loading import ModelCard, portable
 from d3hr_ray.numerics import adams, ddim
@@ -168,8 +169,8 @@ class InvertShard:
         def work(rows: slice) -> dict[int, np.ndarray]:
             noise = None
             if inversion.posterior == "sample":
-                noise = torch.stack([normal(shape, "posterior", seed, k) for k in keys[rows]]).to(device)
-            images = torch.from_numpy(pixels[rows].copy()).to(device)
+                noise = to_device(torch.stack([normal(shape, "posterior", seed, k) for k in keys[rows]]), device)
+            images = to_device(torch.from_numpy(pixels[rows].copy()), device)
             denoise = self.denoiser.guided(self.model_classes[labels[rows]].to(device), inversion.guidance)
             walk = adams.invert if inversion.solver == "adams" else ddim.invert
             return invert_images(self.autoencoder, denoise, self.schedule, images, noise, inversion.stored, walk)

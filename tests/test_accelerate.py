@@ -1,0 +1,41 @@
+"""What is done for speed changes no result: padding to compiled sizes, compiled blocks, copies to a device."""
+
+import copy
+
+import pytest
+import torch
+
+from d3hr_ray.models.accelerate import accelerate, to_device
+from d3hr_ray.models.dit import Denoiser
+
+
+@torch.inference_mode()
+def test_a_compiled_denoiser_pads_to_sizes_it_knows_and_gives_the_same(networks):
+    plain = networks[1]
+    autoencoder, denoiser = copy.deepcopy(networks[0]), Denoiser(copy.deepcopy(plain.transformer))
+    accelerate(autoencoder, denoiser, backend="eager")
+    sizes = []
+    denoiser.transformer.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    draw = torch.Generator().manual_seed(0)
+    for rows in (8, 5, 4, 3, 1):
+        x = torch.randn(rows, *plain.latent_shape, generator=draw)
+        classes = torch.arange(rows)
+        for t in (600, torch.arange(rows) + 7):
+            assert torch.allclose(denoiser.eps(x, t, classes), plain.eps(x, t, classes), atol=1e-5)
+    assert sizes == [8, 8, 8, 8, 8, 8, 3, 3, 1, 1]  # 3 of 8 would waste more than half, so 3 is compiled
+
+
+def test_copies_hold_the_same_numbers():
+    x = torch.arange(6).reshape(2, 3)
+    assert torch.equal(to_device(x, "cpu"), x)
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_on_a_gpu_compiled_blocks_agree_with_plain_ones(networks):
+    plain, fast = (Denoiser(copy.deepcopy(networks[1].transformer)).cuda() for _ in range(2))
+    accelerate(copy.deepcopy(networks[0]).cuda(), fast)
+    x = torch.randn(5, *plain.latent_shape, generator=torch.Generator().manual_seed(0))
+    classes = torch.arange(5, device="cuda")
+    ours, theirs = (d.guided(classes, 4.0)(to_device(x, "cuda"), 600) for d in (fast, plain))
+    assert torch.allclose(ours, theirs, atol=1e-2)
