@@ -6,6 +6,7 @@ killed at random. Fails unless every image is counted once and the driver's memo
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
+from simulated import cluster
 
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import list_images
@@ -57,7 +59,7 @@ def write_digits(folder: Path, count: int) -> int:
 def memory(driver: psutil.Process) -> Sample:
     """Resident MiB of the driver, of its largest actor, and of all processes of its Ray."""
     sizes, actors = [], [0]
-    for process in driver.children(recursive=True):
+    for process in psutil.Process().children(recursive=True):
         try:
             size = process.memory_info().rss
             actors += [size] if is_actor(process) else []
@@ -68,7 +70,10 @@ def memory(driver: psutil.Process) -> Sample:
 
 
 def is_actor(process: psutil.Process) -> bool:
-    return any("InvertShard" in word for word in process.cmdline())
+    try:
+        return any("InvertShard" in word for word in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def soak(
@@ -82,7 +87,7 @@ def soak(
         now = time.monotonic()
         try:
             samples.append({"at": round(now - begun)} | {k: round(v) for k, v in memory(driver).items()})
-            actors = [p for p in driver.children(recursive=True) if is_actor(p)]
+            actors = [p for p in psutil.Process().children(recursive=True) if is_actor(p)]
         except psutil.NoSuchProcess:
             continue
         if actors and following < now < begun + seconds:
@@ -105,8 +110,9 @@ def main() -> None:
         command = f"--preset digits --data {root}/data --model {root}/stub --timesteps 20 --inversion-guidance 1"
         command += f" --ipc 1 --actors 2 2 --out {root}/run"
         begun = time.monotonic()
-        with open(root / "log", "w") as log:
-            run = subprocess.Popen([sys.executable, "jobs/distill.py", *command.split()], cwd=ROOT, stderr=log)
+        with open(root / "log", "w") as log, cluster(workers=2) as made:
+            env = os.environ | {"RAY_ADDRESS": made.address}
+            run = subprocess.Popen([sys.executable, "jobs/distill.py", *command.split()], cwd=ROOT, stderr=log, env=env)
             kills, samples = soak(run, flags.minutes * 60, flags.pause, random.Random(0))
         assert run.returncode == 0, (root / "log").read_text()[-3000:]
         record = json.loads((root / "run" / "run.json").read_text())

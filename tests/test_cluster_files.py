@@ -12,6 +12,8 @@ import yaml
 from conftest import ROOT
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
+from d3hr_ray.stages.telemetry import metrics
+
 FOLDER = ROOT / "cluster"
 PINNED = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)[1]
 CLOUDS = ("aws", "gcp")
@@ -170,3 +172,11 @@ def test_nothing_secret_or_open_is_written_down(path):
     ):
         assert bad not in code
     assert not re.search(r"aws_(access_key|secret)|password|:latest|RAY_AUTH_MODE=disabled", code, re.I)
+
+
+def test_the_board_draws_metrics_that_exist():
+    board = json.loads((FOLDER / "grafana.json").read_text())
+    drawn = {n for p in board["panels"] for t in p["targets"] for n in re.findall(r"ray_d3hr_\w+", t["expr"])}
+    made = {f"ray_{m.info['name']}" for m in metrics().values()}
+    assert {n.removesuffix("_bucket") for n in drawn} == made
+    assert {s["name"] for s in board["templating"]["list"]} == {"datasource"}
