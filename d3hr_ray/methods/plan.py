@@ -9,7 +9,9 @@ from d3hr_ray.models.loading import ModelCard
 from d3hr_ray.numerics.schedule import Schedule
 
 NORMALS_PER_SECOND = 1e8  # standard normal float32 numbers that one core draws (numpy Philox, measured: 1.2e8)
-COSTS_PER_NORMAL = 3.0  # drawing, centring and cubing against drawing alone (measured at n = 10, D = 4096)
+# Measured by jobs/bench.py search (D = 4096, one core): what a number of a candidate costs, in draws of a normal.
+MOMENTS_COST, LOOP_COST, SKEWED_COST = 1.6, 3.0, 0.7  # columns; the plain loop; most candidates are abandoned early
+LAW_SECONDS, SCORES_PER_SECOND = 0.15, 3e6  # tabulating a class's scores and making the winner; drawing scores
 PNG_SHARE = 0.7  # of the raw bytes of a natural image
 
 
@@ -56,10 +58,13 @@ def search_seconds(config: RunConfig, n: int, dims: int) -> float:
     search = config.search
     if config.method == "gaussian" or (search.method == "moments" and n == 1):
         return n * dims / NORMALS_PER_SECOND
-    per_candidate = n * dims * COSTS_PER_NORMAL
-    if search.method == "random" and not search.skew_weight:
-        per_candidate = dims * 6  # a mean and a chi-square per dim, measured at 6 normals' time
-    return search.candidates * per_candidate / NORMALS_PER_SECOND
+    if search.method == "moments":
+        return search.candidates * n * dims * MOMENTS_COST / NORMALS_PER_SECOND
+    if config.fidelity == "official":
+        return search.candidates * n * dims * LOOP_COST / NORMALS_PER_SECOND
+    if n > 2 and search.skew_weight:
+        return search.candidates * n * dims * SKEWED_COST / NORMALS_PER_SECOND
+    return LAW_SECONDS + search.candidates / SCORES_PER_SECOND
 
 
 def search_note(config: RunConfig) -> str:

@@ -1,0 +1,78 @@
+"""bench pipeline: what Ray costs, with a fake device of fixed time per batch: overhead, scaling, the driver's memory.
+
+This proves the scheduling, not a GPU's or a disk's speed. Actors hold fake GPUs, one each, of one local Ray.
+"""
+
+import os
+import resource
+import tempfile
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from d3hr_ray.benchmarks.fake_device import SIDE, FakeDevice, NoiseImages, entries
+from d3hr_ray.benchmarks.measure import WALL, Result
+from d3hr_ray.stages.pool import Pool, run_units
+from d3hr_ray.stages.read import ReadShard, shard_unit
+from d3hr_ray.store import Store
+
+SHARD, BATCH_SECONDS = 512, 0.5  # 4 batches a shard: 2 s, where DiT-XL on one GPU takes about 7
+
+
+def run(quick: bool) -> Result:
+    """Measure; `quick` is for tests: two actors, small shards."""
+    counts, per_actor, seconds, shard = ((1, 2), 3, 0.05, 32) if quick else ((1, 2, 4, 8), 8, BATCH_SECONDS, SHARD)
+    if not ray.is_initialized():
+        cpus = max(counts) + 4
+        ray.init(address="local", num_cpus=cpus, num_gpus=max(counts), include_dashboard=False, log_to_driver=False)
+    bare = _bare_rate(per_actor, shard, seconds)
+    rows: list[dict[str, Any]] = [{"actors": "no Ray", "images/s": bare * shard}]
+    rates = {}
+    for count in counts:
+        rates[count], _ = _ray_rate(count, per_actor * count, shard, seconds)
+        ideal = count / (seconds * -(-shard // 128))
+        rows.append({"actors": count, "images/s": rates[count] * shard, "device idle": 1 - rates[count] / ideal})
+    top = max(counts)
+    ratios = {"overhead": bare / rates[1] - 1, f"efficiency_{top}": rates[top] / (top * rates[1])}
+    many = 20 if quick else 391  # 391 shards are 1,000 classes x 200 images
+    _, growth = _ray_rate(top, many, shard, 0.0)
+    ratios["driver_growth_mb"] = growth
+    rows.append({"actors": top, "images": many * shard, "driver grows by MB": growth})
+    notes = [
+        f"{per_actor} shards of {shard} images an actor, {seconds:g} s per batch of 128; rates after the first round",
+        "images of 16 pixels, latents of 4096 numbers; fake GPUs on one machine: says nothing of network or disk",
+    ]
+    return Result("pipeline", ratios, rows, notes)
+
+
+def _units(shards: int, size: int) -> list[dict[str, Any]]:
+    table = entries(shards * size, 1000)
+    return [shard_unit(i, table.slice(i * size, size)) for i in range(shards)]
+
+
+def _bare_rate(shards: int, size: int, seconds: float) -> float:
+    """Shards per second of a plain loop in this process: read, decode, sleep, write."""
+    with tempfile.TemporaryDirectory() as folder:
+        read, device = ReadShard(NoiseImages(), SIDE), FakeDevice(Store(folder), seconds)  # type: ignore[arg-type]
+        units = _units(shards, size)
+        start = WALL()
+        for unit in units:
+            device(read(pa.Table.from_pylist([unit])))
+        return shards / (WALL() - start)
+
+
+def _ray_rate(actors: int, shards: int, size: int, seconds: float) -> tuple[float, float]:
+    """Shards per second after each actor's first, and by how many MB the driver grew."""
+    with tempfile.TemporaryDirectory() as folder:
+        pool = Pool((actors, actors), 1.0)
+        steps: list[tuple[Any, dict[str, Any]]] = [
+            (ReadShard(NoiseImages(), SIDE), {"num_cpus": 1}),  # type: ignore[arg-type]
+            (FakeDevice, {"fn_constructor_args": (Store(folder), seconds), **pool.options(shards)}),
+        ]
+        units = _units(shards, size)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        times = [WALL() for _ in run_units(units, steps, "pipeline", "image", shards * size, 0)]
+        growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        assert len(os.listdir(f"{folder}/latents")) == shards, "every shard is written"
+    return (shards - actors) / (times[-1] - times[actors - 1]), growth
