@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from conftest import ROOT
 from ray.cluster_utils import Cluster
@@ -14,14 +15,25 @@ from ray.cluster_utils import Cluster
 NODE = {"num_cpus": 2, "object_store_memory": 150 << 20}
 
 
+def add(made: Cluster, **node: Any) -> None:
+    """Start a node, again if need be: Ray gives it 30 s, which a loaded machine may take longer for."""
+    for last in (False, False, True):
+        try:
+            made.add_node(**node)
+            return
+        except Exception:
+            if last:
+                raise
+
+
 @contextlib.contextmanager
 def cluster(workers: int = 2) -> Iterator[Cluster]:
     """A head that takes no work, and workers of 2 CPUs."""
     made = Cluster()
     try:
-        made.add_node(num_cpus=0, object_store_memory=150 << 20, include_dashboard=False)
+        add(made, num_cpus=0, object_store_memory=150 << 20, include_dashboard=False)
         for _ in range(workers):
-            made.add_node(**NODE)
+            add(made, **NODE)
         yield made
     finally:
         made.shutdown()
@@ -48,7 +60,7 @@ def attend(made: Cluster, driver: subprocess.Popen, faults: Path, replace: bool,
             made.remove_node(node, allow_graceful=False)
             if replace:
                 time.sleep(2)
-                made.add_node(**NODE)
+                add(made, **NODE)
         time.sleep(0.2)
     if driver.poll() is None:
         driver.kill()
