@@ -1,5 +1,6 @@
 """What a run folder says of itself: run.json, written first, so that a rerun resumes the same run or is refused."""
 
+import contextlib
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -39,7 +40,8 @@ def open_run(store: Store, config: RunConfig, inputs: dict[str, Any], overwrite:
     """
     if overwrite:
         clear(store)
-    store.delete(".tmp")
+    with contextlib.suppress(OSError):  # workers of a killed driver may still write there for a moment
+        store.delete(".tmp")
     if store.exists("run.json"):
         _same_run(store, config, inputs)
         return

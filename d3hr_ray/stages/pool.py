@@ -18,6 +18,7 @@ from d3hr_ray.stages import capacity
 from d3hr_ray.stages.summary import costing
 from d3hr_ray.stages.telemetry import LOG, Measured, MeasuredActor
 
+STUCK = 10  # time limits in a row without a finished unit end the run; a unit has many batches
 GROWING = 1_000_000  # upper bound of a pool that takes whatever an autoscaler brings
 TASK_LIMIT = 1800.0  # seconds that one batch, one read of a shard or one load of the networks may take
 
@@ -137,8 +138,9 @@ def run_units(
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
     context.max_errored_blocks = 0
-    dataset: ray.data.Dataset = ray.data.from_items(units, override_num_blocks=len(units))
     limit = max(options.get("limit", TASK_LIMIT) for _, options in steps)
+    context.execution_no_progress_timeout_s = STUCK * limit
+    dataset: ray.data.Dataset = ray.data.from_items(units, override_num_blocks=len(units))
     for function, options in steps:
         work, options = _measured(function, options, title, limit)
         dataset = dataset.map_batches(work, batch_size=1, batch_format="pyarrow", **options)
