@@ -65,7 +65,8 @@ class Comparison:
 
         Raises ValueError for a student that cannot train on a set.
         """
-        found, tested = [], (self.data, self.test_digest)
+        found: dict[str, Trial] = {}
+        tested = (self.data, self.test_digest)
         for each in self.sets:
             drawn = each.about.get("method") in DRAWN
             for arch in archs:
@@ -73,8 +74,9 @@ class Comparison:
                     protocol = self.protocol(name, each, arch)
                     check_batches(len(each.images), protocol, arch)
                     for seed in range(1 if drawn else repeats):
-                        found.append(make_trial(each, arch, protocol, seed, teachers, teacher, tested))
-        return found
+                        trial = make_trial(each, arch, protocol, seed, teachers, teacher, tested)
+                        found[trial.key] = trial  # a set that is named twice is trained on once
+        return list(found.values())
 
 
 def open_comparison(
