@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from d3hr_ray.config import DataConfig
+from d3hr_ray.config import DataConfig, ModelConfig, RunConfig
 from d3hr_ray.datasets.digits import NAMES
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.loading import ASSETS, load_networks, read_card
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.pretraining.check import load_set, measure, psnr, reconstruct
+from d3hr_ray.stages.judge import load_judge
 
 
 @pytest.fixture(params=NAMES)
@@ -40,6 +42,16 @@ def test_reconstruction_of_unseen_digits_and_unit_latents(name):
         latents = autoencoder.encode(to_images(torch.from_numpy(pixels)), noise)
     assert 0.95 <= float(latents.std()) <= 1.05
     assert np.bincount(labels).min() >= 40
+
+
+def test_its_classifier_knows_unseen_digits(name):
+    """What judges CaO2's pools: `jobs/evaluate.py --teacher train` on the training split."""
+    card = read_card(name)
+    classes = pa.table({"name": list(card.class_names), "wnid": pa.nulls(10, pa.string())})
+    judge = load_judge(RunConfig(DataConfig(name), ModelConfig(name), method="cao2"), classes, "cpu")
+    pixels, labels = load_set(DataConfig(f"{name}/test"), card)
+    seen = judge.probabilities(to_images(torch.from_numpy(pixels))).argmax(1).numpy()
+    assert (seen == labels).mean() >= 0.98
 
 
 @pytest.mark.slow

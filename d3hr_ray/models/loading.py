@@ -168,7 +168,8 @@ def _digest(where: str, *configs: dict[str, Any]) -> str:
     if not Path(where).is_dir():
         hasher.update(where.encode())
         return hasher.hexdigest()[:16]
-    for file in sorted(p for p in Path(where).glob("*/*") if p.suffix in (".safetensors", ".bin")):
+    files = [p for part in PARTS for p in Path(where).glob(f"{part}/*")]
+    for file in sorted(p for p in files if p.suffix in (".safetensors", ".bin")):
         hasher.update(file.parent.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
