@@ -1,0 +1,117 @@
+"""The table of scores: which sets, against which real images, beside which accuracies."""
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import torch
+from PIL import Image
+
+from d3hr_ray.config import RunConfig, from_dict
+from d3hr_ray.evaluation.comparison import source_of
+from d3hr_ray.evaluation.sets import DistilledSet, find_sets, list_real, load_set, read_listing
+from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
+from d3hr_ray.stages.judge import Judge, load_judge
+from d3hr_ray.store import Store
+
+FILE = "report/scores.csv"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Sets with their run folders and manifests, and the classifier that sees them."""
+
+    sets: tuple[DistilledSet, ...]
+    runs: tuple[Store, ...]
+    manifests: tuple[dict[str, Any], ...]
+    judge: Judge
+    device: str
+
+    @staticmethod
+    def open(paths: tuple[str, ...], classifier: str | None) -> "Scoring":
+        """Load sets of ours. Raises ValueError for sets of others, and for a classifier that cannot judge them."""
+        stores = find_sets(paths)
+        for store in stores:
+            if not store.exists("manifest.json"):
+                raise ValueError(f"--distilled {store.uri} has no manifest.json: only sets of this project are scored")
+        manifests = tuple(store.read_json("manifest.json") for store in stores)
+        runs = tuple(Store(store.uri.rsplit("/", 2)[0]) for store in stores)
+        config = _config(manifests[0])
+        config = replace(config, cao2=replace(config.cao2, classifier=classifier or config.cao2.classifier))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        judge = load_judge(config, runs[0].read_table("classes.parquet").sort_by("label"), device)
+        side = manifests[0]["config"]["synthesis"]["image_size"]
+        sets = tuple(load_set(store, side or _side(store)) for store in stores)
+        return Scoring(sets, runs, manifests, judge, device)
+
+    def real(self, per_class: int) -> Measured:
+        """What the classifier sees in the first real training images of each class."""
+        first = self.sets[0]
+        source = source_of(first)
+        assert source is not None, "sets of ours know their source"
+        listing = list_real(source, first.images.classes, first.wnids)
+        labels = listing.entries["label"].to_numpy()
+        rows = [np.flatnonzero(labels == label)[:per_class] for label in range(len(first.images.classes))]
+        pixels, labels = read_listing(listing, first.images.pixels.shape[1], np.concatenate(rows))
+        return measure(self.judge, pixels, labels)
+
+
+def _config(manifest: dict[str, Any]) -> RunConfig:
+    return from_dict(manifest["config"] | {"cao2": manifest["config"].get("cao2") or {}})
+
+
+def _side(store: Store) -> int:
+    first = next(n for n in store.list("train", recursive=True) if n.endswith(".png"))
+    with Image.open(io.BytesIO(store.read_bytes(f"train/{first}"))) as image:
+        return int(image.size[0])
+
+
+def score_all(scoring: Scoring, real: Measured) -> list[dict[str, Any]]:
+    """A row of scores per set."""
+    rows = []
+    for found, run, manifest in zip(scoring.sets, scoring.runs, scoring.manifests, strict=True):
+        scores = score_set(found, run, manifest, scoring.judge, real, scoring.device)
+        rows.append({"set": manifest["variant"], "set_hash": found.set_hash} | scores)
+    return rows
+
+
+def write_scores(run: Store, rows: Sequence[dict[str, Any]]) -> str:
+    """Write the table as CSV and return its name."""
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(pa.Table.from_pylist(list(rows)), buffer)
+    run.write_bytes(FILE, buffer.getvalue())
+    return FILE
+
+
+def read_accuracy(runs: Sequence[Store], arch: str | None, protocol: str) -> dict[str, float]:
+    """Mean top-1 of each set (by its hash) in the runs' evaluations/results.parquet."""
+    found = defaultdict(list)
+    for run in dict.fromkeys(runs):
+        if not run.exists("evaluations/results.parquet"):
+            continue
+        for row in run.read_table("evaluations/results.parquet").to_pylist():
+            if row["protocol"] == protocol and arch in (None, row["arch"]):
+                found[row["set_hash"]].append(row["top1_last"])
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def format_scores(rows: Sequence[dict[str, Any]], accuracy: dict[str, float]) -> str:
+    """The table as text; below it the rank correlations with accuracy, if accuracies are known."""
+    width = max(len(row["set"]) for row in rows)
+    header = ["set".ljust(width), *(f"{c:>10}" for c in COLUMNS), f"{'top-1':>7}"]
+    lines = [" ".join(header)]
+    for row in rows:
+        known = accuracy.get(row["set_hash"])
+        end = "" if known is None else f"{100 * known:7.1f}"
+        lines.append(" ".join([row["set"].ljust(width), *(f"{row[c]:>10.4g}" for c in COLUMNS), end]))
+    found = rank_correlations(rows, accuracy)
+    if found:
+        sets = sum(row["set_hash"] in accuracy for row in rows)
+        values = [f"{found[c][0]:>+10.2f}" if c in found else f"{'-':>10}" for c in COLUMNS]
+        lines.append(" ".join([f"Spearman's rho with top-1, {sets} sets".ljust(width), *values]))
+    return "\n".join(lines)

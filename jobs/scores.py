@@ -1,0 +1,60 @@
+"""Score distilled sets without training anything, and see which score ranks them as their accuracy does.
+
+    python jobs/scores.py --distilled runs/digits                     # all sets of a run
+
+A row per set: errors of the moments in the noise domain, Frechet and kernel distance and coverage to real images in a
+classifier's features, its confidence, diversity within a class, and the PSNR of the set's own round trip. Where
+evaluations/results.parquet is there too, Spearman's correlation of each score with the mean accuracy.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from cli import Words, announce, connect, guard, parse, refusing
+
+
+@dataclass(frozen=True)
+class ScoreFlags:
+    """Which sets, and what they are held against."""
+
+    distilled: Words = ()
+    """Sets of ours, or run folders (all their sets)."""
+    classifier: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
+    """Whose features and confidence: a timm name with weights, ARCH=FILE, or a folder that evaluate.py --teacher train
+    made. Default: the embedded models' own."""
+    per_class: int = 200
+    """Real training images per class to compare with, the first ones of each."""
+    arch: str | None = None
+    """Correlate with the accuracy of this student only. Default: with the mean over all."""
+    protocol: str = "hard"
+    """Correlate with the accuracy under this protocol."""
+    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Ray cluster, for reading real images. Default: RAY_ADDRESS, else a local Ray."""
+
+
+def main() -> None:
+    """Read the sets and the real images, score, print, and write report/scores.csv beside the first set's run."""
+    flags = parse(ScoreFlags, __doc__ or "")
+    with refusing():
+        if not flags.distilled:
+            raise ValueError("--distilled is needed: name sets or a run folder")
+        if flags.per_class < 2:
+            raise ValueError(f"--per-class {flags.per_class} must be at least 2")
+
+    from d3hr_ray.report.scoring import Scoring, format_scores, read_accuracy, score_all, write_scores
+
+    with refusing():
+        scoring = Scoring.open(flags.distilled, flags.classifier)
+        connect(flags.address)
+        real = scoring.real(flags.per_class)
+    announce(f"{len(scoring.sets)} sets against {len(real.labels_N):,} real images")
+    rows = score_all(scoring, real)
+    run = scoring.runs[0]
+    name = write_scores(run, rows)
+    print(format_scores(rows, read_accuracy(scoring.runs, flags.arch, flags.protocol)))
+    print(f"{run.uri}/{name}")
+
+
+if __name__ == "__main__":
+    guard(main)
