@@ -58,7 +58,8 @@ def main() -> None:
             else:
                 assert source is not None, "what is not listed comes from Gaussians"
                 run = d3hr.reopen_run(store, source, config, card, pool)
-        announce(f"{run.inputs['images']:,} images of {len(run.classes)} classes -> {store.uri}, on {pool}")
+        read = f"{run.inputs['images']:,} images of " if run.inputs["images"] else ""
+        announce(f"{read}{len(run.classes)} classes -> {store.uri}, on {pool}")
         if listing is not None:
             d3hr.distill(run, listing)  # images => latents => gaussians => subsets => distilled
         else:

@@ -12,6 +12,7 @@ NORMALS_PER_SECOND = 1e8  # standard normal float32 numbers that one core draws 
 # Measured by jobs/bench.py search (D = 4096, one core): what a number of a candidate costs, in draws of a normal.
 MOMENTS_COST, LOOP_COST, SKEWED_COST = 1.6, 3.0, 0.7  # columns; the plain loop; most candidates are abandoned early
 LAW_SECONDS, SCORES_PER_SECOND = 0.15, 3e6  # tabulating a class's scores and making the winner; drawing scores
+OPTIMISE_PASSES = 3  # forwards' worth of one forward and backward pass
 PNG_SHARE = 0.7  # of the raw bytes of a natural image
 
 
@@ -25,7 +26,7 @@ def plan(config: RunConfig, card: ModelCard, schedule: Schedule, images: int, cl
         f"{'stage':<11} {'images':>10} {'forwards/image':>14} {'FLOP':>10} {'GPU-hours':>10} {'bytes':>10}  notes",
     ]
     hour = tflops * 1e12 * 3600
-    if config.method in ("d3hr", "gaussian"):
+    if config.fits:
         top = max(config.inversion.stored)
         adams = config.inversion.solver == "adams"
         forwards = (schedule.position(top) + adams) * _passes(config.inversion.guidance)
@@ -39,18 +40,35 @@ def plan(config: RunConfig, card: ModelCard, schedule: Schedule, images: int, cl
         bytes_ = sum(classes * n.ipc * dims * 4 for n in sets)
         note = f"about {seconds / 3600:.3g} CPU-core-hours, {search_note(config)}"
         lines.append(_row("search", sum(classes * n.ipc for n in sets), 0, 0, 0, bytes_, note))
-    made = sum(classes * n.ipc for n in sets)
-    side = config.synthesis.image_size or card.image_size
-    starts = [schedule.grid[-1] if n.timestep is None else n.timestep for n in sets]
-    steps = [schedule.position(t) + 1 + (config.fidelity == "official") for t in starts]
-    passes = 0 if config.method == "random" else _passes(config.synthesis.guidance)
-    flop = sum(classes * n.ipc * (s * passes * cost.forward + cost.decode) for n, s in zip(sets, steps, strict=True))
-    flop = 0 if config.method == "random" else flop
-    note = f"{len(sets)} set(s), guidance {config.synthesis.guidance:g}"
-    png_bytes = int(made * side * side * 3 * PNG_SHARE)
-    lines.append(_row("synthesize", made, max(steps) * passes, flop, flop / hour, png_bytes, note))
+    lines += _making_rows(config, card, schedule, cost, classes, hour)
     lines.append(f"GPU-hours at {tflops:g} sustained TFLOP/s per GPU (--tflops); nothing was run")
     return "\n".join(lines)
+
+
+def _making_rows(
+    config: RunConfig, card: ModelCard, schedule: Schedule, cost: Cost, classes: int, hour: float
+) -> list[str]:
+    """CaO2's pool if there is one, then the images of all sets."""
+    sets, pool = variants(config), config.cao2.pool if config.has_pool else 1
+    starts = [schedule.grid[-1] if n.timestep is None else n.timestep for n in sets]
+    passes = 0 if config.method == "random" else _passes(config.synthesis.guidance)
+    walks = [(schedule.position(t) + 1 + (config.fidelity == "official")) * passes for t in starts]
+    images = [classes * n.ipc for n in sets]
+    rows, made = [], sum(images)
+    if config.has_pool:
+        flop = pool * sum(i * (w * cost.forward + cost.decode) for i, w in zip(images, walks, strict=True))
+        size = pool * made * torch.Size(card.latent_shape).numel() * 8
+        note = f"{pool} candidates per image, kept: {config.cao2.select}"
+        rows.append(_row("pool", pool * made, max(walks), flop, flop / hour, size, note))
+        stage_2 = config.cao2.iterations * OPTIMISE_PASSES
+        walks = [stage_2 + (0 if n.clean else w) for n, w in zip(sets, walks, strict=True)]
+    decode = 0.0 if config.method == "random" else cost.decode
+    flop = sum(i * (w * cost.forward + decode) for i, w in zip(images, walks, strict=True))
+    side = config.synthesis.image_size or card.image_size
+    note = f"{len(sets)} set(s), guidance {config.synthesis.guidance:g}"
+    note += f", {config.cao2.iterations} steps on each latent" if config.has_pool and config.cao2.iterations else ""
+    size = int(made * side * side * 3 * PNG_SHARE)
+    return [*rows, _row("synthesize", made, max(walks), flop, flop / hour, size, note)]
 
 
 def search_seconds(config: RunConfig, n: int, dims: int) -> float:
