@@ -4,7 +4,7 @@ import torch
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.methods.variants import variants
-from d3hr_ray.models.flops import count_flop
+from d3hr_ray.models.flops import Cost, count_flop
 from d3hr_ray.models.loading import ModelCard
 from d3hr_ray.numerics.schedule import Schedule
 
@@ -50,9 +50,10 @@ def _making_rows(
 ) -> list[str]:
     """CaO2's pool if there is one, then the images of all sets."""
     sets, pool = variants(config), config.cao2.pool if config.has_pool else 1
-    starts = [schedule.grid[-1] if n.timestep is None else n.timestep for n in sets]
     passes = 0 if config.method == "random" else _passes(config.synthesis.guidance)
-    walks = [(schedule.position(t) + 1 + (config.fidelity == "official")) * passes for t in starts]
+    above = config.fidelity == "official"  # the authors start a grid step above t
+    steps = [len(schedule.grid) if n.timestep is None else schedule.position(n.timestep) + 1 + above for n in sets]
+    walks = [s * passes for s in steps]
     images = [classes * n.ipc for n in sets]
     rows, made = [], sum(images)
     if config.has_pool:
