@@ -138,35 +138,6 @@ def test_mixtures_come_from_stored_latents(digits, monkeypatch, capsys, tmp_path
     assert "has none at t=300" in capsys.readouterr().err
 
 
-def test_a_pool_of_d3hrs_is_judged_rematched_and_optimised(digits, monkeypatch, capsys, tmp_path):
-    """On Ray; a rerun rebuilds a part of each stage to the same bytes, and another choice shares the pool."""
-    out = tmp_path / "both"
-    command = f"--from-gaussians {digits} --method d3hr+cao2 --timesteps 200 --ipc 2 --pool 2 --actors 1 1 --out {out}"
-    run(monkeypatch, f"{command} --optimise 2")
-    name = "d3hr+cao2-moments-m2-easy-rematch-null2-t200-ipc2-seed0"
-    assert "of 40 candidates on class, 20 of the 20 kept" in capsys.readouterr().out
-    gaussians = {r["label"]: r for r in pq.read_table(digits / "gaussians" / "t0200.parquet").to_pylist()}
-    subset = pq.read_table(out / "subsets" / name).to_pylist()
-    for label, g in gaussians.items():
-        own = np.array([r["latent"] for r in subset if r["label"] == label])
-        assert np.allclose(own.mean(0), g["mean"], atol=1e-5)
-        assert np.allclose(own.std(0, ddof=1), np.sqrt(g["variance"]), rtol=1e-4)
-    whole = snapshot(out)
-    for part in ("pools/pool-moments-m2-t200-ipc4-seed0/part-000000.parquet", f"subsets/{name}/part-000000.parquet"):
-        (out / part).unlink()
-    (out / "distilled" / name / "train" / "7" / "0.png").unlink()
-    run(monkeypatch, f"{command} --optimise 2")
-    assert snapshot(out) == whole
-
-
-@pytest.mark.slow
-def test_cao2_needs_no_dataset(ray_session, monkeypatch, tmp_path):
-    run(monkeypatch, f"--method cao2 --classes 3 7 --ipc 2 --pool 2 --optimise 2 --actors 1 1 --out {tmp_path}")
-    images = ImageFolder(str(tmp_path / "distilled" / "cao2-m2-easy-null2-ipc2-seed0" / "train"))
-    assert images.classes == ["3", "7"] and len(images) == 4
-    assert not (tmp_path / "latents").exists()
-
-
 def test_official_fidelity_gives_the_golden_latents_end_to_end(ray_session, golden, monkeypatch, tmp_path):
     """The authors' 24 images as PNG files, through the whole job, against their inverted latents and moments."""
     wnid = {1: WNIDS[0], 207: WNIDS[1], 999: WNIDS[2]}
