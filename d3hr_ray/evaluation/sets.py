@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from d3hr_ray.config import DataConfig, RunError, as_dict, from_dict
+from d3hr_ray.config import DataConfig, RunError
 from d3hr_ray.datasets.decode import RejectedImage, decode
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.source import Source, thread_map
@@ -78,12 +78,12 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
         pixels.append(decode(data, side))
     labels = np.array([row["label"] for row in rows], np.int64)
     classes = tuple(dict.fromkeys(row["class_name"] for row in rows))
-    config = as_dict(from_dict(manifest["config"]))  # fields that an older version did not have get their defaults
+    config = manifest["config"]
     words = _read_name(manifest["variant"])
     about = words | {
         "candidates": config["search"]["candidates"] if words["search"] else None,
-        "components": str(config["search"]["components"]) if words["search"] else None,
-        "rank": config["search"]["rank"] if words["search"] else None,
+        "components": str(config["search"].get("components", 1)) if words["search"] else None,
+        "rank": config["search"].get("rank", 0) if words["search"] else None,
         "guidance": config["synthesis"]["guidance"],
         "inversion_guidance": config["inversion"]["guidance"],
         "score": float(np.mean([row["score"] for row in rows])) if words["timestep"] is not None else None,
