@@ -58,6 +58,7 @@ def test_a_run_killed_mid_invert_resumes_to_the_same_bytes(calm, monkeypatch, tm
     assert_same(tmp_path, calm)
 
 
+@pytest.mark.chaos
 def test_lost_actors_and_nodes_change_no_byte(calm, tmp_path):
     """An actor dies in a batch, a node in another and comes back, and a node dies while sampling."""
     faults = tmp_path / "faults"
