@@ -10,6 +10,8 @@ Every training run is a row of evaluations/results.parquet. The same command tra
 from cli import announce, connect, guard, parse, refusing
 from evaluateflags import EvaluateFlags, check_flags, overrides
 
+from d3hr_ray.lock import driving
+
 
 def main() -> None:
     """sets + real images => trials => results, with means and 95 % intervals."""
@@ -30,19 +32,20 @@ def main() -> None:
         connect(flags.address)
         workers = find_workers(flags.workers, flags.gpus_per_worker, flags.workers_per_student)
         comparison, listing, full = open_all(flags, overrides(flags))
-    teachers, top1 = make_teachers(flags, store, comparison, full, workers)
-    with refusing():
-        comparison = add_baselines(flags, comparison, listing, full)
-        names = teacher_id(teachers) if teachers else None
-        trials = comparison.trials(flags.arch, protocols(flags), flags.repeats, teachers, names)
-    tested = f"{len(comparison.test):,} real images"
-    announce(f"{len(comparison.sets)} sets, {len(trials)} students on {tested} -> {store.uri}/evaluations")
-    launch(store, trials, comparison.images(), comparison.test, comparison.target, workers, {teachers: top1})
-    rows = collect(store)
-    keys = {trial.key for trial in trials}
-    rows = [row for row in rows if row["key"] in keys]
-    print(format_summary(summarise(rows)))
-    print(report(store, comparison.test, rows))
+    with driving(store):
+        with refusing():
+            teachers, top1 = make_teachers(flags, store, comparison, full, workers)
+            comparison = add_baselines(flags, comparison, listing, full)
+            names = teacher_id(teachers) if teachers else None
+            trials = comparison.trials(flags.arch, protocols(flags), flags.repeats, teachers, names)
+        tested = f"{len(comparison.test):,} real images"
+        announce(f"{len(comparison.sets)} sets, {len(trials)} students on {tested} -> {store.uri}/evaluations")
+        launch(store, trials, comparison.images(), comparison.test, comparison.target, workers, {teachers: top1})
+        rows = collect(store)
+        keys = {trial.key for trial in trials}
+        rows = [row for row in rows if row["key"] in keys]
+        print(format_summary(summarise(rows)))
+        print(report(store, comparison.test, rows))
 
 
 if __name__ == "__main__":

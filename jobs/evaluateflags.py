@@ -80,6 +80,8 @@ def check_flags(flags: EvaluateFlags) -> None:
         raise ValueError(f"{wanted} needs --teacher: train, a timm name, ARCH=FILE or a folder")
     if "train" in flags.teacher and len(flags.teacher) > 1:
         raise ValueError("--teacher train stands alone; train teachers one by one, then name their folders")
+    if flags.ranking and "real-random" not in flags.baselines:
+        raise ValueError("--ranking compares with random real images; leave --baselines real-random in")
     if "none" in flags.baselines and len(flags.baselines) > 1:
         raise ValueError("--baselines none stands alone")
     if flags.image_size is not None and flags.image_size < 8:

@@ -21,7 +21,7 @@ def main() -> None:
         check_flags(flags)
 
     # Imported late: torch and Ray take seconds, and --help or a wrong flag should not wait for them.
-    from sweepinputs import Sweep, compare, invert_all, open_sweep, remember, synthesise_all
+    from sweepinputs import Sweep, compare, invert_all, open_sweep, synthesise_all
 
     from d3hr_ray.evaluation.results import collect, format_summary, summarise
     from d3hr_ray.evaluation.tuning import tune_trials
@@ -34,8 +34,8 @@ def main() -> None:
     with driving(store):
         with refusing():
             sweep = Sweep.plan(flags, store)
+            share = sweep.share
         runs = invert_all(sweep)  # images => gaussians, once per inversion guidance
-        remember(sweep)
         sets = synthesise_all(sweep, runs)  # gaussians => sets, once per combination
         with refusing():
             comparison, trials, top1 = compare(sweep, sets)
@@ -43,7 +43,7 @@ def main() -> None:
             f"{len(sets)} sets, {len(trials)} students on {len(comparison.test):,} real images of {sweep.data.uri}"
         )
         stopped = tune_trials(
-            store, trials, comparison.images(), comparison.test, comparison.target, top1, flags.scheduler, *sweep.share
+            store, trials, comparison.images(), comparison.test, comparison.target, top1, flags.scheduler, *share
         )
         keys = {trial.key for trial in trials}
         rows = [row for row in collect(store) if row["key"] in keys]

@@ -58,8 +58,11 @@ class Sweep:
     def share(self) -> tuple[float, int | None]:
         """GPUs per student, and students at once."""
         gpus = self.flags.gpus_per_trial
+        there = ray.cluster_resources().get("GPU", 0)
         if gpus is None:
-            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+            gpus = 1.0 if there else 0.0
+        if gpus > there:
+            raise ValueError(f"--gpus-per-trial {gpus:g}: the cluster has {there:g} GPUs; give 0 to use CPUs")
         return gpus, self.flags.at_once
 
     @classmethod
@@ -144,6 +147,7 @@ def _inverted(sweep: Sweep, config: RunConfig) -> Run:
     settled = from_dict(plain) if plain else replace(config, method="d3hr")
     listing = list_data(settled, card)
     run = d3hr.start_run(store, settled, card, listing, sweep.pool, overwrite=False)
+    remember(sweep)
     if any(not store.exists(d3hr.gaussian_file(t)) for t in settled.inversion.timesteps):
         announce(f"inverting {len(listing):,} images with guidance {config.inversion.guidance:g} -> {store.uri}")
         d3hr.fit_gaussians(run, listing)

@@ -16,7 +16,7 @@ from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import PROTOCOLS, Augment, Overrides, Recipe, Setting
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score, robust
 from d3hr_ray.evaluation.results import interval, summarise
-from d3hr_ray.evaluation.sets import DistilledSet, find_sets, list_real, load_set
+from d3hr_ray.evaluation.sets import DistilledSet, _names, find_sets, list_real, load_set
 from d3hr_ray.evaluation.students import EXAMPLES, build_student, check_arch
 from d3hr_ray.evaluation.teachers import (
     Ensemble,
@@ -109,6 +109,13 @@ def test_the_official_cosine_ends_at_a_half_and_the_true_one_at_nothing():
     assert rate(full, 1.0, 0.0) == pytest.approx(0.0)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 8, 21])
+def test_warm_up_rises_by_equal_steps_however_many_an_epoch_has(steps):
+    protocol, total = Recipe(glyphs=True).make("hard", SETTING), 20
+    warm = [rate(protocol, 0.0, (e + (i + 1) / steps) / total) for e in range(2) for i in range(steps)]
+    np.testing.assert_allclose(np.diff([0.0, *warm]), 1 / (2 * steps), rtol=1e-9)
+
+
 def test_every_epoch_shows_every_image_once_and_leaves_none_alone():
     for count, size in ((10, 4), (9, 4), (1, 4), (8, 4)):
         parts = batches(count, size, 0, 3)
@@ -196,10 +203,8 @@ def test_a_run_resumed_from_a_checkpoint_ends_at_the_same_weights(tmp_path):
 
 
 def test_two_shares_of_a_batch_make_the_whole_step():
-    """Summed over ranks, each image is seen once; the mean of the shares' gradients is the batch's."""
-    train = stripes(8)
-    seen = [b[rank::2] for b in batches(24, 24, 0, 0) for rank in (0, 1)]
-    assert sorted(np.concatenate(seen).tolist()) == list(range(24))
+    """Unequal shares too: the mean of their gradients is the batch's, augmented and mixed as one."""
+    train = stripes(7)
     grads = []
     for share in (Share(), Share(0, 2), Share(1, 2)):
         kept = {}
@@ -208,11 +213,13 @@ def test_two_shares_of_a_batch_make_the_whole_step():
             kept["net"] = net
             return net
 
-        protocol = hard(optimizer="sgd", lr=1e-12, warmup=0.0, batch_size=24)
-        protocol = replace(protocol, steps=1)
+        protocol = hard(optimizer="sgd", lr=1e-12, warmup=0.0, batch_size=21)
+        protocol = replace(protocol, steps=1, augment=Augment(shift=1, mix="cutmix"))
         train_student("convnet-d3-w32", protocol, train, train, None, 0, share=replace(share, wrap=keep))
         grads.append(torch.cat([p.grad.flatten() for p in kept["net"].parameters()]))
     torch.testing.assert_close((grads[1] + grads[2]) / 2, grads[0], atol=1e-6, rtol=1e-4)
+    with pytest.raises(ValueError, match="--workers-per-student 5: a batch has 4 images"):
+        train_student("convnet-d3-w32", hard(batch_size=4), train, train, None, 0, share=Share(0, 5))
 
 
 def test_soft_labels_carry_what_the_teacher_knows():
@@ -317,6 +324,18 @@ def test_anyones_image_folder_is_a_set(tmp_path):
     np.testing.assert_array_equal(found.images.pixels, images.pixels)
     with pytest.raises(ValueError, match="no set in it"):
         find_sets((str(tmp_path / "theirs" / "train"),))
+
+
+def test_an_unfinished_set_of_ours_is_refused(tmp_path):
+    path = write_set(tmp_path / "run" / "distilled" / "d3hr-moments-t600-ipc4-seed0", stripes(4))
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not finished"):
+        load_set(Store(path), 16)
+
+
+def test_two_classes_of_one_name_stay_two():
+    rows = [{"label": k, "class_name": "crane", "file_name": f"train/n0{k}/0.png"} for k in (1, 0)]
+    assert _names(rows) == ("crane (n00)", "crane (n01)")
 
 
 def test_a_test_set_without_a_class_is_named(tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from d3hr_ray.config import DataConfig
+from d3hr_ray.datasets.digits import Digits
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.evaluation.baselines import DRAWN, make_baseline, random_set
 from d3hr_ray.evaluation.images import Images
@@ -107,7 +108,7 @@ def open_comparison(
         data = DataConfig(f"{source.uri.partition('/')[0]}/test", "digits")
     listing = list_real(data, first.images.classes, first.wnids)
     test = Images(*read_listing(listing, side, None, context=True), first.images.classes)
-    is_glyphs = data.format == "digits" if glyphs is None else glyphs
+    is_glyphs = isinstance(listing.source, Digits) if glyphs is None else glyphs
     return Comparison(tuple(sets), test, test.digest, data.uri, replace(recipe, glyphs=is_glyphs))
 
 

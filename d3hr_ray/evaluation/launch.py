@@ -51,7 +51,7 @@ def find_workers(count: int | None, gpus: float | None, per_student: int) -> Wor
     resources = ray.cluster_resources()
     there, cpus = resources.get("GPU", 0), int(resources.get("CPU", 1))
     share = gpus if gpus is not None else (1.0 if there else 0.0)
-    room = int(there / share) if share else cpus
+    room = min(cpus, int(there / share)) if share else cpus  # every worker needs a CPU too
     if share > there:
         raise ValueError(f"--gpus-per-worker {share:g}: the cluster has {there:g} GPUs; give 0 to use CPUs")
     if count is not None and count > room:
@@ -147,6 +147,8 @@ def _share(rank: int, count: int, group: int, groups: int, device: str) -> Share
     made = [torch.distributed.new_group(list(range(g * count, (g + 1) * count))) for g in range(groups)]
 
     def wrap(module: nn.Module) -> nn.Module:
+        if device == "cpu" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+            raise ValueError("--workers-per-student: CPU workers cannot share batch norm; use convnet-d3, or 1 worker")
         synced = nn.SyncBatchNorm.convert_sync_batchnorm(module, made[group]) if device != "cpu" else module
         return nn.parallel.DistributedDataParallel(synced, process_group=made[group])
 

@@ -96,7 +96,7 @@ def d3hr_soft(s: Setting) -> Protocol:
 
 def rded_soft(s: Setting) -> Protocol:
     """RDED's and CaO2's: patches shuffled, best of an evaluation every 10 epochs of the last fifth."""
-    batch = (100 if s.ipc >= 50 else 50 if s.ipc >= 10 else 10) * (2 if s.classes >= 100 else 1)
+    batch = (100 if s.ipc >= 50 else 50 if s.ipc >= 10 else 10) * (2 if s.classes in (100, 1000) else 1)
     return replace(
         d3hr_soft(s),
         name="rded-soft",
@@ -181,7 +181,7 @@ def for_glyphs(protocol: Protocol) -> Protocol:
         augment = replace(augment, mix="none")
     return replace(
         protocol,
-        version=f"{protocol.version}-glyphs",
+        version=f"{protocol.version}-glyphs2",
         augment=augment,
         batch_size=64,
         steps=GLYPH_STEPS * (3 if protocol.name == "teacher" else 1),

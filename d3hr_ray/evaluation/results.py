@@ -48,8 +48,8 @@ SCHEMA = pa.schema(
     ]
 )
 CELL = (
-    "set", "method", "search", "timestep", "inversion_guidance", "guidance", "ipc", "arch", "protocol",
-    "protocol_version", "teacher", "test",
+    "set", "method", "search", "candidates", "timestep", "inversion_guidance", "guidance", "ipc", "arch", "protocol",
+    "protocol_version", "lr", "teacher", "test",
 )  # fmt: skip
 
 

@@ -53,6 +53,9 @@ def load_set(store: Store, side: int) -> DistilledSet:
     """A set's images at `side` pixels. Raises ValueError for a class without images, RunError for broken files."""
     if store.exists("manifest.json"):
         return _load_ours(store, side)
+    run = Store(store.uri.rsplit("/", 2)[0])
+    if run.exists("run.json") or ".done" in run.folders():
+        raise ValueError(f"--distilled {store.uri} is not finished; run jobs/distill.py on its run folder again")
     listing = list_foreign(store)
     pixels, labels = read_listing(listing, side, None)
     images = Images(pixels, labels, listing.classes.sources)
@@ -77,7 +80,7 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
             raise RunError(f"{store.uri}/{row['file_name']} is not the file that was made; distil the set again")
         pixels.append(decode(data, side))
     labels = np.array([row["label"] for row in rows], np.int64)
-    classes = tuple(dict.fromkeys(row["class_name"] for row in rows))
+    classes = _names(rows)
     config = manifest["config"]
     words = _read_name(manifest["variant"])
     about = words | {
@@ -104,8 +107,17 @@ def _read_name(variant: str) -> dict[str, Any]:
     return {"method": words[0], "search": search, "timestep": timestep, "ipc": ipc}
 
 
+def _names(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    """A name per label; those that ImageNet gives to two classes, such as crane, get their folder's name too."""
+    named = {row["label"]: (row["class_name"], row["file_name"].split("/")[1]) for row in rows}
+    names = [named[label] for label in sorted(named)]
+    twice = {name for name, _ in names if sum(name == other for other, _ in names) > 1}
+    return tuple(f"{name} ({folder})" if name in twice else name for name, folder in names)
+
+
 def _wnids(rows: list[dict[str, Any]]) -> tuple[str, ...] | None:
-    folders = tuple(dict.fromkeys(row["file_name"].split("/")[1] for row in rows))
+    named = {row["label"]: row["file_name"].split("/")[1] for row in rows}
+    folders = tuple(named[label] for label in sorted(named))
     return folders if all(f[0] == "n" and f[1:].isdecimal() and len(f) == 9 for f in folders) else None
 
 

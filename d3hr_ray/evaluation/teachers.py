@@ -126,7 +126,7 @@ def _from_folder(store: Store, target: Target) -> nn.Module:
 
 
 def _from_file(arch: str, path: str, target: Target) -> nn.Module:
-    """A state dict in a .safetensors or .pt file, of a network over the target's classes in sorted-folder order."""
+    """A state dict in a .safetensors or .pt file, over the set's classes in its order, or ImageNet-1K's."""
     store = Store(absolute(str(Path(path).parent) if "://" not in path else path.rpartition("/")[0]))
     if not store.exists(Path(path).name):
         raise ValueError(f"--teacher {arch}={path}: no such file")

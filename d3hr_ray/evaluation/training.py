@@ -133,6 +133,9 @@ def train_student(
     if protocol.labels == "soft" and teacher is None:
         raise ValueError(f"--protocol {protocol.name} trains on a teacher's labels; give --teacher")
     hooks, share = hooks or Hooks(), share or Share()
+    smallest = min(map(len, batches(len(train), min(len(train), protocol.batch_size), seed, 0)))
+    if smallest < share.count:
+        raise ValueError(f"--workers-per-student {share.count}: a batch has {smallest} images; give fewer workers")
     run = _Run(arch, protocol, train, teacher, seed, torch.device(device), share)
     state = hooks.restore() or State()
     if state.epoch:
@@ -191,19 +194,25 @@ class _Run:
         rows = batches(len(self.pixels), self.batch, self.seed, epoch)
         for i, chosen in enumerate(rows):
             progress = epoch if self.protocol.steps is None else epoch + i / len(rows)
+            done = (epoch + (i + 1) / len(rows)) / total
             for group in self.optimizer.param_groups:
-                group["lr"] = self.protocol.lr * rate(self.protocol, progress / total, (i + 1) / len(rows) / total)
-            self._step(torch.from_numpy(chosen), generator("step", self.seed, epoch, i, self.share.rank))
+                group["lr"] = self.protocol.lr * rate(self.protocol, progress / total, done)
+            self._step(torch.from_numpy(chosen), generator("step", self.seed, epoch, i))
 
     def _step(self, rows: torch.Tensor, draw: np.random.Generator) -> None:
-        rows = rows[self.share.rank :: self.share.count].to(self.device)
+        """One step. Workers that share a student augment the whole batch alike, and each trains on its stripe."""
+        torch.manual_seed(int(draw.integers(2**63)))  # dropout and stochastic depth draw from torch's own generator
+        rows = rows.to(self.device)
         images, targets = self.pixels[rows].float() / 127.5 - 1, self.targets[rows]
         images = augment(images, self.protocol.augment, draw)
         images, targets = mix(images, targets, self.protocol.augment, draw)
+        stripe = slice(self.share.rank, None, self.share.count)
+        images, targets = images[stripe], targets[stripe]
         if self.protocol.double_norm:
             with torch.no_grad():
                 self.module(images)
-        loss = self._loss(images, targets)
+        # Gradients are averaged over workers: a smaller stripe weighs less, so that every image weighs the same.
+        loss = self._loss(images, targets) * (len(images) * self.share.count / len(rows))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -237,12 +246,12 @@ def _optimizer(net: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, protocol.lr, betas=(0.9, 0.999))
 
 
-def rate(protocol: Protocol, progress: float, step: float) -> float:
-    """The share of the peak learning rate at `progress` in [0, 1) of the training; `step` is one step's share.
+def rate(protocol: Protocol, progress: float, done: float) -> float:
+    """The share of the peak learning rate at `progress` in [0, 1) of the training; `done` counts the step as well.
 
     half-cosine is the authors' 0.5 (1 + cos(pi progress / 2)), which ends at a half.
     """
-    warm = min(1.0, (progress + step) / protocol.warmup) if protocol.warmup else 1.0
+    warm = min(1.0, done / protocol.warmup) if protocol.warmup else 1.0
     if protocol.rate == "steps":
         return warm * 0.2 ** ((progress >= 2 / 3) + (progress >= 5 / 6))
     bend = progress / 2 if protocol.rate == "half-cosine" else progress

@@ -27,7 +27,7 @@ WORDS = (
     "method", "search", "timestep", "ipc", "candidates", "components", "rank", "guidance", "inversion_guidance",
     "score",
 )  # fmt: skip
-LOOKS = 9  # evaluations along the way, for a scheduler that stops the worst
+LOOKS = 8  # evaluations along the way, for a scheduler that stops the worst
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def tune_trials(
         teacher_top1=dict(teacher_top1),
         looks=scheduler == "asha",
     )
-    # The record is written between the last look and LOOKS + 1, so that ASHA never stops a trial before its record.
+    # Rungs are at 1, 3 and 9: the last is reached only after the record, so that no finished student is lost.
     asha = ASHAScheduler("look", max_t=LOOKS + 1, grace_period=1, reduction_factor=3)
     scratch = f"{SCRATCH}/tune-{uuid.uuid4().hex[:8]}"
     tuner = tune.Tuner(

@@ -61,9 +61,22 @@ def _line(axis: plt.Axes, x: Sequence[float], cells: Rows, name: str) -> None:
     axis.fill_between(x, (mean - half).clip(0), (mean + half).clip(max=100), alpha=0.15, color=drawn.get_color())
 
 
+def one_setting(rows: Rows) -> list[dict[str, Any]]:
+    """Of every kind of set only the timestep, guidances and candidates with most IPCs, the best of these."""
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[dict[str, Any]]]] = {}
+    for row in rows:
+        setting = tuple(row.get(name) for name in ("timestep", "inversion_guidance", "guidance", "candidates", "lr"))
+        groups.setdefault((label_of(row), row["arch"], row["protocol"]), {}).setdefault(setting, []).append(row)
+    chosen = []
+    for settings in groups.values():
+        mean = {k: (len({m["ipc"] for m in v}), np.mean([m["top1_last"] for m in v])) for k, v in settings.items()}
+        chosen += settings[max(mean, key=lambda k: mean[k])]
+    return chosen
+
+
 def by_ipc(rows: Rows) -> bytes | None:
     """Accuracy against images per class, a line per kind of set, a panel per student and protocol."""
-    rows = [r for r in rows if r["ipc"]]
+    rows = one_setting([r for r in rows if r["ipc"]])
     panels = sorted({(r["arch"], r["protocol"]) for r in rows})
     if not panels:
         return None
@@ -91,7 +104,7 @@ def by_ipc(rows: Rows) -> bytes | None:
 
 def boxes(rows: Rows) -> bytes | None:
     """D3HR's Figure 4: accuracies over seeds as boxes, searches beside random draws, a panel per IPC."""
-    rows = [r for r in rows if r["ipc"] and r["method"] != "real-full"]
+    rows = one_setting([r for r in rows if r["ipc"] and r["method"] != "real-full"])
     counts = summarise(rows, ["set", "arch", "protocol"])
     if not counts or max(c["n"] for c in counts) < 3:
         return None
@@ -138,6 +151,8 @@ def per_class(rows: Rows, classes: Sequence[str]) -> bytes | None:
     if len(classes) > MOST_CLASSES:
         return None
     chosen = _chosen(rows)
+    if not chosen:
+        return None
     figure, axis = plt.subplots(figsize=(max(5, 0.55 * len(classes)), 3))
     for i, (kind, members) in enumerate(chosen.items()):
         stats = [interval([100 * m["per_class"][k] for m in members]) for k in range(len(classes))]
@@ -176,6 +191,8 @@ def _chosen(rows: Rows) -> dict[str, list[dict[str, Any]]]:
     panels: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         panels.setdefault((row["arch"], row["protocol"], row["ipc"]), []).append(row)
+    if not panels:
+        return {}
     here = max(panels.values(), key=lambda members: (len(members), -abs(members[0]["ipc"] - 10)))
     kinds: dict[str, list[dict[str, Any]]] = {}
     for row in here:

@@ -68,4 +68,4 @@ def ranking(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return scores
 
 
-RANKED = ("set", "ipc", "arch", "protocol")
+RANKED = ("set", "ipc", "arch", "protocol")  # of one evaluation: its flags settle the rest

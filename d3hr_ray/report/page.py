@@ -26,7 +26,7 @@ tr:hover td{background:#1b212b}code{background:#222936}img{background:#fff}figca
 
 def write_page(store: Store) -> str:
     """Gather what a run folder holds into report/index.html and return its URI; empty sections are left out."""
-    rows = [r for r in records(store) if r["protocol"] != "teacher"]
+    rows = apart([r for r in records(store) if r["protocol"] != "teacher"])
     run = store.read_json("run.json") if store.exists("run.json") else None
     classes = store.read_table("classes.parquet")["name"].to_pylist() if store.exists("classes.parquet") else []
     name = store.uri.rstrip("/").rpartition("/")[2]
@@ -40,6 +40,16 @@ def write_page(store: Store) -> str:
     )
     store.write_bytes("report/index.html", page.encode())
     return f"{store.uri}/report/index.html"
+
+
+def apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows whose protocol's name says its version, and the teacher, wherever there are several: they never mix."""
+    several = {r["protocol"] for r in rows if len({_rules(o) for o in rows if o["protocol"] == r["protocol"]}) > 1}
+    return [r | {"protocol": " ".join(filter(None, _rules(r)))} if r["protocol"] in several else r for r in rows]
+
+
+def _rules(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["protocol"], row["protocol_version"], row["teacher"] or ""
 
 
 GUIDED = ("inversion", "synthesis")
@@ -77,7 +87,10 @@ def _accuracy(store: Store, rows: list[dict[str, Any]], classes: list[str]) -> I
         yield _table(here)
         names = classes or [str(k) for k in range(len(here[0]["per_class"]))]
         plots = {
-            "accuracy-by-ipc": ("Accuracy against images per class.", accuracy.by_ipc(here)),
+            "accuracy-by-ipc": (
+                "Accuracy by images per class, each kind at its best setting.",
+                accuracy.by_ipc(here),
+            ),
             "accuracy-by-timestep": ("Accuracy against the timestep of the Gaussians.", accuracy.by_timestep(here)),
             "seeds": ("Spread over seeds: searches beside random draws and real images.", accuracy.boxes(here)),
             "matching-and-accuracy": ("Matching loss and accuracy of each set.", accuracy.against_loss(here)),
