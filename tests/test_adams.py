@@ -98,7 +98,7 @@ def test_stages_walk_by_the_solver(solver, tmp_path, networks):
     config = RunConfig(DataConfig("x"), ModelConfig(PIPELINE, "float32"), inversion)
     actor = InvertShard(InversionJob(Store(str(tmp_path)), config, (1, 207), "cpu"))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    ours = actor.invert(pixels, pa.table({"label": pa.array([0, 1], pa.int32()), "key": [1, 2]}))[300]
+    ours = actor.invert(pixels, pa.table({"label": pa.array([0, 1], pa.int32()), "key": [1, 2]}), [])[300]
     with torch.inference_mode():
         latents = networks[0].encode(to_images(torch.from_numpy(pixels)), None)
         walk = {"ddim": ddim, "adams": adams}[solver]
