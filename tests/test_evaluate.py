@@ -63,7 +63,7 @@ def test_every_training_run_is_a_row_of_the_contract(evaluated):
     assert all(0 <= r["top1_last"] <= r["top1_best"] <= 1 for r in kept)
     assert all((r["teacher"] is None) == (r["protocol"] == "hard") for r in kept)
     assert {r["teacher_top1"] for r in kept if r["teacher"]} == {max(r["teacher_top1"] or 0 for r in kept)}
-    assert kept[0]["protocol_version"].endswith("-glyphs+epochs=3")
+    assert kept[0]["protocol_version"].endswith("-glyphs2+epochs=3")
     hashes = {(r["set"], r["ipc"], r["set_seed"]): r["set_hash"] for r in kept if r["set"] == "real-random"}
     assert len(set(hashes.values())) == 4
     ranking = (evaluated / "report" / "ranking.csv").read_text()
