@@ -125,6 +125,7 @@ def test_more_sets_come_from_gaussians_without_the_data(digits, monkeypatch, cap
     assert "no Gaussians at t=300 (there: 100, 200)" in capsys.readouterr().err
 
 
+@pytest.mark.chaos  # has not passed on a real Ray yet
 def test_mixtures_come_from_stored_latents(digits, monkeypatch, capsys, tmp_path):
     """One component per image is its cluster's mean; without latents/ of the cluster's timestep the run is refused."""
     command = f"--from-gaussians {digits} --timesteps 200 --ipc 3 --components ipc --out {tmp_path / 'k'}"

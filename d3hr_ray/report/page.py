@@ -29,7 +29,8 @@ def write_page(store: Store) -> str:
     rows = apart([r for r in records(store) if r["protocol"] != "teacher"])
     run = store.read_json("run.json") if store.exists("run.json") else None
     classes = store.read_table("classes.parquet")["name"].to_pylist() if store.exists("classes.parquet") else []
-    name = store.uri.rstrip("/").rpartition("/")[2]
+    # Not the folder's name where there is a run: equal runs have equal reports, wherever they lie.
+    name = f"{run['config']['data']['uri']}, {run['config']['method']}" if run else store.uri.rpartition("/")[2]
     body = [f"<h1>{escape(name)}</h1>", _facts(run, rows), *_accuracy(store, rows, classes), *_sheets(store)]
     body += _stored(store)
     page = (
