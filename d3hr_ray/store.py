@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -109,6 +110,12 @@ class Store:
         self.write_bytes(name, sink.getvalue())
 
     @patient
+    def write_csv(self, name: str, table: pa.Table) -> None:
+        """Write one CSV file, for people and spreadsheets."""
+        sink = pa.BufferOutputStream()
+        pacsv.write_csv(table, sink)
+        self.write_bytes(name, sink.getvalue())
+
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read one Parquet file, or every Parquet file of a folder in the order of their names."""
         filesystem, path = self._open(name)

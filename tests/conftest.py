@@ -133,3 +133,22 @@ def write_parquet(root: Path, images, per_file: int = 20, group: int = 7) -> str
         )
         pq.write_table(table, root / f"data-{at:05d}.parquet", row_group_size=group)
     return str(root)
+
+
+CALM = "--preset digits --timesteps 200 --ipc 2 30 --batch-size 32"
+
+
+@pytest.fixture(scope="session")
+def calm(ray_session, tmp_path_factory) -> Path:
+    """The run that nothing disturbs."""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(monkeypatch, f"{CALM} --out {out}")
+    return out
+
+
+def assert_same(folder: Path, calm: Path) -> None:
+    """Every file is as in the undisturbed run, and every image is there once."""
+    assert snapshot(folder) == snapshot(calm)
+    ids = pq.read_table(folder / "latents")["image_id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 1297

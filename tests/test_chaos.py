@@ -8,30 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import simulated
 import yaml
-from conftest import ROOT, run, snapshot
+from conftest import CALM, ROOT, assert_same
 
 pytestmark = pytest.mark.chaos
-FLAGS = "--preset digits --timesteps 200 --ipc 2 30 --batch-size 32"
-
-
-@pytest.fixture(scope="module")
-def calm(ray_session, tmp_path_factory) -> Path:
-    """The run that nothing disturbs."""
-    out = tmp_path_factory.mktemp("calm") / "run"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        run(monkeypatch, f"{FLAGS} --out {out}")
-    return out
-
-
-def assert_same(folder: Path, calm: Path) -> None:
-    """Every file is as in the undisturbed run, and every image is there once."""
-    assert snapshot(folder) == snapshot(calm)
-    ids = pq.read_table(folder / "latents")["image_id"].to_pylist()
-    assert len(ids) == len(set(ids)) == 1297
 
 
 # What is there when a stage has begun and not ended.
@@ -48,7 +30,7 @@ BEGUN = {
 def test_a_driver_killed_in_every_stage_ends_with_the_same_bytes(calm, tmp_path):
     """One folder, a driver killed in each stage in turn, and one that finishes."""
     out, kills = tmp_path / "run", 0
-    command = [sys.executable, "jobs/distill.py", *FLAGS.split(), "--out", str(out)]
+    command = [sys.executable, "jobs/distill.py", *CALM.split(), "--out", str(out)]
     for pattern in BEGUN.values():
         driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         end = time.monotonic() + 600
@@ -70,7 +52,7 @@ def test_hangs_and_nodes_that_go_and_come_change_no_byte(calm, tmp_path):
     faults.mkdir()
     for name in ("invert-hang-0", "invert-node-1", "synthesize-hang-0", "synthesize-die-1"):
         (faults / name).touch()
-    flags = [*FLAGS.split(), "--actors", "1", "1", "--task-timeout", "60", "--out", str(out)]
+    flags = [*CALM.split(), "--actors", "1", "1", "--task-timeout", "60", "--out", str(out)]
     with simulated.cluster(workers=1) as made:
         simulated.attend(made, simulated.start(made, faults, *flags), faults, replace=True)
     assert not list(faults.iterdir())
@@ -122,7 +104,7 @@ def test_a_run_that_asks_for_gpus_grows_a_cluster_from_none(calm, fake_cloud, tm
     """The GPU is none, so the networks run on the CPU; what is tested is that a node comes and the run ends."""
     env = os.environ | {"D3HR_FAULTS": str(tmp_path), "D3HR_CPU": "1", "RAY_ADDRESS": fake_cloud}
     env["PYTHONPATH"] = os.pathsep.join(str(ROOT / name) for name in ("", "jobs", "tests"))
-    flags = [*FLAGS.split(), "--dtype", "float32", "--gpus-per-actor", "1", "--actors", "1", "1"]
+    flags = [*CALM.split(), "--dtype", "float32", "--gpus-per-actor", "1", "--actors", "1", "1"]
     command = [sys.executable, "tests/faulty.py", *flags, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -134,7 +116,7 @@ def test_what_no_node_type_has_is_said_within_a_minute(fake_cloud, tmp_path):
     command = [
         sys.executable,
         "jobs/distill.py",
-        *FLAGS.split(),
+        *CALM.split(),
         "--gpus-per-actor",
         "8",
         "--out",
@@ -157,7 +139,7 @@ def test_a_submitted_job_can_be_stopped_and_resumed(calm, tmp_path):
     start += ["--dashboard-host=127.0.0.1", "--dashboard-port=18265", "--object-store-memory=300000000"]
     head = subprocess.Popen(start, env=env, start_new_session=True, stdout=subprocess.DEVNULL)
     submit = [ray, "job", "submit", "--working-dir", ".", "--submission-id"]
-    job = ["--", "python", "jobs/distill.py", *FLAGS.split(), "--actors", "1", "1", "--out", str(out)]
+    job = ["--", "python", "jobs/distill.py", *CALM.split(), "--actors", "1", "1", "--out", str(out)]
     try:
         time.sleep(45)
         stranger = os.environ | {"RAY_API_SERVER_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}

@@ -372,10 +372,10 @@ def test_one_centre_is_the_mean_and_coresets_are_distinct_real_images():
 def test_baselines_hold_n_images_of_each_class_and_are_told_apart_by_seed():
     real = stripes(9)
     for name in ("herding", "kmeans-real", "pixel-kmeans"):
-        made = make_baseline(name, real, None, 4, 0)
+        made = make_baseline(name, real, 4, 0)
         assert np.bincount(made.images.labels).tolist() == [4, 4, 4]
     with pytest.raises(ValueError, match="fewer than 10"):
-        make_baseline("herding", real, None, 10, 0)
+        make_baseline("herding", real, 10, 0)
     listing = list_real(DataConfig("digits/train"), tuple("0123456789"), None)
     sets = [random_set(listing, tuple("0123456789"), 16, n, seed) for n, seed in ((2, 0), (2, 1), (5, 0))]
     assert len({s.set_hash for s in sets}) == 3

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simulated
-from conftest import ROOT, encode, run, snapshot
+from conftest import CALM, ROOT, assert_same, encode, run
 
 pytestmark = pytest.mark.slow
 
@@ -26,27 +26,8 @@ def wait_for(condition, process: subprocess.Popen, seconds: float) -> None:
         time.sleep(0.05)
 
 
-FLAGS = "--preset digits --timesteps 200 --ipc 2 30 --batch-size 32"
-
-
-@pytest.fixture(scope="module")
-def calm(ray_session, tmp_path_factory) -> Path:
-    """The run that nothing disturbs."""
-    out = tmp_path_factory.mktemp("calm") / "run"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        run(monkeypatch, f"{FLAGS} --out {out}")
-    return out
-
-
-def assert_same(folder: Path, calm: Path) -> None:
-    """Every file is as in the undisturbed run, and every image is there once."""
-    assert snapshot(folder) == snapshot(calm)
-    ids = pq.read_table(folder / "latents")["image_id"].to_pylist()
-    assert len(ids) == len(set(ids)) == 1297
-
-
 def test_a_run_killed_mid_invert_resumes_to_the_same_bytes(calm, monkeypatch, tmp_path):
-    command = [sys.executable, "jobs/distill.py", *FLAGS.split(), "--out", str(tmp_path)]
+    command = [sys.executable, "jobs/distill.py", *CALM.split(), "--out", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list((tmp_path / ".done" / "invert").glob("*")), process, 240)
     os.kill(process.pid, signal.SIGKILL)
@@ -54,7 +35,7 @@ def test_a_run_killed_mid_invert_resumes_to_the_same_bytes(calm, monkeypatch, tm
     done = len(list((tmp_path / ".done" / "invert").glob("*")))
     assert 1 <= done < 6 and not (tmp_path / "gaussians").exists()
 
-    run(monkeypatch, f"{FLAGS} --out {tmp_path}")
+    run(monkeypatch, f"{CALM} --out {tmp_path}")
     assert_same(tmp_path, calm)
 
 
@@ -66,7 +47,7 @@ def test_lost_actors_and_nodes_change_no_byte(calm, tmp_path):
     for name in ("invert-die-0", "invert-node-1", "synthesize-node-0"):
         (faults / name).touch()
     with simulated.cluster() as made:
-        driver = simulated.start(made, faults, *FLAGS.split(), "--actors", "2", "2", "--out", str(tmp_path / "run"))
+        driver = simulated.start(made, faults, *CALM.split(), "--actors", "2", "2", "--out", str(tmp_path / "run"))
         out = simulated.attend(made, driver, faults, replace=True)
     assert not list(faults.iterdir())
     assert_same(tmp_path / "run", calm)

@@ -1,13 +1,15 @@
 """One driver per run folder: a living one is respected, a killed one replaced, a driver that lost its folder stops."""
 
 import json
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from d3hr_ray import lock
 from d3hr_ray.config import RunError
@@ -26,23 +28,26 @@ def write_holder(folder: Path, **changes) -> None:
     (folder / NAME).write_text(json.dumps(holder))
 
 
-def hold(folder: str, held, done) -> None:
-    with driving(Store(folder)):
-        held.set()
-        done.wait(60)
+HOLD = """
+import sys, time
+from d3hr_ray import lock
+from d3hr_ray.store import Store
+
+lock.BEAT = 0.1
+with lock.driving(Store(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture
 def other(tmp_path):
-    """A driver in a process of its own that holds the folder."""
-    spawn = multiprocessing.get_context("fork")
-    held, done = spawn.Event(), spawn.Event()
-    process = spawn.Process(target=hold, args=(str(tmp_path), held, done))
-    process.start()
-    assert held.wait(30)
-    yield process
-    done.set()
-    process.join()
+    """A driver in a process of its own that holds the folder; not a fork, which a Ray in this one could lock up."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
 
 
 def test_a_second_driver_is_refused_by_name(tmp_path, other):
@@ -51,12 +56,12 @@ def test_a_second_driver_is_refused_by_name(tmp_path, other):
         driving(Store(str(tmp_path))),
     ):
         pytest.fail("two drivers in one folder")
-    assert other.is_alive()
+    assert other.poll() is None
 
 
 def test_a_killed_drivers_lock_is_taken_over_at_once(tmp_path, other, monkeypatch):
     os.kill(other.pid, signal.SIGKILL)
-    other.join()
+    other.wait(30)
     assert (tmp_path / NAME).exists()
     monkeypatch.setattr(lock, "SILENCE", 60)
     start = time.monotonic()
@@ -67,7 +72,7 @@ def test_a_killed_drivers_lock_is_taken_over_at_once(tmp_path, other, monkeypatc
 
 def test_a_driver_told_to_stop_lets_go(tmp_path, other):
     os.kill(other.pid, signal.SIGTERM)
-    other.join()
+    other.wait(30)
     assert not (tmp_path / NAME).exists()
 
 

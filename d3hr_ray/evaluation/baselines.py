@@ -60,8 +60,8 @@ CHOOSERS: dict[str, Callable[[np.ndarray, int, int, int], np.ndarray]] = {
 }
 
 
-def make_baseline(name: str, real: Images, features: np.ndarray | None, ipc: int, seed: int) -> DistilledSet:
-    """A baseline of n images per class from the full training set; `features` (N, F) default to raw pixels.
+def make_baseline(name: str, real: Images, ipc: int, seed: int) -> DistilledSet:
+    """A baseline of n images per class from the full training set, chosen by raw pixels.
 
     Raises ValueError if a class has fewer images.
     """
@@ -75,8 +75,7 @@ def make_baseline(name: str, real: Images, features: np.ndarray | None, ipc: int
             found = centres(raw[rows].astype(np.float32), ipc, seed, label)
             pixels.append(found.round().clip(0, 255).astype(np.uint8).reshape(-1, *real.pixels.shape[1:]))
         else:
-            space = raw if features is None else features
-            pixels.append(real.pixels[rows[CHOOSERS[name](space[rows].astype(np.float32), ipc, seed, label)]])
+            pixels.append(real.pixels[rows[CHOOSERS[name](raw[rows].astype(np.float32), ipc, seed, label)]])
         labels.append(np.full(ipc, label))
     images = Images(np.concatenate(pixels), np.concatenate(labels).astype(np.int64), real.classes)
     return DistilledSet(name, images, images.digest, seed, {"method": name, "ipc": ipc})

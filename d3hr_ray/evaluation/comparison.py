@@ -161,7 +161,7 @@ def baseline_sets(
                     made.append(random_set(listing, comparison.test.classes, comparison.test.side, ipc, seed))
                 else:
                     assert full is not None
-                    made.append(make_baseline(name, full, None, ipc, seed))
+                    made.append(make_baseline(name, full, ipc, seed))
     return made
 
 

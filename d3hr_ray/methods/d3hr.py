@@ -1,5 +1,6 @@
 """D3HR (ICML 2025), CaO2 (ICCV 2025), their composition, and the baselines that share their stages."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -85,15 +86,20 @@ def fit_gaussians(run: Run, listing: Listing) -> None:
 
 def make_sets(run: Run) -> None:
     """gaussians => subsets => distilled, for every variant."""
-    wanted = variants(run.config)
-    for variant in wanted:
+    make_together([(run, variant) for variant in variants(run.config)])
+
+
+def make_together(wanted: Sequence[tuple[Run, Variant]]) -> None:
+    """gaussians => subsets => distilled, for variants that differ in search and seed only: one actor pool."""
+    for run, variant in wanted:
         claim_recipe(run.store, variant.name, recipe(run.config, variant, run.inputs))
         if run.config.has_pool:
             choose_from_pool(run, variant)
         else:
             find_subsets(run, variant)
-    run_synthesize(run.store, run.config, wanted, run.classes, run.pool)
-    for variant in wanted:
+    first = wanted[0][0]
+    run_synthesize(first.store, first.config, [variant for _, variant in wanted], first.classes, first.pool)
+    for run, variant in wanted:
         run_publish(run.store, run.config, variant, run.classes, run.inputs, None)
 
 

@@ -8,13 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from d3hr_ray.config import RunConfig, as_dict, fingerprint
-from d3hr_ray.methods.d3hr import Run, choose_from_pool, find_subsets
+from d3hr_ray.methods.d3hr import Run, make_together
 from d3hr_ray.methods.variants import variants
-from d3hr_ray.runs import claim_recipe
 from d3hr_ray.stages.fit import gaussian_file
-from d3hr_ray.stages.publish import recipe, run_publish
-from d3hr_ray.stages.search import Variant
-from d3hr_ray.stages.synthesize import run_synthesize
 from d3hr_ray.store import Store
 
 
@@ -40,7 +36,10 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
     for name, members in folders.items():
         store = Store(f"{base.store.uri}/sets/{name}")
         runs = [_reopen(base, store, config) for config in members]
-        _make_together(runs)
+        wanted = [(run, v) for run in runs for v in variants(run.config)]
+        missing = [(run, v) for run, v in wanted if not store.exists(f"distilled/{v.name}/manifest.json")]
+        if missing:
+            make_together(missing)
         for run in runs:
             made[run.config] = [f"{store.uri}/distilled/{v.name}" for v in variants(run.config)]
     return made
@@ -55,21 +54,3 @@ def _reopen(base: Run, store: Store, config: RunConfig) -> Run:
         if not store.exists(name):
             store.write_bytes(name, base.store.read_bytes(name))
     return replace(base, store=store, config=config, latents=base.latents)
-
-
-def _make_together(runs: Sequence[Run]) -> None:
-    """gaussians => subsets => distilled, for sets of equal settings."""
-    wanted: list[tuple[Run, Variant]] = [(run, v) for run in runs for v in variants(run.config)]
-    missing = [(r, v) for r, v in wanted if not r.store.exists(f"distilled/{v.name}/manifest.json")]
-    if not missing:
-        return
-    for run, variant in missing:
-        claim_recipe(run.store, variant.name, recipe(run.config, variant, run.inputs))
-        if run.config.has_pool:
-            choose_from_pool(run, variant)
-        else:
-            find_subsets(run, variant)
-    first = missing[0][0]
-    run_synthesize(first.store, first.config, [v for _, v in missing], first.classes, first.pool)
-    for run, variant in missing:
-        run_publish(run.store, run.config, variant, run.classes, run.inputs, None)

@@ -1,10 +1,6 @@
 """The report of a distill run: what was read, how well subsets match, normality, contact sheets."""
 
-import io
-
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.variants import variants
@@ -33,11 +29,11 @@ def report(run: Run) -> str:
         lines += ["", f"{variant.name}: {len(images)} images in {run.store.uri}/{folder}"]
         if run.config.has_pool:
             chosen = chosen_table(run.store, variant, names)
-            run.store.write_bytes(f"report/chosen-{variant.name}.csv", _csv(chosen))
+            run.store.write_csv(f"report/chosen-{variant.name}.csv", chosen)
             lines.append(chosen_text(chosen))
         if variant.timestep is not None and not variant.clean:
             table = matching_table(run.store, variant, rejected, names)
-            run.store.write_bytes(f"report/matching-{variant.name}.csv", _csv(table))
+            run.store.write_csv(f"report/matching-{variant.name}.csv", table)
             lines.append(format_table(table))
         lines.append(f"contact sheet: {run.store.uri}/report/{variant.name}.png")
         sets[variant.name] = run.store.read_json(f"{folder}/manifest.json")["set_hash"]
@@ -68,10 +64,4 @@ def _write_normality(run: Run, names: list[str]) -> None:
         if (labels == first).sum() >= MIN_IMAGES:
             figure = tsne_figure(labels, states, first, names[first], run.config.seed)
             run.store.write_bytes("report/tsne.png", figure)
-        run.store.write_bytes("report/normality.csv", _csv(table))
-
-
-def _csv(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pyarrow.csv.write_csv(table, buffer)
-    return buffer.getvalue()
+        run.store.write_csv("report/normality.csv", table)

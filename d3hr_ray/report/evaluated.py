@@ -1,11 +1,9 @@
 """The report of an evaluation or a sweep: real images beside the distilled, DD-Ranking's scores, the page."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 from matplotlib import pyplot as plt
 
 from d3hr_ray.evaluation.images import Images
@@ -22,9 +20,7 @@ def report(store: Store, real: Images | None = None, rows: Sequence[dict[str, An
     if real is not None:
         store.write_bytes("report/real.png", real_sheet(real))
     if scores := ranking(rows):
-        buffer = io.BytesIO()
-        pyarrow.csv.write_csv(pa.Table.from_pylist(scores), buffer)
-        store.write_bytes("report/ranking.csv", buffer.getvalue())
+        store.write_csv("report/ranking.csv", pa.Table.from_pylist(scores))
         lines = [f"{'set':<34} {'student':<16} {'HLR':>7} {'IOR':>7} {'LRS':>6} {'ARS':>6}  (fractions)"]
         lines += [
             f"{s['set'][:34]:<34} {s['arch']:<16} {s['HLR']:>7.3f} {s['IOR']:>7.3f} {s['LRS']:>6.3f} {s['ARS']:>6.3f}"

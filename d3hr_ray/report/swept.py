@@ -1,12 +1,10 @@
 """A sweep's table, and its best setting as a preset that jobs/distill.py accepts."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 
 from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.evaluation.results import SCHEMA, summarise
@@ -26,9 +24,9 @@ def write_sweep(
     schema = pa.schema([f for f in SCHEMA if f.name != "per_class"])
     table = pa.Table.from_pylist(list(rows), schema)
     store.write_table(f"{folder}/trials.parquet", table)
-    store.write_bytes(f"{folder}/trials.csv", _csv(table))
+    store.write_csv(f"{folder}/trials.csv", table)
     cells = sorted(summarise(rows, AXES), key=lambda c: -c["top1_last"])
-    store.write_bytes(f"{folder}/cells.csv", _csv(pa.Table.from_pylist(cells)))
+    store.write_csv(f"{folder}/cells.csv", pa.Table.from_pylist(cells))
     best = best_cell(cells)
     preset = preset_of(base, best)
     found = {key: best[key] for key in (*AXES, "n", "top1_last")}
@@ -64,9 +62,3 @@ def preset_of(base: RunConfig, cell: Mapping[str, Any]) -> RunConfig:
         inversion=replace(base.inversion, timesteps=timesteps, guidance=cell["inversion_guidance"]),
         synthesis=replace(base.synthesis, guidance=cell["guidance"]),
     )
-
-
-def _csv(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pyarrow.csv.write_csv(table, buffer)
-    return buffer.getvalue()
