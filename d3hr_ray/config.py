@@ -20,6 +20,10 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Sampler = Literal["ddpm", "ddim"]
 Selection = Literal["easy", "hard", "none"]
 Condition = Literal["class", "null"]
+# What the authors' code does and the papers do not say (FIELD.md 1.5, 2.1): D3HR samples from a grid step above t; CaO2
+# guides 3 of 4 channels, judges images that are not normalised, tells its network other noise levels than there are,
+# takes its noises from a bank of 1024, and fills up with the wrong images that the classifier is surest of.
+Quirk = Literal["start", "channels", "normalisation", "levels", "bank", "fill"]
 
 # The authors' score weight of the skewness term (FIELD.md 1.1: code 0.1, paper 0.5) and their search block.
 OFFICIAL_SKEW_WEIGHT = 0.1
@@ -204,7 +208,12 @@ class RunConfig:
     cao2: CaO2Config = field(default_factory=CaO2Config)
     method: Method = "d3hr"
     fidelity: Fidelity = "fixed"
+    mended: tuple[Quirk, ...] = ()
     seed: int = 0
+
+    def has_quirk(self, quirk: Quirk) -> bool:
+        """Whether to do as the authors' code does: official, but for what --mend names."""
+        return self.fidelity == "official" and quirk not in self.mended
 
     @property
     def has_pool(self) -> bool:
@@ -221,6 +230,9 @@ class RunConfig:
         _one_of("--fidelity", self.fidelity, Fidelity)
         _check(0 <= self.seed < 2**63, f"--seed {self.seed} must be between 0 and 2**63 - 1")
         official = self.fidelity == "official"
+        for quirk in self.mended:
+            _one_of("--mend", quirk, Quirk)
+        _check(official or not self.mended, "--mend goes with --fidelity official: fixed has none of the quirks")
         _check(
             not self.has_pool or self.cao2.levels[1] < self.inversion.steps,
             f"--levels {self.cao2.levels[1]} is not on the grid of {self.inversion.steps} --ddim-steps",
@@ -280,7 +292,7 @@ def from_dict(plain: dict[str, Any]) -> RunConfig:
     plain = {"cao2": {}} | plain  # runs from before CaO2 have none
     try:
         made = {name: kind(**_tuples(plain[name])) for name, kind in parts.items()}
-        return RunConfig(**{**plain, **made})
+        return RunConfig(**{**_tuples(plain), **made})
     except (TypeError, KeyError) as error:
         raise ValueError(f"run.json holds a config of another version of d3hr_ray ({error})") from error
 

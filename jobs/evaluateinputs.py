@@ -13,7 +13,7 @@ from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.launch import Workers, check_teachers, launch
 from d3hr_ray.evaluation.protocols import Overrides, Recipe
 from d3hr_ray.evaluation.sets import find_sets
-from d3hr_ray.evaluation.teachers import CARD, teacher_id
+from d3hr_ray.evaluation.teachers import CARD, resolve, teacher_id
 from d3hr_ray.evaluation.trials import make_trial
 from d3hr_ray.store import Store, absolute
 
@@ -56,13 +56,20 @@ def make_teachers(
     """
     if not flags.teacher:
         return (), None
-    names = flags.teacher
-    if names == ("train",):
+    names = tuple(map(resolve, flags.teacher))
+    if flags.teacher == ("train",):
         assert full is not None
         names = (_train_teacher(flags, store, comparison, full, workers),)
+    return names, judge_teachers(names, comparison, workers)
+
+
+def judge_teachers(names: tuple[str, ...], comparison: Comparison, workers: Workers) -> float:
+    """Top-1 of the teachers together on the test images; each alone must be far from chance. Raises RunError."""
+    for name in names if len(names) > 1 else ():
+        check_teachers((name,), comparison.target, comparison.test, workers)
     top1 = check_teachers(names, comparison.target, comparison.test, workers)
     announce(f"teacher {teacher_id(names)}: {top1:.1%} on the test images")
-    return names, top1
+    return top1
 
 
 def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, full: Images, workers: Workers) -> str:

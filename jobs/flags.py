@@ -17,6 +17,7 @@ from d3hr_ray.config import (
     Format,
     Method,
     Posterior,
+    Quirk,
     RunConfig,
     Sampler,
     Search,
@@ -58,6 +59,10 @@ class DistillFlags:
     images)."""
     fidelity: Fidelity | None = None
     """official reproduces the authors' code bug for bug, with their settings; fixed (the default) is right."""
+    mend: Annotated[tuple[Quirk, ...], tyro.conf.arg(metavar="QUIRK ...")] = ()
+    """With --fidelity official, do right after all. d3hr: start (sampling starts a step above t). cao2: channels (3 of
+    4 are guided), normalisation (of what is judged), levels (of noise, in stage 2), bank (of 1024 noises), fill (by the
+    surest wrong images)."""
     ipc: Ints = ()
     """Images per class, one or more. Default 10."""
     timesteps: Ints = ()
@@ -188,8 +193,8 @@ def build_config(flags: DistillFlags) -> RunConfig:
         base = load_preset(preset)
         base = as_official(base) if flags.fidelity == "official" else base
         base = as_cao2(base, preset) if flags.method == "cao2" else base
-    config = _overlay(base, flags)
-    _refuse_idle(config, flags)
+    config = overlay(base, flags)
+    refuse_idle(config, flags)
     for name in ("tflops", "task_timeout"):
         if not getattr(flags, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(flags, name):g} must be above 0")
@@ -206,7 +211,7 @@ SEARCHES = ("search", "candidates", "skew_weight", "components", "rank", "single
 CHOOSES = ("pool", "classifier", "select", "optimise", "optimise_lr", "linf", "condition", "levels")
 
 
-def _refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
+def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
     """Raise ValueError for a flag that the method would not look at."""
     idle = {"rematch": config.method != "d3hr+cao2", "sampler": config.method != "cao2"}
     idle |= dict.fromkeys(SEARCHES, config.method not in ("d3hr", "d3hr+cao2"))
@@ -247,7 +252,7 @@ def _refuse_upstream(flags: DistillFlags) -> None:
         raise ValueError(f"--method {flags.method} uses no Gaussians; leave out --from-gaussians")
 
 
-def _overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
+def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
     """Every flag that was given replaces its field."""
     search = _given(
         base.search,
@@ -300,6 +305,7 @@ def _overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
         synthesis=_given(base.synthesis, guidance=flags.guidance, image_size=flags.image_size),
         method=flags.method or base.method,
         seed=base.seed if flags.seed is None else flags.seed,
+        mended=flags.mend or base.mended,
     )
 
 
@@ -312,7 +318,7 @@ def check_timesteps(config: RunConfig, schedule: "Schedule") -> None:
     for t in config.inversion.stored:
         if schedule.position(t) == 0:
             raise ValueError(f"--timesteps {t} is before the first inversion step; give {schedule.grid[1]} or more")
-    for t in config.inversion.timesteps if config.fidelity == "official" else ():
+    for t in config.inversion.timesteps if config.has_quirk("start") else ():
         schedule.above(t)
 
 

@@ -43,7 +43,15 @@ def main() -> None:
             f"{len(sets)} sets, {len(trials)} students on {len(comparison.test):,} real images of {sweep.data.uri}"
         )
         stopped = tune_trials(
-            store, trials, comparison.images(), comparison.test, comparison.target, top1, flags.scheduler, *share
+            store,
+            trials,
+            comparison.images(),
+            comparison.test,
+            comparison.target,
+            top1,
+            flags.scheduler,
+            *share,
+            sweep.name,
         )
         keys = {trial.key for trial in trials}
         rows = [row for row in collect(store) if row["key"] in keys]

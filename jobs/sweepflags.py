@@ -1,6 +1,6 @@
 """The flags of jobs/sweep.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import tyro
@@ -10,7 +10,8 @@ from evaluateflags import ProtocolName
 from d3hr_ray.config import Format, Search
 
 Floats = Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...")]
-Method = Literal["d3hr", "gaussian", "dit"]
+UNKEPT = ("run", "preset", "resume", "address")  # flags that a resumed sweep is given anew
+Method = Literal["d3hr", "gaussian", "dit", "cao2", "d3hr+cao2"]
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,19 @@ class SweepFlags:
     """Run folder with Gaussians (jobs/distill.py). One that is not there yet is made, from --preset."""
     preset: str | None = None
     """Preset or preset file of a run that is made. Default: digits."""
-    method: Annotated[tuple[Method, ...], tyro.conf.arg(metavar="NAME ...")] = ("d3hr",)
-    """d3hr, gaussian (one random draw), dit (plain sampling)."""
+    variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="'FLAG=VALUE ...' ...")] = ()
+    """Whole settings of jobs/distill.py, each in quotes: 'components=ipc single=medoid' 'method=cao2 optimise=0';
+    run: as the run has it, which is the default."""
+    method: Annotated[tuple[Method, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """d3hr, gaussian (one random draw), dit (plain sampling), cao2, d3hr+cao2. Default: the variant's, or the run's."""
     search: Annotated[tuple[Search, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """moments, random. Default: the run's."""
     candidates: Ints = ()
-    """Columns (moments) or subsets (random). Default: 256 for moments, 1000 for random."""
-    components: Ints = ()
-    """Gaussians per class. Default 1."""
+    """Columns (moments) or subsets (random). Default: the run's; 256 or 1000 for a search that is not the run's."""
+    components: Annotated[tuple[int | Literal["ipc"], ...], tyro.conf.arg(metavar="INT|ipc ...")] = ()
+    """Gaussians per class; ipc: one per image. Default: the run's."""
     rank: Ints = ()
-    """Directions of a class's covariance besides its diagonal. Default 0."""
+    """Directions of a class's covariance besides its diagonal. Default: the run's."""
     timesteps: Ints = ()
     """DDPM timesteps. Default: the run's."""
     inversion_guidance: Floats = ()
@@ -82,11 +86,16 @@ def check_flags(flags: SweepFlags) -> None:
     if not flags.run:
         raise ValueError("--run is needed: a run folder of jobs/distill.py, or a new one to make")
     if flags.resume:
+        others = [f.name for f in fields(flags) if f.name not in UNKEPT and getattr(flags, f.name) != f.default]
+        if others := [name for name in others if name != "name"]:
+            flag = others[0].replace("_", "-")
+            raise ValueError(f"--resume goes on with the flags that the sweep had; leave out --{flag}, or --resume")
         return
-    for name in ("ipc", "seeds", "arch", "protocol", "method"):
-        values = getattr(flags, name)
+    for name, values in vars(flags).items():
+        if not isinstance(values, tuple):
+            continue
         if len(set(values)) < len(values):
-            raise ValueError(f"--{name} names a value twice")
+            raise ValueError(f"--{name.replace('_', '-')} names a value twice")
     if flags.scheduler == "asha" and (len(flags.ipc) > 1 or len(flags.arch) > 1 or len(flags.protocol) > 1):
         raise ValueError("--scheduler asha compares students: give one --ipc, one --arch and one --protocol")
     if flags.matched and flags.guidance:

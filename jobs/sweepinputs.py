@@ -1,5 +1,6 @@
 """What jobs/sweep.py goes through: inversions, sets and students, each once."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -7,15 +8,17 @@ from typing import Any
 
 import ray
 from cli import announce
+from evaluateinputs import judge_teachers
 from flags import check_timesteps, load_preset, settle
 from inputs import list_data, read_model
-from sweepflags import SweepFlags
+from sweepflags import UNKEPT, SweepFlags
+from sweepvariants import PLAIN, vary
 
 from d3hr_ray.config import DataConfig, RunConfig, SearchConfig, fingerprint, from_dict
 from d3hr_ray.evaluation.comparison import Comparison, open_comparison
-from d3hr_ray.evaluation.launch import Workers, check_teachers
+from d3hr_ray.evaluation.launch import Workers
 from d3hr_ray.evaluation.protocols import Overrides, Recipe
-from d3hr_ray.evaluation.teachers import teacher_id
+from d3hr_ray.evaluation.teachers import resolve, teacher_id
 from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.methods import d3hr
 from d3hr_ray.methods.d3hr import Run
@@ -24,19 +27,25 @@ from d3hr_ray.runs import stored_config
 from d3hr_ray.stages.pool import Pool, find_pool
 from d3hr_ray.store import Store, absolute
 
-UNKEPT = ("run", "preset", "resume", "address")  # flags that a resumed sweep is given anew
-
 
 def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
     """The flags, or with --resume the stored ones, and the run folder. Raises ValueError if there is none to resume."""
     assert flags.run is not None
     store, file = Store(absolute(flags.run)), f"sweeps/{flags.name}/sweep.json"
     if not flags.resume:
+        if store.exists(file) and store.read_json(file) != json.loads(json.dumps(_kept(flags))):
+            raise ValueError(
+                f"--name {flags.name}: {store.uri} has another sweep of this name; give another --name (students and "
+                "sets are shared all the same), or --resume to go on with that one"
+            )
         return flags, store
     if not store.exists(file):
         raise ValueError(f"--resume: {store.uri} has no sweep named {flags.name!r}; give its --name, or start one")
     kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in store.read_json(file).items()}
     return replace(flags, **kept), store
+
+
+SEARCHING = ("d3hr", "d3hr+cao2")
 
 
 @dataclass(frozen=True)
@@ -85,35 +94,26 @@ class Sweep:
 
     def configs(self, inversion_guidance: float) -> Iterator[RunConfig]:
         """Every set's config under one inversion, all timesteps and IPCs at once."""
-        flags, base = self.flags, self.base
-        guidances = (inversion_guidance,) if flags.matched else flags.guidance or (base.synthesis.guidance,)
-        for method, guidance, seed in product(flags.method, guidances, flags.seeds):
-            for search in self.searches() if method == "d3hr" else [replace(base.search, ipc=flags.ipc)]:
-                yield replace(
-                    base,
-                    method=method,
-                    seed=seed,
-                    search=search,
-                    inversion=replace(base.inversion, guidance=inversion_guidance, timesteps=self.timesteps),
-                    synthesis=replace(base.synthesis, guidance=guidance),
-                )
+        flags = self.flags
+        inversion = replace(self.base.inversion, guidance=inversion_guidance, timesteps=self.timesteps)
+        base = replace(self.base, inversion=inversion, search=replace(self.base.search, ipc=flags.ipc))
+        for text in flags.variants or (PLAIN,):
+            varied = vary(base, text)
+            guidances = (inversion_guidance,) if flags.matched else flags.guidance or (varied.synthesis.guidance,)
+            for method, guidance, seed in product(flags.method or (varied.method,), guidances, flags.seeds):
+                synthesis = replace(varied.synthesis, guidance=guidance)
+                found = replace(varied, method=method, seed=seed, synthesis=synthesis)
+                for search in self.searches(found.search) if method in SEARCHING else [found.search]:
+                    yield replace(found, search=search)
 
-    def searches(self) -> list[SearchConfig]:
-        """Search methods x candidates."""
-        found = []
-        for method in self.flags.search or (self.base.search.method,):
-            counts = self.flags.candidates or (256 if method == "moments" else 1000,)
-            for count, components, rank in product(counts, self.flags.components or (1,), self.flags.rank or (0,)):
-                found.append(
-                    replace(
-                        self.base.search,
-                        method=method,
-                        candidates=count,
-                        components=components,
-                        rank=rank,
-                        ipc=self.flags.ipc,
-                    )
-                )
+    def searches(self, base: SearchConfig) -> list[SearchConfig]:
+        """Search methods x candidates x components x ranks."""
+        flags, found = self.flags, []
+        for method in flags.search or (base.method,):
+            own = base.candidates if method == base.method else 256 if method == "moments" else 1000
+            axes = (flags.candidates or (own,), flags.components or (base.components,), flags.rank or (base.rank,))
+            for count, components, rank in product(*axes):
+                found.append(replace(base, method=method, candidates=count, components=components, rank=rank))
         return found
 
     def overrides(self) -> list[Overrides]:
@@ -162,8 +162,11 @@ def _holds(own: RunConfig, wanted: RunConfig) -> bool:
 
 def remember(sweep: Sweep) -> None:
     """Keep the flags, for --resume."""
-    kept = {f.name: getattr(sweep.flags, f.name) for f in fields(sweep.flags) if f.name not in UNKEPT}
-    sweep.store.write_json(f"sweeps/{sweep.name}/sweep.json", kept)
+    sweep.store.write_json(f"sweeps/{sweep.name}/sweep.json", _kept(sweep.flags))
+
+
+def _kept(flags: SweepFlags) -> dict[str, Any]:
+    return {f.name: getattr(flags, f.name) for f in fields(flags) if f.name not in UNKEPT}
 
 
 def synthesise_all(sweep: Sweep, runs: Mapping[float, Run]) -> list[str]:
@@ -179,10 +182,10 @@ def compare(sweep: Sweep, sets: Sequence[str]) -> tuple[Comparison, list[Trial],
     """The comparison, its trials under every combination of hyperparameters, and the teachers' top-1."""
     flags = sweep.flags
     comparison = open_comparison(tuple(sets), sweep.data, None, flags.arch, None, Recipe())
-    teachers = flags.teacher
+    teachers = tuple(map(resolve, flags.teacher))
     top1: dict[tuple[str, ...], float | None] = {}
     if teachers:
-        top1[teachers] = check_teachers(teachers, comparison.target, comparison.test, Workers(1, sweep.share[0]))
+        top1[teachers] = judge_teachers(teachers, comparison, Workers(1, sweep.share[0]))
     names = teacher_id(teachers) if teachers else None
     trials: dict[str, Trial] = {}
     for changes in sweep.overrides():

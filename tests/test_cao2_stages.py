@@ -115,6 +115,17 @@ def test_official_is_another_set_and_unjudged_pools_are_the_first_of_it(tmp_path
     assert chosen_text(table) == "pool: the first 6 of 6 candidates, not judged (--select none)"
 
 
+def test_every_quirk_can_be_mended_alone_and_all_of_them_are_fixed(tmp_path):
+    official = replace(CONFIG, fidelity="official")
+    quirks = ("channels", "levels", "bank")  # the classifier of these tests shows neither normalisation nor filling
+    sets = {q: made(tmp_path / q, replace(official, mended=(q,)))[1] for q in quirks}
+    whole, none = made(tmp_path / "official", official)[1], made(tmp_path / "fixed", CONFIG)[1]
+    all_mended = made(tmp_path / "all", replace(official, mended=(*quirks, "fill", "normalisation", "start")))[1]
+    assert all((all_mended[name] == none[name]).all() for name in none)
+    for quirk in quirks:
+        assert any((sets[quirk][name] != whole[name]).any() for name in whole), quirk
+
+
 def test_names_tell_every_setting_apart():
     def name(method: str, **changes) -> str:
         config = replace(CONFIG, method=method, cao2=replace(CaO2Config(), **changes), inversion=InversionConfig())

@@ -402,8 +402,18 @@ def test_intervals_are_students():
     mean, std, half = interval([0.9, 0.92, 0.94])
     assert (mean, std) == (pytest.approx(0.92), pytest.approx(0.02))
     assert half == pytest.approx(4.302653 * 0.02 / 3**0.5, rel=1e-5)
-    rows = [{"arch": "a", "top1_last": v, "top1_best": v, "top5_last": 1.0} for v in (0.5, 0.7)]
-    assert summarise(rows, ["arch"])[0]["top1_last"] == pytest.approx(0.6)
+
+
+def test_a_set_counts_once_however_many_students_it_has():
+    def rows(*accuracies):
+        return [{"set_hash": h, "top1_last": v, "top1_best": v, "top5_last": 1.0} for h, v in accuracies]
+
+    (two,) = summarise(rows(("a", 0.5), ("a", 0.7), ("b", 0.8)), [])
+    assert (two["n"], two["students"]) == (2, 3)
+    assert two["top1_last"] == pytest.approx(0.7)
+    assert two["top1_last_std"] == pytest.approx(0.2 / 2**0.5)
+    (one,) = summarise(rows(("a", 0.5), ("a", 0.7)), [])
+    assert (one["n"], one["top1_last"]) == (2, pytest.approx(0.6))
 
 
 def test_rankings_are_on_fractions():

@@ -11,13 +11,13 @@ from d3hr_ray.evaluation.protocols import Augment
 
 
 def augment(images: torch.Tensor, how: Augment, draw: np.random.Generator) -> torch.Tensor:
-    """Images => images: crop, strips, flip, shift, each drawn per image. Mixing is apart: it changes labels too."""
+    """Images => images: strips, crop, shift, flip, each drawn per image. Mixing is apart: it changes labels too."""
     count = len(images)
-    if how.crop_scale:
-        images = crop(images, *crop_boxes(count, how.crop_scale, draw))
     if how.strips > 1:
         orders = [np.stack([draw.permutation(how.strips) for _ in range(count)]) for _ in range(2)]
         images = shuffle_strips(images, *orders)
+    if how.crop_scale:
+        images = crop(images, *crop_boxes(count, how.crop_scale, draw))
     if how.shift:
         images = shift(images, draw.integers(-how.shift, how.shift + 1, (count, 2)))
     if how.flip:

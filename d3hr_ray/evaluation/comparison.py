@@ -14,7 +14,7 @@ from d3hr_ray.evaluation.baselines import DRAWN, make_baseline, random_set
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, list_real, load_set, read_listing
-from d3hr_ray.evaluation.students import check_arch
+from d3hr_ray.evaluation.students import build_on_meta
 from d3hr_ray.evaluation.teachers import Target
 from d3hr_ray.evaluation.training import check_batches
 from d3hr_ray.evaluation.trials import Trial, make_trial
@@ -50,7 +50,8 @@ class Comparison:
     def protocol(self, name: str, found: DistilledSet, arch: str) -> Protocol:
         """A protocol for a set; the full set is seen fewer times."""
         made = self.recipe.make(name, self.setting(found, arch))
-        if found.name == "real-full" and made.steps is None and made.epochs > FULL_EPOCHS:
+        own = self.recipe.overrides.epochs is not None
+        if found.name == "real-full" and made.steps is None and made.epochs > FULL_EPOCHS and not own:
             made = replace(made, epochs=FULL_EPOCHS, version=f"{made.version}+epochs={FULL_EPOCHS}")
         return made
 
@@ -95,7 +96,7 @@ def open_comparison(
     stores = find_sets(paths)
     side = side or _own_side(stores[0])
     for arch in archs:
-        check_arch(arch, side)
+        build_on_meta(arch, 10, side)
     sets = [load_set(store, side) for store in stores]
     first = sets[0]
     for store, other in zip(stores, sets, strict=True):

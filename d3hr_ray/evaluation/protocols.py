@@ -95,11 +95,12 @@ def d3hr_soft(s: Setting) -> Protocol:
 
 
 def rded_soft(s: Setting) -> Protocol:
-    """RDED's and CaO2's: patches shuffled, best of an evaluation every 10 epochs of the last fifth."""
+    """RDED's and CaO2's: patches shuffled, then cropped (FIELD.md 2.2); best of every tenth epoch of the last fifth."""
     batch = (100 if s.ipc >= 50 else 50 if s.ipc >= 10 else 10) * (2 if s.classes in (100, 1000) else 1)
     return replace(
         d3hr_soft(s),
         name="rded-soft",
+        version="2",
         augment=Augment(crop_scale=(0.5, 1.0), flip=True, strips=2, mix="cutmix"),
         batch_size=batch,
         epochs=300,

@@ -41,6 +41,8 @@ SCHEMA = pa.schema(
         ("inversion_guidance", pa.float64()),
         ("lr", pa.float64()),
         ("score", pa.float64()),
+        ("fidelity", pa.string()),
+        ("settings", pa.string()),
         ("data", pa.string()),
         ("test", pa.string()),
         ("per_class", pa.list_(pa.float64())),
@@ -49,7 +51,7 @@ SCHEMA = pa.schema(
 )
 CELL = (
     "set", "method", "search", "candidates", "timestep", "inversion_guidance", "guidance", "ipc", "arch", "protocol",
-    "protocol_version", "lr", "teacher", "test",
+    "protocol_version", "lr", "teacher", "test", "fidelity", "settings",
 )  # fmt: skip
 
 
@@ -81,15 +83,24 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def summarise(rows: Iterable[dict[str, Any]], by: Sequence[str] = CELL) -> list[dict[str, Any]]:
-    """One row per cell: n, and mean, std and ci95 of top1_last and top1_best."""
+    """One row per cell: n sets, and mean, std and ci95 over them of top1_last, top1_best and top5_last.
+
+    Students of one set are not independent of each other, so a set counts once, with their mean; only where a cell has
+    a single set do its students count, and the interval tells of the training alone.
+    """
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        cells[tuple(row[name] for name in by)].append(row)
+        cells[tuple(row.get(name) for name in by)].append(row)
     summary = []
     for cell, members in cells.items():
-        line: dict[str, Any] = dict(zip(by, cell, strict=True)) | {"n": len(members)}
+        sets: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for member in members:
+            sets[member["set_hash"]].append(member)
+        groups = list(sets.values()) if len(sets) > 1 else [[member] for member in members]
+        line: dict[str, Any] = dict(zip(by, cell, strict=True)) | {"n": len(groups), "students": len(members)}
         for name in ("top1_last", "top1_best", "top5_last"):
-            line[name], line[f"{name}_std"], line[f"{name}_ci95"] = interval([m[name] for m in members])
+            values = [float(np.mean([m[name] for m in group])) for group in groups]
+            line[name], line[f"{name}_std"], line[f"{name}_ci95"] = interval(values)
         summary.append(line)
     return summary
 
@@ -102,6 +113,7 @@ def format_summary(summary: Sequence[dict[str, Any]]) -> str:
         last = f"{100 * s['top1_last']:.1f}" + (f" ± {100 * s['top1_last_ci95']:.1f}" if s["n"] > 1 else "")
         std = f"{100 * s['top1_last_std']:.1f}" if s["n"] > 1 else ""
         guidance = "" if s["guidance"] is None else f" {s['inversion_guidance']:g}/{s['guidance']:g}"
+        guidance += f" {s['fidelity']}" if s["fidelity"] not in (None, "fixed") else ""
         lines.append(
             f"{s['set'] + guidance:<38} {s['ipc'] or '':>5} {s['arch']:<18} {s['protocol']:<14} {s['n']:>3} "
             f"{last:>14} {std:>5} {100 * s['top1_best']:>6.1f}"

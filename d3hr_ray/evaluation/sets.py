@@ -4,13 +4,14 @@ Classes are matched by name, never by position (FIELD.md 5: most reports of chan
 """
 
 import hashlib
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from d3hr_ray.config import DataConfig, RunError
+from d3hr_ray.config import DataConfig, RunError, fingerprint
 from d3hr_ray.datasets.decode import RejectedImage, decode
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.source import Source, thread_map
@@ -91,11 +92,22 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
         "inversion_guidance": config["inversion"]["guidance"],
         "score": float(np.mean([row["score"] for row in rows])) if words["timestep"] is not None else None,
         "data": config["data"],
+        "fidelity": " but ".join([config["fidelity"], *config.get("mended", ())]),
+        "settings": _settings(config),
     }
     wnids = _wnids(rows)
     images = Images(np.stack(pixels), labels, classes)
     name = manifest["variant"].removesuffix(f"-seed{config['seed']}")
     return DistilledSet(name, images, manifest["set_hash"], config["seed"], about, wnids)
+
+
+def _settings(config: dict[str, Any]) -> str:
+    """A fingerprint of all that made a set but what its seed, timestep and IPC say: two settings never share a mean."""
+    plain = json.loads(json.dumps(config))
+    plain["search"].pop("ipc")
+    plain["inversion"].pop("timesteps")
+    plain.pop("seed")
+    return fingerprint(plain)[:8]
 
 
 def _read_name(variant: str) -> dict[str, Any]:
@@ -124,7 +136,7 @@ def _wnids(rows: list[dict[str, Any]]) -> tuple[str, ...] | None:
 def list_real(data: DataConfig, classes: tuple[str, ...], wnids: tuple[str, ...] | None) -> Listing:
     """Real images of a set's classes, labelled in the set's order. Raises ValueError naming a class without images."""
     wanted = wnids or classes
-    spread = DataConfig(data.uri, data.format, tuple(wanted), max_rejected=data.max_rejected)
+    spread = replace(data, classes=tuple(wanted))
     each = ray_map if "://" in data.uri else thread_map
     count, names = (1000, None) if wnids else (len(classes), list(classes))
     listing = list_images(spread, count, names, each)

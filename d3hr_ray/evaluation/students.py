@@ -97,6 +97,12 @@ def build_student(arch: str, num_classes: int, image_size: int, seed: int) -> nn
     return Normalised(net)
 
 
+def build_on_meta(arch: str, num_classes: int, image_size: int) -> nn.Module:
+    """The shape of a network without its weights: can it take the size, and which layers has it? Raises ValueError."""
+    with torch.device("meta"):
+        return build_student(arch, num_classes, image_size, 0)
+
+
 def _build(arch: str, classes: int, side: int) -> nn.Module:
     if match := CONVNET.fullmatch(arch):
         return ConvNet(

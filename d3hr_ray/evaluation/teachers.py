@@ -7,7 +7,6 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -83,17 +82,24 @@ def load_teacher(name: str, target: Target) -> nn.Module:
     return _from_timm(name, target)
 
 
+def resolve(name: str) -> str:
+    """A teacher's name as every worker understands it: relative paths made absolute."""
+    arch, equals, path = name.partition("=")
+    if equals:
+        return f"{arch}={absolute(path)}"
+    return absolute(name) if Store(absolute(name)).exists(CARD) else name
+
+
 def teacher_id(names: Sequence[str]) -> str:
     """What a result row calls its teacher: the names, with a hash of the weights where they are files."""
     return "+".join(_identity(name) for name in names)
 
 
 def _identity(name: str) -> str:
-    _, equals, path = name.partition("=")
+    arch, equals, path = name.partition("=")
     store = Store(absolute(name))
     if equals:
-        data = Store(absolute(str(Path(path).parent))).read_bytes(Path(path).name)
-        return f"{name.partition('=')[0]}@{hashlib.sha256(data).hexdigest()[:8]}"
+        return f"{arch}@{hashlib.sha256(_read_file(arch, path)).hexdigest()[:8]}"
     if store.exists(CARD):
         card = store.read_json(CARD)
         return f"{card['arch']}@{card['weights'][:8]}"
@@ -127,16 +133,7 @@ def _from_folder(store: Store, target: Target) -> nn.Module:
 
 def _from_file(arch: str, path: str, target: Target) -> nn.Module:
     """A state dict in a .safetensors or .pt file, over the set's classes in its order, or ImageNet-1K's."""
-    store = Store(absolute(str(Path(path).parent) if "://" not in path else path.rpartition("/")[0]))
-    if not store.exists(Path(path).name):
-        raise ValueError(f"--teacher {arch}={path}: no such file")
-    data = store.read_bytes(Path(path).name)
-    if path.endswith(".safetensors"):
-        state: Mapping[str, Any] = safetensors.torch.load(data)
-    else:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), dict)), state)
-    state = {k.removeprefix("module."): v for k, v in state.items()}
+    state = _read_state(arch, path)
     count = _outputs(state)
     known = imagenet_wnids() if count == 1000 else target.wnids or target.classes
     if count != len(known):
@@ -148,6 +145,31 @@ def _from_file(arch: str, path: str, target: Target) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"--teacher {arch}={path}: the weights are not {arch}'s ({str(error)[:200]})") from error
     return _match(net, known, target, path)
+
+
+def _read_file(arch: str, path: str) -> bytes:
+    folder, _, name = absolute(path).rpartition("/")
+    store = Store(folder)
+    if not store.exists(name):
+        raise ValueError(f"--teacher {arch}={path}: no such file")
+    return store.read_bytes(name)
+
+
+def _read_state(arch: str, path: str) -> dict[str, torch.Tensor]:
+    """The weights in a file, alone or beside what a training script saves with them."""
+    data = _read_file(arch, path)
+    try:
+        if path.endswith(".safetensors"):
+            state: Any = safetensors.torch.load(data)
+        else:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), dict)), state)
+        tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    except Exception as error:
+        raise ValueError(f"--teacher {arch}={path} is no checkpoint of weights ({str(error)[:200]})") from error
+    if not any(v.ndim == 2 for v in tensors.values()):
+        raise ValueError(f"--teacher {arch}={path} holds no linear layer: it is no classifier's state dict")
+    return tensors
 
 
 def _outputs(state: Mapping[str, torch.Tensor]) -> int:

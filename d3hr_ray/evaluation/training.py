@@ -17,7 +17,7 @@ from d3hr_ray.config import RunError
 from d3hr_ray.evaluation.augment import augment, mix
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import Protocol
-from d3hr_ray.evaluation.students import build_student
+from d3hr_ray.evaluation.students import build_on_meta, build_student
 from d3hr_ray.numerics.seeds import generator
 
 TEST_BATCH = 500
@@ -81,18 +81,12 @@ class Hooks:
 def check_batches(images: int, protocol: Protocol, arch: str) -> None:
     """Raise ValueError for batches of one image under batch norm: its output would be the same for every image."""
     alone = min(images, protocol.batch_size) == 1
-    net = build_student_on_meta(arch)
+    net = build_on_meta(arch, 10, 224)
     if alone and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
         raise ValueError(
             f"--arch {arch} has batch norm and would train on batches of one image ({images} images, batch "
             f"{protocol.batch_size}); give a larger --ipc or --batch-size, or a student without it (convnet-d3)"
         )
-
-
-def build_student_on_meta(arch: str) -> nn.Module:
-    """The shape of a network without its weights: which layers has it?"""
-    with torch.device("meta"):
-        return build_student(arch, 10, 224, 0)
 
 
 def steps_per_epoch(images: int, batch: int) -> int:

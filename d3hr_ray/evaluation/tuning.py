@@ -34,14 +34,17 @@ def tune_trials(
     scheduler: Scheduler,
     gpus: float,
     at_once: int | None,
+    name: str,
 ) -> dict[str, float]:
     """Run the trials that have no record => key and last top-1 of those that ASHA stopped. Raises RunError.
 
     A trial needs one CPU (and its GPU share) and nothing beside it, so a machine of 1 CPU cannot deadlock.
     """
-    missing = [t for t in trials if not store.exists(t.record)]
+    marks = f"sweeps/{name}/stopped"
+    stopped = {n.removesuffix(".json"): store.read_json(f"{marks}/{n}")["top1"] for n in store.list(marks)}
+    missing = [t for t in trials if not store.exists(t.record) and not (scheduler == "asha" and t.key in stopped)]
     if not missing:
-        return {}
+        return _still(stopped, trials, store)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     used = {t.set_key for t in missing}
@@ -72,6 +75,7 @@ def tune_trials(
         ),
         run_config=tune.RunConfig(
             name="tune",
+            callbacks=[Stops(store, marks, missing)],
             storage_path=f"{store.uri}/{scratch}",
             failure_config=tune.FailureConfig(max_failures=2),
             verbose=0,
@@ -85,8 +89,26 @@ def tune_trials(
     if results.errors:
         lines = str(results.errors[0]).strip().splitlines()
         raise RunError(f"sweep: {len(results.errors)} trials failed, the first with: {lines[-1]}")
-    ends = {missing[r.config["index"]].key: r.metrics["top1"] for r in list(results) if r.config and r.metrics}  # type: ignore[call-overload]
-    return {t.key: ends[t.key] for t in missing if t.key in ends and not store.exists(t.record)}
+    stopped = {n.removesuffix(".json"): store.read_json(f"{marks}/{n}")["top1"] for n in store.list(marks)}
+    return _still(stopped, trials, store)
+
+
+def _still(stopped: Mapping[str, float], trials: Sequence[Trial], store: Store) -> dict[str, float]:
+    """Of the trials that were stopped once, those that no other sweep has finished since."""
+    return {t.key: stopped[t.key] for t in trials if t.key in stopped and not store.exists(t.record)}
+
+
+class Stops(tune.Callback):
+    """Marks a trial that the scheduler stopped, with its last top-1, so that --resume does not train it again."""
+
+    def __init__(self, store: Store, folder: str, trials: Sequence[Trial]) -> None:
+        self.store, self.folder, self.trials = store, folder, trials
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Called by Tune in the driver, for what ended and for what was stopped."""
+        ended = self.trials[trial.config["index"]]
+        if not self.store.exists(ended.record):
+            self.store.write_json(f"{self.folder}/{ended.key}.json", {"top1": trial.last_result["top1"]})
 
 
 def _train(

@@ -51,7 +51,7 @@ def _making_rows(
     """CaO2's pool if there is one, then the images of all sets."""
     sets, pool = variants(config), config.cao2.pool if config.has_pool else 1
     passes = 0 if config.method == "random" else _passes(config.synthesis.guidance)
-    above = config.fidelity == "official"  # the authors start a grid step above t
+    above = config.has_quirk("start")  # the authors start a grid step above t
     steps = [len(schedule.grid) if n.timestep is None else schedule.position(n.timestep) + 1 + above for n in sets]
     walks = [s * passes for s in steps]
     images = [classes * n.ipc for n in sets]

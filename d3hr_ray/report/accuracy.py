@@ -23,8 +23,9 @@ MOST_CLASSES = 30  # in plots that show every class
 
 
 def label_of(row: dict[str, Any]) -> str:
-    """What a plot calls a set's kind: its name without timestep and IPC."""
-    return re.sub(r"-(t|ipc)\d+", "", row["set"])
+    """What a plot calls a set's kind: its name without timestep and IPC, and whose code it follows if not ours."""
+    whose = row.get("fidelity") or "fixed"
+    return re.sub(r"-(t|ipc)\d+", "", row["set"]) + (f" {whose}" if whose != "fixed" else "")
 
 
 def by_timestep(rows: Rows) -> bytes | None:

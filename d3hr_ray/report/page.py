@@ -151,7 +151,7 @@ def _sheets(store: Store) -> Iterable[str]:
     real = store.read_bytes("report/real.png") if store.exists("report/real.png") else None
     for name in names:
         pair = figure(store.read_bytes(f"report/{name}"), name.removesuffix(".png"))
-        beside = figure(real, "real images, at random") if real else ""
+        beside = figure(real, "real images: the first of each class in the test set") if real else ""
         yield f'<div class="pair">{pair}{beside}</div>'
 
 

@@ -81,4 +81,4 @@ def _choose(config: RunConfig, rows: pa.Table, label: int, n: int) -> Choice:
     order = config.cao2.select
     if order == "none":
         return Choice(tuple(range(n)), int((predicted[:n] == label).sum()))
-    return select(predicted == label, own, confidence if config.fidelity == "official" else own, n, order)
+    return select(predicted == label, own, confidence if config.has_quirk("fill") else own, n, order)

@@ -13,7 +13,7 @@ from torch import nn
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.evaluation.students import Normalised
-from d3hr_ray.evaluation.teachers import CARD, Target, load_teacher, teacher_id
+from d3hr_ray.evaluation.teachers import CARD, Target, load_teacher, resolve, teacher_id
 from d3hr_ray.models.loading import locate
 from d3hr_ray.store import Store, absolute
 
@@ -53,10 +53,7 @@ def judge_name(config: RunConfig) -> str:
                 "or a folder that jobs/evaluate.py --teacher train made"
             )
         return str(own)
-    arch, equals, path = name.partition("=")
-    if equals:
-        return f"{arch}={absolute(path)}"
-    return absolute(name) if Store(absolute(name)).exists(CARD) else name
+    return resolve(name)
 
 
 def judge_id(config: RunConfig) -> str:
@@ -77,7 +74,7 @@ def load_judge(config: RunConfig, classes: pa.Table, device: str) -> Judge:
         net = load_teacher(name, target)
     except ValueError as error:
         raise ValueError(str(error).replace("--teacher", "--classifier")) from error
-    if config.fidelity == "official":
+    if config.has_quirk("normalisation"):
         for module in net.modules():
             if isinstance(module, Normalised):
                 module.scale, module.offset = torch.ones_like(module.scale), torch.zeros_like(module.offset)

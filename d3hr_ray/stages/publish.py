@@ -49,6 +49,8 @@ def recipe(config: RunConfig, variant: Variant, inputs: dict[str, Any]) -> dict[
         plain["cao2"] = None
     if not config.search.is_mixture:
         plain["inversion"]["cluster_timestep"] = None
+    if not config.mended:
+        plain.pop("mended")
     return {"variant": variant.name, "config": plain, "inputs": inputs}
 
 

@@ -40,15 +40,14 @@ class Sampler:
         scale = self.config.synthesis.guidance
 
         def by_grid(part: slice) -> torch.Tensor:
-            official = self.config.fidelity == "official"
-            start, floor = sampling_start(self.schedule, timestep, official)
+            start, floor = sampling_start(self.schedule, timestep, self.config.has_quirk("start"))
             walk = adams.sample if self.config.inversion.solver == "adams" else partial(ddim.sample, floor=floor)
             denoise = self.denoiser.guided(classes[part], scale)
             return walk(denoise, starts[part].to(self.device), self.schedule, start).cpu()
 
         def by_ancestry(part: slice) -> torch.Tensor:
             keys, shape = self._keys(rows.slice(part.start, part.stop - part.start)), starts.shape[1:]
-            channels = OFFICIAL_GUIDED if self.config.fidelity == "official" else None
+            channels = OFFICIAL_GUIDED if self.config.has_quirk("channels") else None
             predict = self.denoiser.predictor(classes[part], scale, channels)
 
             def draw(t: int) -> torch.Tensor:
@@ -62,7 +61,7 @@ class Sampler:
 
     def optimise(self, rows: pa.Table, latents: torch.Tensor) -> torch.Tensor:
         """CaO2's second stage on clean latents (N, C, H, W), in fixed batches; nothing happens with 0 iterations."""
-        cao2, official = self.config.cao2, self.config.fidelity == "official"
+        cao2 = self.config.cao2
         if not (self.config.has_pool and cao2.iterations):
             return latents
         schedule, keys = self._ancestral_schedule(), self._keys(rows)
@@ -71,8 +70,8 @@ class Sampler:
         draws = [generator("levels", *k).integers(low, high + 1, cao2.iterations) for k in keys]
         places_IN = torch.from_numpy(np.stack(draws, 1))
         alphas_IN = schedule.alphas_cumprod[grid[places_IN]].float()
-        told_IN = places_IN if official else grid[places_IN]
-        noise = _official_noise(latents, keys) if official else _noise(latents, keys)
+        told_IN = places_IN if self.config.has_quirk("levels") else grid[places_IN]
+        noise = _official_noise(latents, keys) if self.config.has_quirk("bank") else _noise(latents, keys)
         given = self._classes(rows)
         classes = given if cao2.condition == "class" else torch.full_like(given, self.denoiser.null_class)
 

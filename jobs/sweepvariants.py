@@ -1,0 +1,41 @@
+"""Whole settings of jobs/distill.py as an axis of a sweep: "components=ipc single=medoid", "method=cao2 optimise=0"."""
+
+from dataclasses import fields, replace
+
+from cli import parse
+from flags import DistillFlags, overlay, refuse_idle
+from presets import as_cao2, as_official
+
+from d3hr_ray.config import RunConfig
+
+# What a variant may change. All else is an axis of the sweep, settled by the inversion, or says where and how it runs.
+OPEN = (
+    "method", "fidelity", "mend", "search", "candidates", "skew_weight", "components", "single", "rank", "pool",
+    "sampler", "classifier", "select", "rematch", "optimise", "optimise_lr", "linf", "condition", "levels", "guidance",
+)  # fmt: skip
+PLAIN = "run"  # the variant that changes nothing
+
+
+def vary(base: RunConfig, text: str) -> RunConfig:
+    """A config with a variant laid over it: flag=value, lists as levels=1,11. Raises ValueError."""
+    argv = []
+    for word in text.split() if text != PLAIN else []:
+        name, equals, value = word.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in OPEN:
+            raise ValueError(f"--variants {text!r}: {word} is no flag=value of: {', '.join(sorted(OPEN))}")
+        argv += ["--" + name.replace("_", "-"), *value.split(",")]
+    flags = parse(DistillFlags, "", argv)
+    if flags.fidelity == "official":
+        base = replace(as_official(base), inversion=base.inversion)
+    if flags.method == "cao2":
+        base = as_cao2(base, base.data.uri)
+    try:
+        made = overlay(base, flags)
+        refuse_idle(made, flags)
+    except ValueError as error:
+        raise ValueError(f"--variants {text!r}: {error}") from error
+    return made
+
+
+assert set(OPEN) <= {f.name for f in fields(DistillFlags)}

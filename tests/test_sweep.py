@@ -1,0 +1,73 @@
+"""What a sweep goes through: axes, variants in words, and what its flags refuse. Its job runs in test_evaluate.py."""
+
+import pytest
+from presets import PRESETS
+from sweepflags import SweepFlags, check_flags
+from sweepinputs import Sweep, open_sweep, remember
+from sweepvariants import vary
+
+from d3hr_ray.stages.pool import Pool
+from d3hr_ray.store import Store
+
+BASE = PRESETS["digits"]()
+
+
+def sweep(folder: str = "nowhere", **flags) -> Sweep:
+    return Sweep(SweepFlags(run=folder, **flags), Store(folder), BASE, BASE.data, Pool((1, 1), 0))
+
+
+def test_a_variant_is_the_flags_of_distill():
+    assert vary(BASE, "run") == BASE
+    assert vary(BASE, "components=ipc single=medoid").search.components == "ipc"
+    cao2 = vary(BASE, "method=cao2 fidelity=official mend=channels,fill optimise=3 levels=2,9")
+    assert (cao2.method, cao2.fidelity, cao2.mended) == ("cao2", "official", ("channels", "fill"))
+    assert (cao2.cao2.iterations, cao2.cao2.levels) == (3, (2, 9))
+    assert cao2.inversion == BASE.inversion
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("components", "components is no flag=value"),
+        ("timesteps=100", "timesteps=100 is no flag=value"),
+        ("pool=3", "--pool does nothing with --method d3hr"),
+        ("mend=fill", "--mend goes with --fidelity official"),
+    ],
+)
+def test_a_wrong_variant_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        vary(BASE, text)
+
+
+def test_axes_multiply_and_leave_alone_what_they_do_not_name():
+    axes = {"ipc": (1, 10), "seeds": (0, 1), "search": ("moments", "random"), "guidance": (1.0, 2.0)}
+    configs = list(sweep(**axes).configs(2.0))
+    assert len(set(configs)) == len(configs) == 2 * 2 * 2
+    assert {(c.search.method, c.search.candidates) for c in configs} == {("moments", 256), ("random", 1000)}
+    assert {c.search.ipc for c in configs} == {(1, 10)}
+    (plain,) = sweep(ipc=(10,)).configs(2.0)
+    assert plain == BASE
+
+
+def test_variants_multiply_with_axes_and_only_searching_methods_search():
+    variants = ("run", "method=cao2 optimise=0", "components=2")
+    configs = list(sweep(variants=variants, components=("ipc", 4)).configs(2.0))
+    assert [(c.method, c.search.components) for c in configs] == [
+        ("d3hr", "ipc"), ("d3hr", 4), ("cao2", 1), ("d3hr", "ipc"), ("d3hr", 4),
+    ]  # fmt: skip
+
+
+def test_matched_guidance_is_the_inversions():
+    assert {c.synthesis.guidance for c in sweep(matched=True).configs(4.0)} == {4.0}
+
+
+def test_a_sweep_is_resumed_by_name_and_another_is_refused(tmp_path):
+    made = sweep(str(tmp_path), ipc=(1,), components=("ipc",))
+    remember(made)
+    flags, _ = open_sweep(SweepFlags(run=str(tmp_path), resume=True))
+    assert flags.ipc == (1,) and flags.components == ("ipc",)
+    assert open_sweep(made.flags)[0] == made.flags
+    with pytest.raises(ValueError, match="has another sweep of this name; give another --name"):
+        open_sweep(SweepFlags(run=str(tmp_path), ipc=(2,)))
+    with pytest.raises(ValueError, match="leave out --ipc, or --resume"):
+        check_flags(SweepFlags(run=str(tmp_path), ipc=(1,), resume=True))
