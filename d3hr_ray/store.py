@@ -109,13 +109,13 @@ class Store:
         pq.write_table(table, sink, compression="zstd", use_dictionary=plain)
         self.write_bytes(name, sink.getvalue())
 
-    @patient
     def write_csv(self, name: str, table: pa.Table) -> None:
         """Write one CSV file, for people and spreadsheets."""
         sink = pa.BufferOutputStream()
         pacsv.write_csv(table, sink)
         self.write_bytes(name, sink.getvalue())
 
+    @patient
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read one Parquet file, or every Parquet file of a folder in the order of their names."""
         filesystem, path = self._open(name)

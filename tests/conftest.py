@@ -35,10 +35,10 @@ WNIDS = ("n01443537", "n02099601", "n15075141")  # ImageNet classes 1, 207 and 9
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """One Ray for all tests; 4 slots on any machine, so that pools and readers never wait for each other."""
+    """One Ray for all tests; 3 slots on any machine: two actors and a reader, and few processes that import torch."""
     import ray
 
-    settings = {"num_cpus": 4, "object_store_memory": 300 << 20, "include_dashboard": False, "log_to_driver": False}
+    settings = {"num_cpus": 3, "object_store_memory": 300 << 20, "include_dashboard": False, "log_to_driver": False}
     try:
         ray.init(address="local", logging_level="ERROR", **settings)
     except Exception:  # noqa: BLE001 - Ray raises a bare one when a loaded machine takes over 30 s to start it
@@ -135,7 +135,7 @@ def write_parquet(root: Path, images, per_file: int = 20, group: int = 7) -> str
     return str(root)
 
 
-CALM = "--preset digits --timesteps 200 --ipc 2 30 --batch-size 32"
+CALM = "--preset digits --timesteps 200 --ipc 2 30 --batch-size 32 --actors 1 1"
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def test_hangs_and_nodes_that_go_and_come_change_no_byte(calm, tmp_path):
     faults.mkdir()
     for name in ("invert-hang-0", "invert-node-1", "synthesize-hang-0", "synthesize-die-1"):
         (faults / name).touch()
-    flags = [*CALM.split(), "--actors", "1", "1", "--task-timeout", "60", "--out", str(out)]
+    flags = [*CALM.split(), "--task-timeout", "60", "--out", str(out)]
     with simulated.cluster(workers=1) as made:
         simulated.attend(made, simulated.start(made, faults, *flags), faults, replace=True)
     assert not list(faults.iterdir())
@@ -104,7 +104,7 @@ def test_a_run_that_asks_for_gpus_grows_a_cluster_from_none(calm, fake_cloud, tm
     """The GPU is none, so the networks run on the CPU; what is tested is that a node comes and the run ends."""
     env = os.environ | {"D3HR_FAULTS": str(tmp_path), "D3HR_CPU": "1", "RAY_ADDRESS": fake_cloud}
     env["PYTHONPATH"] = os.pathsep.join(str(ROOT / name) for name in ("", "jobs", "tests"))
-    flags = [*CALM.split(), "--dtype", "float32", "--gpus-per-actor", "1", "--actors", "1", "1"]
+    flags = [*CALM.split(), "--dtype", "float32", "--gpus-per-actor", "1"]
     command = [sys.executable, "tests/faulty.py", *flags, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -139,7 +139,7 @@ def test_a_submitted_job_can_be_stopped_and_resumed(calm, tmp_path):
     start += ["--dashboard-host=127.0.0.1", "--dashboard-port=18265", "--object-store-memory=300000000"]
     head = subprocess.Popen(start, env=env, start_new_session=True, stdout=subprocess.DEVNULL)
     submit = [ray, "job", "submit", "--working-dir", ".", "--submission-id"]
-    job = ["--", "python", "jobs/distill.py", *CALM.split(), "--actors", "1", "1", "--out", str(out)]
+    job = ["--", "python", "jobs/distill.py", *CALM.split(), "--out", str(out)]
     try:
         time.sleep(45)
         stranger = os.environ | {"RAY_API_SERVER_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}

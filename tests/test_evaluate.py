@@ -167,13 +167,13 @@ def test_a_sweep_shares_what_is_upstream_and_repeats_nothing(ray_session, tmp_pa
     config["data"]["limit_per_class"] = 12
     (tmp_path / "small.json").write_text(json.dumps({"config": config}))
     command = f"--preset {tmp_path}/small.json --run {tmp_path}/run --ipc 1 2 --timesteps 100 200 --candidates 32"
-    run(sweep, monkeypatch, f"{command} --search moments random --arch convnet-d3-w32 --name first")
+    run(sweep, monkeypatch, f"{command} --seeds 0 1 --arch convnet-d3-w32 --at-once 1 --name first")
     runs = tmp_path / "run" / "evaluations" / "runs"
     before = {p: p.stat().st_mtime_ns for p in runs.iterdir()}
     assert len(before) == 2 * 2 * 2
     trials = pq.read_table(tmp_path / "run" / "sweeps" / "first" / "trials.parquet").to_pylist()
-    assert {(r["ipc"], r["timestep"], r["search"]) for r in trials} == {
-        (n, t, s) for n in (1, 2) for t in (100, 200) for s in ("moments", "random")
+    assert {(r["ipc"], r["timestep"], r["set_seed"]) for r in trials} == {
+        (n, t, s) for n in (1, 2) for t in (100, 200) for s in (0, 1)
     }
     assert {r["data"] for r in trials} == {"digits"}
     sets = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "sets").rglob("*.png")}

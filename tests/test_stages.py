@@ -255,10 +255,10 @@ def test_an_image_that_fits_into_no_memory_is_rejected_after_the_batch_was_halve
     made = config(write_imagefolder(tmp_path / "data", IMAGES), max_rejected=0.1)
     whole, bad = stage.invert_images, []
 
-    def tight(autoencoder, denoise, schedule, pixels, noise, timesteps):
+    def tight(autoencoder, denoise, schedule, pixels, noise, timesteps, walk):
         if len(pixels) > 4 or (len(bad) and (pixels == bad[0]).all((1, 2, 3)).any()):
             raise MemoryError("no room")
-        return whole(autoencoder, denoise, schedule, pixels, noise, timesteps)
+        return whole(autoencoder, denoise, schedule, pixels, noise, timesteps, walk)
 
     bad.append(torch.from_numpy(stage_pixels(IMAGES[10][2]).copy()))
     monkeypatch.setattr(stage, "invert_images", tight)

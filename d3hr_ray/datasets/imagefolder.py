@@ -24,10 +24,7 @@ class ImageFolder:
 
     def scan(self, each: Mapper) -> pa.Table:
         """Images sorted by class folder, then path. Files without an image suffix are not images."""
-        filesystem, root = resolve(self.uri)
-        infos = filesystem.get_file_info(pafs.FileSelector(root))
-        names = sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory)
-        names = [n for n in names if not n.startswith(".")]
+        names = _class_folders(self.uri)
         if not names:
             raise ValueError(f"--data {self.uri}: no class folders in it; the layout is FOLDER/<class>/<image>")
         return pa.concat_tables(each(partial(_scan_class, self.uri), names)).unify_dictionaries()
@@ -41,6 +38,14 @@ class ImageFolder:
             return
         with ThreadPoolExecutor(READERS) as pool:
             yield from pool.map(read, *rows)
+
+
+@patient
+def _class_folders(uri: str) -> list[str]:
+    filesystem, root = resolve(uri)
+    infos = filesystem.get_file_info(pafs.FileSelector(root))
+    names = sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory)
+    return [n for n in names if not n.startswith(".")]
 
 
 @patient
