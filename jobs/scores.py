@@ -1,10 +1,11 @@
 """Score distilled sets without training anything, and see which score ranks them as their accuracy does.
 
     python jobs/scores.py --distilled runs/digits                     # all sets of a run
+    python jobs/scores.py --distilled runs/digits/sets/*/distilled/*  # all sets of its sweeps
 
 A row per set: errors of the moments in the noise domain, Frechet and kernel distance and coverage to real images in a
 classifier's features, its confidence, diversity within a class, and the PSNR of the set's own round trip. Where
-evaluations/results.parquet is there too, Spearman's correlation of each score with the mean accuracy.
+evaluations/results.parquet is there too: Spearman's correlation of each score with accuracy over sets of one IPC.
 """
 
 from dataclasses import dataclass
@@ -50,10 +51,9 @@ def main() -> None:
         real = scoring.real(flags.per_class)
     announce(f"{len(scoring.sets)} sets against {len(real.labels_N):,} real images")
     rows = score_all(scoring, real)
-    run = scoring.runs[0]
-    name = write_scores(run, rows)
+    name = write_scores(scoring.runs[0], rows)
     print(format_scores(rows, read_accuracy(scoring.runs, flags.arch, flags.protocol)))
-    print(f"{run.uri}/{name}")
+    print(name)
 
 
 if __name__ == "__main__":

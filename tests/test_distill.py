@@ -129,17 +129,16 @@ def test_more_sets_come_from_gaussians_without_the_data(digits, monkeypatch, cap
     assert "no Gaussians at t=300 (there: 100, 200)" in capsys.readouterr().err
 
 
-@pytest.mark.chaos  # has not passed on a real Ray yet
 def test_mixtures_come_from_stored_latents(digits, monkeypatch, capsys, tmp_path):
     """One component per image is its cluster's mean; without latents/ of the cluster's timestep the run is refused."""
-    command = f"--from-gaussians {digits} --timesteps 200 --ipc 3 --components ipc --actors 1 1 --out {tmp_path / 'k'}"
-    run(monkeypatch, f"{command} --cluster-timestep 100 --rank 2")
+    command = f"--from-gaussians {digits} --timesteps 200 --ipc 3 --components ipc --actors 1 1"
+    run(monkeypatch, f"{command} --cluster-timestep 100 --rank 2 --out {tmp_path / 'k'}")
     subset = pq.read_table(tmp_path / "k" / "subsets" / "d3hr-moments-k3-c100-r2-t200-ipc3-seed0").to_pylist()
     mixtures = pq.read_table(tmp_path / "k" / "mixtures" / "t0200-c0100-k3-r2-seed0").to_pylist()
     assert [r["latent"] for r in subset] == [m["mean"] for m in mixtures]
     assert sum(m["count"] for m in mixtures) == 120
     with pytest.raises(SystemExit):
-        run(monkeypatch, f"{command} --cluster-timestep 300")
+        run(monkeypatch, f"{command} --cluster-timestep 300 --out {tmp_path / 'none'}")
     assert "has none at t=300" in capsys.readouterr().err
 
 

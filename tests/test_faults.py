@@ -77,7 +77,8 @@ print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def peak(root: Path, count: int) -> int:
     """Peak resident memory of the driver, in KiB, over a whole run."""
     data = write_many(root / f"data{count}", count)
-    flags = f"--preset digits --data {data} --timesteps 20 --inversion-guidance 1 --ipc 1 --actors 1 1 --out {root}/run{count}"
+    flags = f"--preset digits --data {data} --timesteps 20 --inversion-guidance 1 --ipc 1 --actors 1 1"
+    flags += f" --out {root}/run{count}"
     done = subprocess.run(
         [sys.executable, "-c", SMALL, *flags.split()], cwd=ROOT, capture_output=True, text=True, timeout=600
     )

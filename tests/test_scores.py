@@ -1,11 +1,18 @@
 """Scores without training: distances in closed form, and the table of a small run's sets."""
 
+import shutil
+import sys
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import csv as pacsv
 
+from d3hr_ray.evaluation.sets import find_sets, load_set
 from d3hr_ray.numerics.distances import coverage, diversity, frechet, kernel_distance
 from d3hr_ray.report.scores import COLUMNS, Measured, feature_scores, measure, moment_scores, rank_correlations
+from d3hr_ray.report.scoring import base_of, format_scores
 from d3hr_ray.stages.judge import Judge
 from d3hr_ray.stages.search import subset_table
 from d3hr_ray.store import Store
@@ -83,3 +90,40 @@ def test_rank_correlations_are_over_sets_with_both():
     ]
     found = rank_correlations(rows, {str(i): i / 10 for i in range(4)} | {"other": 1.0})
     assert found.keys() == {"frechet"} and found["frechet"][0] == pytest.approx(-1)
+
+
+def test_the_job_scores_every_set_of_a_run_and_correlates_with_its_accuracies(digits, tmp_path, monkeypatch, capsys):
+    import scores
+
+    run = tmp_path / "run"
+    shutil.copytree(digits, run)
+    sets = find_sets((str(run),))
+    accuracy = [{"set_hash": load_set(s, 16).set_hash, "protocol": "hard", "arch": "a"} for s in sets]
+    rows = [row | {"top1_last": 0.1 * i} for i, row in enumerate(accuracy)]
+    Store(str(run)).write_table("evaluations/results.parquet", pa.Table.from_pylist(rows))
+    monkeypatch.setattr(sys, "argv", ["scores.py", "--distilled", str(run), "--per-class", "12"])
+    scores.main()
+    said = capsys.readouterr().out
+    table = pacsv.read_csv(run / "report" / "scores.csv").to_pylist()
+    assert sorted((row["ipc"], row["seed"]) for row in table) == [(1, 0), (1, 0), (5, 0), (5, 0)]
+    assert all(0 <= row["coverage"] <= 1 and row["round_trip"] > 15 and row["mean_error"] < 1e-3 for row in table)
+    assert "d3hr-moments-t100-ipc5" in said and " 30.0" in said
+    assert str(run / "report" / "scores.csv") in said
+
+
+def test_correlations_are_told_per_ipc():
+    rows = [
+        {"set": "s", "fidelity": "fixed", "settings": "x", "ipc": ipc, "set_hash": f"{ipc}-{i}"}
+        | dict.fromkeys(COLUMNS, float(i))
+        for ipc in (1, 10)
+        for i in range(4)
+    ]
+    text = format_scores(rows, {row["set_hash"]: row["coverage"] * (1 if row["ipc"] == 1 else -1) for row in rows})
+    first, second = text.splitlines()[-2:]
+    assert first.startswith("Spearman's rho, IPC 1 ") and first.split()[-1] == "+1.00"
+    assert second.startswith("Spearman's rho, IPC 10") and second.split()[-1] == "-1.00"
+
+
+def test_a_sweeps_sets_belong_to_the_run_that_evaluated_them():
+    assert base_of(Store("/x/run/sets/w2-c256")).uri == "/x/run"
+    assert base_of(Store("/x/run")).uri == "/x/run"

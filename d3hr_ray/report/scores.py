@@ -16,8 +16,7 @@ from torch import nn
 from d3hr_ray.config import from_dict
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.models.autoencoder import to_images, to_pixels
-from d3hr_ray.numerics import distances
-from d3hr_ray.numerics.ddim import invert, sample
+from d3hr_ray.numerics import adams, ddim, distances
 from d3hr_ray.stages.batching import open_model
 from d3hr_ray.stages.fit import gaussian_file, read_gaussians
 from d3hr_ray.stages.judge import Judge
@@ -88,14 +87,15 @@ def round_trip(manifest: dict[str, Any], pixels: np.ndarray, model_classes: Sequ
     config = from_dict(manifest["config"] | {"cao2": manifest["config"].get("cao2") or {}})
     schedule, autoencoder, denoiser = open_model(config, device)
     t = config.inversion.timesteps[0] if config.inversion.timesteps else schedule.grid[-1]
+    walk = adams if config.inversion.solver == "adams" else ddim
     squares = []
     with torch.inference_mode():
         for at in range(0, len(pixels), 64):
             part = torch.from_numpy(pixels[at : at + 64])
             ids = torch.tensor(list(model_classes[at : at + 64]), device=device)
             latents = autoencoder.encode(to_images(part).to(device), None)
-            noised = invert(denoiser.guided(ids, config.inversion.guidance), latents, schedule, (t,))[t]
-            back = sample(denoiser.guided(ids, config.synthesis.guidance), noised, schedule, t)
+            noised = walk.invert(denoiser.guided(ids, config.inversion.guidance), latents, schedule, (t,))[t]
+            back = walk.sample(denoiser.guided(ids, config.synthesis.guidance), noised, schedule, t)
             made = to_pixels(autoencoder.decode(back)).cpu()
             squares.append((made.double() - part.double()).square().flatten(1).mean(1))
     return float(10 * torch.log10(255**2 / torch.cat(squares).mean()))

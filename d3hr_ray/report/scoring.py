@@ -2,13 +2,12 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import torch
 from PIL import Image
 
@@ -76,22 +75,28 @@ def score_all(scoring: Scoring, real: Measured) -> list[dict[str, Any]]:
     rows = []
     for found, run, manifest in zip(scoring.sets, scoring.runs, scoring.manifests, strict=True):
         scores = score_set(found, run, manifest, scoring.judge, real, scoring.device)
-        rows.append({"set": manifest["variant"], "set_hash": found.set_hash} | scores)
+        words = {"set": found.name, "seed": found.set_seed, "ipc": found.about["ipc"], "set_hash": found.set_hash}
+        rows.append(words | {"fidelity": found.about["fidelity"], "settings": found.about["settings"]} | scores)
     return rows
 
 
 def write_scores(run: Store, rows: Sequence[dict[str, Any]]) -> str:
-    """Write the table as CSV and return its name."""
-    buffer = io.BytesIO()
-    pyarrow.csv.write_csv(pa.Table.from_pylist(list(rows)), buffer)
-    run.write_bytes(FILE, buffer.getvalue())
-    return FILE
+    """Write the table as CSV beside the run's other reports and return its URI."""
+    store = base_of(run)
+    store.write_csv(FILE, pa.Table.from_pylist(list(rows)))
+    return f"{store.uri}/{FILE}"
+
+
+def base_of(run: Store) -> Store:
+    """The run folder whose evaluations know a run's sets: for RUN/sets/<settings> of a sweep, RUN."""
+    folder, _, _ = run.uri.rpartition("/")
+    return Store(folder.removesuffix("/sets")) if folder.endswith("/sets") else run
 
 
 def read_accuracy(runs: Sequence[Store], arch: str | None, protocol: str) -> dict[str, float]:
-    """Mean top-1 of each set (by its hash) in the runs' evaluations/results.parquet."""
+    """Mean top-1 of each set (by its hash) in the runs' evaluations/results.parquet, as fractions."""
     found = defaultdict(list)
-    for run in dict.fromkeys(runs):
+    for run in dict.fromkeys(map(base_of, runs)):
         if not run.exists("evaluations/results.parquet"):
             continue
         for row in run.read_table("evaluations/results.parquet").to_pylist():
@@ -101,17 +106,25 @@ def read_accuracy(runs: Sequence[Store], arch: str | None, protocol: str) -> dic
 
 
 def format_scores(rows: Sequence[dict[str, Any]], accuracy: dict[str, float]) -> str:
-    """The table as text; below it the rank correlations with accuracy, if accuracies are known."""
-    width = max(len(row["set"]) for row in rows)
-    header = ["set".ljust(width), *(f"{c:>10}" for c in COLUMNS), f"{'top-1':>7}"]
-    lines = [" ".join(header)]
+    """Means over seeds as text; below them, per IPC, the rank correlations of single sets with accuracy, if known."""
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        known = accuracy.get(row["set_hash"])
-        end = "" if known is None else f"{100 * known:7.1f}"
-        lines.append(" ".join([row["set"].ljust(width), *(f"{row[c]:>10.4g}" for c in COLUMNS), end]))
-    found = rank_correlations(rows, accuracy)
-    if found:
-        sets = sum(row["set_hash"] in accuracy for row in rows)
-        values = [f"{found[c][0]:>+10.2f}" if c in found else f"{'-':>10}" for c in COLUMNS]
-        lines.append(" ".join([f"Spearman's rho with top-1, {sets} sets".ljust(width), *values]))
-    return "\n".join(lines)
+        kinds[row["ipc"], row["set"], row["fidelity"], row["settings"]].append(row)
+    names = {key: key[1] + ("" if key[2] == "fixed" else f" {key[2]}") for key in kinds}
+    width = max(24, *map(len, names.values()))
+    lines = [" ".join(["set".ljust(width), "  n", *(f"{c:>10}" for c in COLUMNS), f"{'top-1':>7}"])]
+    for key in sorted(kinds):
+        known = [100 * accuracy[row["set_hash"]] for row in kinds[key] if row["set_hash"] in accuracy]
+        means = [f"{np.mean([row[c] for row in kinds[key]]):>10.4g}" for c in COLUMNS]
+        end = [f"{np.mean(known):7.1f}"] if known else []
+        lines.append(" ".join([names[key].ljust(width), f"{len(kinds[key]):>3}", *means, *end]))
+    return "\n".join([*lines, *_correlation_lines(rows, accuracy, width)])
+
+
+def _correlation_lines(rows: Sequence[dict[str, Any]], accuracy: dict[str, float], width: int) -> Iterable[str]:
+    for ipc in sorted({row["ipc"] for row in rows}):
+        here = [row for row in rows if row["ipc"] == ipc and row["set_hash"] in accuracy]
+        found = rank_correlations(here, accuracy)
+        if found:
+            values = [f"{found[c][0]:>+10.2f}" if c in found else f"{'-':>10}" for c in COLUMNS]
+            yield " ".join([f"Spearman's rho, IPC {ipc}".ljust(width), f"{len(here):>3}", *values])
