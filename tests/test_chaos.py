@@ -59,17 +59,22 @@ def test_hangs_and_nodes_that_go_and_come_change_no_byte(calm, tmp_path):
     assert_same(out, calm)
 
 
+HEAD = "ray.head.default"  # the fake provider takes its head for a node of this type
 AUTOSCALING = {
     "cluster_name": "fake",
     "max_workers": 2,
     "provider": {"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True},
     "auth": {},
-    "head_node_type": "head",
+    "head_node_type": HEAD,
     "available_node_types": {
-        "head": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
-        "gpu": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1},
+        HEAD: {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
+        "gpu": {
+            "resources": {"CPU": 2, "GPU": 1, "object_store_memory": 150 << 20},
+            "node_config": {},
+            "max_workers": 1,
+        },
     },
-    "idle_timeout_minutes": 1,
+    "idle_timeout_minutes": 0.2,
     "upscaling_speed": 1.0,
     "docker": {},
     "file_mounts_sync_continuously": False,
@@ -92,6 +97,7 @@ def fake_cloud(tmp_path):
     """A head without GPUs and the autoscaler's fake provider, which starts nodes here. It insists on port 6379."""
     (tmp_path / "fake.yaml").write_text(yaml.safe_dump(AUTOSCALING))
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--port=6379", "--block", "--num-cpus=2"]
+    command += ["--object-store-memory=150000000"]
     command += ["--include-dashboard=false", f"--autoscaling-config={tmp_path}/fake.yaml", "--disable-usage-stats"]
     head = subprocess.Popen(command, env=os.environ | FAKE, start_new_session=True, stdout=subprocess.DEVNULL)
     time.sleep(20)
@@ -100,8 +106,18 @@ def fake_cloud(tmp_path):
     head.wait(60)
 
 
+GPUS = """
+import sys, time, ray
+ray.init(sys.argv[1], log_to_driver=False)
+end = time.monotonic() + 120
+while any(n["Alive"] and n["Resources"].get("GPU") for n in ray.nodes()) and time.monotonic() < end:
+    time.sleep(1)
+print([n["Alive"] for n in ray.nodes() if n["NodeID"].endswith("f00001")])
+"""
+
+
 def test_a_run_that_asks_for_gpus_grows_a_cluster_from_none(calm, fake_cloud, tmp_path):
-    """The GPU is none, so the networks run on the CPU; what is tested is that a node comes and the run ends."""
+    """The GPU is none, so the networks run on the CPU. A node comes, the run ends, and the idle node goes."""
     env = os.environ | {"D3HR_FAULTS": str(tmp_path), "D3HR_CPU": "1", "RAY_ADDRESS": fake_cloud}
     env["PYTHONPATH"] = os.pathsep.join(str(ROOT / name) for name in ("", "jobs", "tests"))
     flags = [*CALM.split(), "--dtype", "float32", "--gpus-per-actor", "1"]
@@ -109,6 +125,8 @@ def test_a_run_that_asks_for_gpus_grows_a_cluster_from_none(calm, fake_cloud, tm
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(tmp_path / "run", calm)
+    left = subprocess.run([sys.executable, "-c", GPUS, fake_cloud], capture_output=True, text=True, timeout=300)
+    assert left.stdout.strip() == "[False]", left.stderr[-3000:]
 
 
 def test_what_no_node_type_has_is_said_within_a_minute(fake_cloud, tmp_path):
