@@ -64,9 +64,8 @@ def partial_moments(store: Store, files: list[str], t: int) -> PerClass:
 
 
 def to_tensors(table: pa.Table, column: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """latents/ table => labels (N,) and one column's latents (N, D)."""
-    lists = table[column].combine_chunks()
-    values = torch.from_numpy(lists.flatten().to_numpy().copy())
+    """latents/ table => labels (N,) and one column's latents (N, D): the table's memory, not to be written to."""
+    values = torch.from_dlpack(table[column].combine_chunks().flatten())
     return torch.from_numpy(table["label"].to_numpy().copy()), values.reshape(len(table), -1)
 
 
