@@ -131,6 +131,13 @@ def test_classes_are_read_in_order_from_shuffled_files(tmp_path):
         assert torch.equal(by[label], latents(60, seed=100).half()[rows].float())
 
 
+def test_files_without_a_class_are_passed_over(tmp_path):
+    """As those of an image folder are, which lists its classes one after the other."""
+    store = store_with(tmp_path, [0] * 20 + [1] * 20, 4)
+    at, _ = stage.read_classes(store, range(1, 2), (600, 600), 100)
+    assert torch.equal(at[1], latents(40, seed=600).half()[20:].float())
+
+
 def test_a_class_too_large_for_memory_is_thinned_evenly(tmp_path):
     store = store_with(tmp_path, [0] * 100, 5)
     at, _ = stage.read_classes(store, range(1), (600, 600), 30)

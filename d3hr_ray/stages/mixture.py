@@ -118,8 +118,10 @@ def read_classes(
     columns = ["label", *dict.fromkeys(f"z_{t}" for t in timesteps)]
     for file in latents.list("latents"):
         table = latents.read_rows(f"latents/{file}", columns, "label", labels)
+        if not len(table):
+            continue  # none of these classes is in this file
         parts = [to_tensors(table, f"z_{t}") for t in timesteps]
-        for label in np.unique(parts[0][0].numpy()) if len(table) else ():
+        for label in np.unique(parts[0][0].numpy()):
             rows = torch.nonzero(parts[0][0] == label).flatten()
             number = seen[label] + torch.arange(len(rows))
             seen[label] += len(rows)
