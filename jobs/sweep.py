@@ -56,7 +56,8 @@ def main() -> None:
         keys = {trial.key for trial in trials}
         rows = [row for row in collect(store) if row["key"] in keys]
         print(format_summary(summarise(rows)))
-        print(write_sweep(store, sweep.name, sweep.base, rows, stopped))
+        configs = {found.about["settings"]: found.about["config"] for found in comparison.sets}
+        print(write_sweep(store, sweep.name, sweep.base, rows, stopped, configs))
         print(report(store, comparison.test))
 
 

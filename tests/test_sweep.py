@@ -1,12 +1,17 @@
 """What a sweep goes through: axes, variants in words, and what its flags refuse. Its job runs in test_evaluate.py."""
 
+from dataclasses import replace
+
 import pytest
 from presets import PRESETS
 from sweepflags import SweepFlags, check_flags
 from sweepinputs import Sweep, open_sweep, remember
 from sweepvariants import vary
 
+from d3hr_ray.methods.variants import variants
+from d3hr_ray.report.swept import preset_of
 from d3hr_ray.stages.pool import Pool
+from d3hr_ray.stages.publish import recipe
 from d3hr_ray.store import Store
 
 BASE = PRESETS["digits"]()
@@ -71,3 +76,15 @@ def test_a_sweep_is_resumed_by_name_and_another_is_refused(tmp_path):
         open_sweep(SweepFlags(run=str(tmp_path), ipc=(2,)))
     with pytest.raises(ValueError, match="leave out --ipc, or --resume"):
         check_flags(SweepFlags(run=str(tmp_path), ipc=(1,), resume=True))
+
+
+CAO2 = "method=cao2 fidelity=official mend=fill optimise=3"
+
+
+@pytest.mark.parametrize("text", ["components=ipc single=medoid", CAO2, "run"])
+def test_the_best_setting_is_a_preset_of_all_that_made_it(text):
+    config = next(sweep(variants=(text,), seeds=(3,), ipc=(2, 5)).configs(2.0))
+    (variant,) = [v for v in variants(config) if v.ipc == 5]
+    plain = recipe(config, variant, {})["config"]
+    preset = preset_of(BASE, {"timestep": variant.timestep, "ipc": 5}, plain)
+    assert preset == replace(config, seed=0, search=replace(config.search, ipc=(5,)))

@@ -94,6 +94,7 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
         "data": config["data"],
         "fidelity": " but ".join([config["fidelity"], *config.get("mended", ())]),
         "settings": _settings(config),
+        "config": config,
     }
     wnids = _wnids(rows)
     images = Images(np.stack(pixels), labels, classes)

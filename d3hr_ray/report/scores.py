@@ -13,13 +13,14 @@ import torch
 from scipy import stats
 from torch import nn
 
-from d3hr_ray.config import from_dict
+from d3hr_ray.config import RunConfig
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.models.autoencoder import to_images, to_pixels
 from d3hr_ray.numerics import adams, ddim, distances
 from d3hr_ray.stages.batching import open_model
 from d3hr_ray.stages.fit import gaussian_file, read_gaussians
 from d3hr_ray.stages.judge import Judge
+from d3hr_ray.stages.publish import made_with
 from d3hr_ray.store import Store
 
 COLUMNS = (
@@ -82,11 +83,12 @@ def moment_scores(run: Store, variant: str, timestep: int | None) -> dict[str, f
     return nothing | {key: float(np.mean(values)) for key, values in errors.items()}
 
 
-def round_trip(manifest: dict[str, Any], pixels: np.ndarray, model_classes: Sequence[int], device: str) -> float:
+def round_trip(
+    config: RunConfig, timestep: int | None, pixels: np.ndarray, model_classes: Sequence[int], device: str
+) -> float:
     """PSNR in dB of the set's own images after VAE, inversion, sampling and decoding, as the set was made."""
-    config = from_dict(manifest["config"] | {"cao2": manifest["config"].get("cao2") or {}})
     schedule, autoencoder, denoiser = open_model(config, device)
-    t = config.inversion.timesteps[0] if config.inversion.timesteps else schedule.grid[-1]
+    t = schedule.grid[-1] if timestep is None else timestep
     walk = adams if config.inversion.solver == "adams" else ddim
     squares = []
     with torch.inference_mode():
@@ -112,7 +114,7 @@ def score_set(
     return {
         **moment_scores(run, manifest["variant"], timestep),
         **feature_scores(real, made),
-        "round_trip": round_trip(manifest, found.images.pixels, ids, device),
+        "round_trip": round_trip(made_with(manifest["config"]), timestep, found.images.pixels, ids, device),
     }
 
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.evaluation.comparison import source_of
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, list_real, load_set, read_listing
 from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
 from d3hr_ray.stages.judge import Judge, load_judge
+from d3hr_ray.stages.publish import made_with
 from d3hr_ray.store import Store
 
 FILE = "report/scores.csv"
@@ -40,7 +40,7 @@ class Scoring:
                 raise ValueError(f"--distilled {store.uri} has no manifest.json: only sets of this project are scored")
         manifests = tuple(store.read_json("manifest.json") for store in stores)
         runs = tuple(Store(store.uri.rsplit("/", 2)[0]) for store in stores)
-        config = _config(manifests[0])
+        config = made_with(manifests[0]["config"])
         config = replace(config, cao2=replace(config.cao2, classifier=classifier or config.cao2.classifier))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         judge = load_judge(config, runs[0].read_table("classes.parquet").sort_by("label"), device)
@@ -58,10 +58,6 @@ class Scoring:
         rows = [np.flatnonzero(labels == label)[:per_class] for label in range(len(first.images.classes))]
         pixels, labels = read_listing(listing, first.images.pixels.shape[1], np.concatenate(rows))
         return measure(self.judge, pixels, labels)
-
-
-def _config(manifest: dict[str, Any]) -> RunConfig:
-    return from_dict(manifest["config"] | {"cao2": manifest["config"].get("cao2") or {}})
 
 
 def _side(store: Store) -> int:

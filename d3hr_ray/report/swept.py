@@ -8,18 +8,28 @@ import pyarrow as pa
 
 from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.evaluation.results import SCHEMA, summarise
+from d3hr_ray.stages.publish import made_with
 from d3hr_ray.store import Store
 
 SETTING = (
-    "method", "search", "candidates", "components", "rank", "timestep", "inversion_guidance", "guidance",
+    "method", "search", "candidates", "components", "rank", "timestep", "inversion_guidance", "guidance", "fidelity",
+    "settings",
 )  # fmt: skip
 AXES = (*SETTING, "ipc", "arch", "protocol", "protocol_version", "lr", "teacher")
 
 
 def write_sweep(
-    store: Store, name: str, base: RunConfig, rows: Sequence[dict[str, Any]], stopped: Mapping[str, float]
+    store: Store,
+    name: str,
+    base: RunConfig,
+    rows: Sequence[dict[str, Any]],
+    stopped: Mapping[str, float],
+    configs: Mapping[str, dict[str, Any]],
 ) -> str:
-    """Write trials.parquet, trials.csv, cells.csv and best.json into sweeps/<name>/; return what to tell."""
+    """Write trials.parquet, trials.csv, cells.csv and best.json into sweeps/<name>/; return what to tell.
+
+    `configs` are those that sets were made with, by the `settings` of their rows.
+    """
     folder = f"sweeps/{name}"
     schema = pa.schema([f for f in SCHEMA if f.name != "per_class"])
     table = pa.Table.from_pylist(list(rows), schema)
@@ -28,11 +38,11 @@ def write_sweep(
     cells = sorted(summarise(rows, AXES), key=lambda c: -c["top1_last"])
     store.write_csv(f"{folder}/cells.csv", pa.Table.from_pylist(cells))
     best = best_cell(cells)
-    preset = preset_of(base, best)
+    preset = preset_of(base, best, configs[best["settings"]])
     found = {key: best[key] for key in (*AXES, "n", "top1_last")}
     store.write_json(f"{folder}/best.json", {"config": as_dict(preset), "found": found})
     line = f"{len(rows)} students finished, {len(stopped)} stopped early"
-    words = ", ".join(f"{axis} {best[axis]}" for axis in SETTING if best[axis] is not None)
+    words = ", ".join(f"{axis} {best[axis]}" for axis in SETTING[:-1] if best[axis] is not None)
     return f"{line}; best over IPCs and students: {words}\n{store.uri}/{folder}: trials.csv, cells.csv, best.json"
 
 
@@ -46,19 +56,14 @@ def best_cell(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(whole, key=lambda members: sum(m["top1_last"] for m in members) / len(members))[0]
 
 
-def preset_of(base: RunConfig, cell: Mapping[str, Any]) -> RunConfig:
-    """The base config with a cell's settings."""
-    search = base.search
-    if cell["search"]:
-        components = cell["components"] if cell["components"] == "ipc" else int(cell["components"])
-        search = replace(
-            search, method=cell["search"], candidates=cell["candidates"], components=components, rank=cell["rank"]
-        )
+def preset_of(base: RunConfig, cell: Mapping[str, Any], plain: Mapping[str, Any]) -> RunConfig:
+    """The config of a cell's sets as a preset: its timestep and IPC, and the seed of the base."""
+    made = made_with(plain)
     timesteps = base.inversion.timesteps if cell["timestep"] is None else (cell["timestep"],)
     return replace(
-        base,
-        method=cell["method"],
-        search=replace(search, ipc=(cell["ipc"],)),
-        inversion=replace(base.inversion, timesteps=timesteps, guidance=cell["inversion_guidance"]),
-        synthesis=replace(base.synthesis, guidance=cell["guidance"]),
+        made,
+        data=base.data,
+        search=replace(made.search, ipc=(cell["ipc"],)),
+        inversion=replace(made.inversion, timesteps=timesteps),
+        seed=base.seed,
     )
