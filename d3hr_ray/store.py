@@ -19,7 +19,7 @@ import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from d3hr_ray.filesystems import absolute, patient, resolve
+from d3hr_ray.filesystems import absolute, patient, resolve, split_query
 
 WRITERS = 16
 
@@ -47,6 +47,18 @@ class Store:
     """The files under one root. Names are relative, with forward slashes. Cheap to pickle and to make."""
 
     uri: str
+
+    def at(self, name: str) -> "Store":
+        """A folder within this one, or one above it (`..`), on the same storage: a URI's query stays at its end."""
+        base, query = split_query(self.uri)
+        for part in name.split("/"):
+            base = base.rpartition("/")[0] if part == ".." else f"{base}/{part}"
+        return Store(base + query)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return split_query(self.uri)[0].rpartition("/")[2]
 
     def _open(self, name: str) -> tuple[pafs.FileSystem, str]:
         filesystem, root = resolve(self.uri)

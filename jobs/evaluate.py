@@ -23,7 +23,7 @@ def main() -> None:
     from evaluateinputs import add_baselines, find_out, make_teachers, open_all, protocols
 
     from d3hr_ray.evaluation.launch import find_workers, launch
-    from d3hr_ray.evaluation.results import collect, format_summary, summarise
+    from d3hr_ray.evaluation.results import format_summary, rows_of, summarise
     from d3hr_ray.evaluation.teachers import teacher_id
     from d3hr_ray.report.evaluated import report
 
@@ -41,9 +41,7 @@ def main() -> None:
         tested = f"{len(comparison.test):,} real images"
         announce(f"{len(comparison.sets)} sets, {len(trials)} students on {tested} -> {store.uri}/evaluations")
         launch(store, trials, comparison.images(), comparison.test, comparison.target, workers, {teachers: top1})
-        rows = collect(store)
-        keys = {trial.key for trial in trials}
-        rows = [row for row in rows if row["key"] in keys]
+        rows = rows_of(store, trials)
         print(format_summary(summarise(rows)))
         print(report(store, comparison.test, rows))
 

@@ -22,10 +22,10 @@ def find_out(flags: EvaluateFlags) -> Store:
     """--out, or the run folder that the first set lies in. Raises ValueError for a set that lies in none."""
     if flags.out:
         return Store(absolute(flags.out))
-    run = find_sets(flags.distilled[:1])[0].uri.rsplit("/", 2)[0]
-    if not Store(run).exists("run.json"):
+    run = find_sets(flags.distilled[:1])[0].at("../..")
+    if not run.exists("run.json"):
         raise ValueError(f"--out is needed: {flags.distilled[0]} lies in no run folder")
-    return Store(run)
+    return run
 
 
 def open_all(
@@ -79,7 +79,7 @@ def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, f
     whole = full_set(full)
     plain = replace(comparison, recipe=replace(comparison.recipe, overrides=Overrides()))
     protocol = plain.protocol("teacher", whole, arch)
-    folder = f"{store.uri}/evaluations/teachers/{arch}-{fingerprint(whole.set_hash, protocol)[:8]}"
+    folder = store.at(f"evaluations/teachers/{arch}-{fingerprint(whole.set_hash, protocol)[:8]}").uri
     if not Store(folder).exists(CARD):
         trial = make_trial(whole, arch, protocol, 0, (), None, (comparison.data, comparison.test_digest), keep=folder)
         store.delete(trial.record)  # a record without its teacher's folder would never be trained again

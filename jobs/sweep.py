@@ -11,6 +11,7 @@ on held-out images. No image is inverted twice and no set synthesised twice. The
 from cli import announce, connect, guard, parse, refusing
 from sweepflags import SweepFlags, check_flags
 
+from d3hr_ray.config import RunError
 from d3hr_ray.lock import driving
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     # Imported late: torch and Ray take seconds, and --help or a wrong flag should not wait for them.
     from sweepinputs import Sweep, compare, invert_all, open_sweep, synthesise_all
 
-    from d3hr_ray.evaluation.results import collect, format_summary, summarise
+    from d3hr_ray.evaluation.results import format_summary, rows_of, summarise
     from d3hr_ray.evaluation.tuning import tune_trials
     from d3hr_ray.report.evaluated import report
     from d3hr_ray.report.swept import write_sweep
@@ -35,6 +36,7 @@ def main() -> None:
         with refusing():
             sweep = Sweep.plan(flags, store)
             share = sweep.share
+            sweep.check()
         runs = invert_all(sweep)  # images => gaussians, once per inversion guidance
         sets = synthesise_all(sweep, runs)  # gaussians => sets, once per combination
         with refusing():
@@ -42,7 +44,7 @@ def main() -> None:
         announce(
             f"{len(sets)} sets, {len(trials)} students on {len(comparison.test):,} real images of {sweep.data.uri}"
         )
-        stopped = tune_trials(
+        stopped, failed = tune_trials(
             store,
             trials,
             comparison.images(),
@@ -53,12 +55,13 @@ def main() -> None:
             *share,
             sweep.name,
         )
-        keys = {trial.key for trial in trials}
-        rows = [row for row in collect(store) if row["key"] in keys]
+        rows = rows_of(store, trials)
         print(format_summary(summarise(rows)))
         configs = {found.about["settings"]: found.about["config"] for found in comparison.sets}
         print(write_sweep(store, sweep.name, sweep.base, rows, stopped, configs))
         print(report(store, comparison.test))
+        if failed:  # said last, after the table of those that did not
+            raise RunError(failed)
 
 
 if __name__ == "__main__":

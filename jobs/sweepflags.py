@@ -98,6 +98,8 @@ def check_flags(flags: SweepFlags) -> None:
             raise ValueError(f"--{name.replace('_', '-')} names a value twice")
     if flags.scheduler == "asha" and (len(flags.ipc) > 1 or len(flags.arch) > 1 or len(flags.protocol) > 1):
         raise ValueError("--scheduler asha compares students: give one --ipc, one --arch and one --protocol")
+    if flags.scheduler == "asha" and (len(flags.seeds) > 1 or flags.repeats > 1):
+        raise ValueError("--scheduler asha would keep the lucky ones of several --seeds or --repeats: give one of each")
     if flags.matched and flags.guidance:
         raise ValueError("--matched contradicts --guidance: it samples with the guidance of the inversion")
     if any(p.endswith("soft") for p in flags.protocol) and not flags.teacher:

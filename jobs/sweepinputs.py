@@ -18,6 +18,7 @@ from d3hr_ray.config import DataConfig, RunConfig, SearchConfig, fingerprint, fr
 from d3hr_ray.evaluation.comparison import Comparison, open_comparison
 from d3hr_ray.evaluation.launch import Workers
 from d3hr_ray.evaluation.protocols import Overrides, Recipe
+from d3hr_ray.evaluation.students import check_arch
 from d3hr_ray.evaluation.teachers import resolve, teacher_id
 from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.methods import d3hr
@@ -98,13 +99,22 @@ class Sweep:
         inversion = replace(self.base.inversion, guidance=inversion_guidance, timesteps=self.timesteps)
         base = replace(self.base, inversion=inversion, search=replace(self.base.search, ipc=flags.ipc))
         for text in flags.variants or (PLAIN,):
-            varied = vary(base, text)
-            guidances = (inversion_guidance,) if flags.matched else flags.guidance or (varied.synthesis.guidance,)
-            for method, guidance, seed in product(flags.method or (varied.method,), guidances, flags.seeds):
-                synthesis = replace(varied.synthesis, guidance=guidance)
-                found = replace(varied, method=method, seed=seed, synthesis=synthesis)
-                for search in self.searches(found.search) if method in SEARCHING else [found.search]:
-                    yield replace(found, search=search)
+            for named in [f"{text} method={m}" for m in flags.method] or [text]:
+                varied = vary(base, named)
+                guidances = (inversion_guidance,) if flags.matched else flags.guidance or (varied.synthesis.guidance,)
+                for guidance, seed in product(guidances, flags.seeds):
+                    found = replace(varied, seed=seed, synthesis=replace(varied.synthesis, guidance=guidance))
+                    for search in self.searches(found.search) if found.method in SEARCHING else [found.search]:
+                        yield replace(found, search=search)
+
+    def check(self) -> None:
+        """Raise ValueError for settings that do not go together, before hours are spent on the first of them."""
+        for guidance in self.flags.inversion_guidance or (self.base.inversion.guidance,):
+            list(self.configs(guidance))
+        for arch in self.flags.arch:
+            check_arch(arch, 224)
+        for name in self.flags.teacher:
+            teacher_id((resolve(name),))
 
     def searches(self, base: SearchConfig) -> list[SearchConfig]:
         """Search methods x candidates x components x ranks."""
@@ -137,12 +147,12 @@ def invert_all(sweep: Sweep) -> dict[float, Run]:
 def _inverted(sweep: Sweep, config: RunConfig) -> Run:
     card, schedule = read_model(config, planning=False)
     check_timesteps(config, schedule)
-    inner = Store(f"{sweep.store.uri}/inversions")
-    there = [sweep.store, *(Store(f"{inner.uri}/{name}") for name in inner.folders())]
+    inner = sweep.store.at("inversions")
+    there = [sweep.store, *(inner.at(name) for name in inner.folders())]
     stored = {store: stored_config(store) for store in there}
     holding = (s for s in there if (plain := stored[s]) and _holds(from_dict(plain), config))
-    name = f"/inversions/w{config.inversion.guidance:g}-{fingerprint(config.inversion)[:6]}"
-    store = next(holding, Store(f"{sweep.store.uri}{name if stored[sweep.store] else ''}"))
+    name = f"inversions/w{config.inversion.guidance:g}-{fingerprint(config.inversion)[:6]}"
+    store = next(holding, sweep.store.at(name) if stored[sweep.store] else sweep.store)
     plain = stored.get(store)
     settled = from_dict(plain) if plain else replace(config, method="d3hr")
     listing = list_data(settled, card)
@@ -187,9 +197,9 @@ def compare(sweep: Sweep, sets: Sequence[str]) -> tuple[Comparison, list[Trial],
     if teachers:
         top1[teachers] = judge_teachers(teachers, comparison, Workers(1, sweep.share[0]))
     names = teacher_id(teachers) if teachers else None
-    trials: dict[str, Trial] = {}
+    trials: list[Trial] = []
     for changes in sweep.overrides():
         varied = replace(comparison, recipe=replace(comparison.recipe, overrides=changes))
         found = varied.trials(flags.arch, flags.protocol, flags.repeats, teachers, names)
-        trials |= {trial.key: trial for trial in found}
-    return comparison, list(trials.values()), top1
+        trials += found
+    return comparison, trials, top1

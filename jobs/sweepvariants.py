@@ -7,6 +7,7 @@ from flags import DistillFlags, overlay, refuse_idle
 from presets import as_cao2, as_official
 
 from d3hr_ray.config import RunConfig
+from d3hr_ray.datasets.subsets import SUBSETS
 
 # What a variant may change. All else is an axis of the sweep, settled by the inversion, or says where and how it runs.
 OPEN = (
@@ -19,7 +20,9 @@ PLAIN = "run"  # the variant that changes nothing
 def vary(base: RunConfig, text: str) -> RunConfig:
     """A config with a variant laid over it: flag=value, lists as levels=1,11. Raises ValueError."""
     argv = []
-    for word in text.split() if text != PLAIN else []:
+    for word in text.split():
+        if word == PLAIN:
+            continue
         name, equals, value = word.partition("=")
         name = name.replace("-", "_")
         if not equals or name not in OPEN:
@@ -29,7 +32,7 @@ def vary(base: RunConfig, text: str) -> RunConfig:
     if flags.fidelity == "official":
         base = replace(as_official(base), inversion=base.inversion)
     if flags.method == "cao2":
-        base = as_cao2(base, base.data.uri)
+        base = as_cao2(base, next((name for name, classes in SUBSETS.items() if base.data.classes == classes), ""))
     try:
         made = overlay(base, flags)
         refuse_idle(made, flags)

@@ -99,6 +99,19 @@ def test_stage_2_moves_images_and_repeats_to_the_same_bytes(tmp_path):
     assert all((two[n] == again[n]).all() for n in two)
 
 
+def test_an_actor_makes_sets_of_several_seeds_as_each_alone(tmp_path):
+    """A sweep's sets share actors, which were given the config of the first."""
+    config = replace(CONFIG, cao2=replace(CONFIG.cao2, iterations=5, lr=0.05), seed=1)
+    store, alone = made(tmp_path, config)
+    (variant,) = variants(config)
+    store.delete(f"distilled/{variant.name}")
+    other = replace(config, seed=0)
+    SynthesizeBlock(SynthesisJob(store, other, (*variants(other), variant), CLASSES, "cpu")).write(variant, 0)
+    for name, image in alone.items():
+        again = Image.open(io.BytesIO(store.read_bytes(f"distilled/{variant.name}/{name}")))
+        assert (np.asarray(again, int) == image).all()
+
+
 def test_other_batches_change_rounding_only(tmp_path):
     small = replace(CONFIG, inversion=replace(CONFIG.inversion, batch_size=1))
     one, two = (made(tmp_path / n, c)[1] for n, c in (("a", CONFIG), ("b", small)))

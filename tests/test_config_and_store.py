@@ -183,3 +183,10 @@ def test_a_variant_has_one_recipe(tmp_path):
     claim_recipe(store, "v", {"guidance": 4})
     with pytest.raises(ValueError, match="guidance: 4 -> 2"):
         claim_recipe(store, "v", {"guidance": 2})
+
+
+def test_folders_within_keep_a_uris_query():
+    store = Store("s3://bucket/runs/a?endpoint_override=localhost:9000&scheme=http")
+    assert store.at("sets/x").uri == "s3://bucket/runs/a/sets/x?endpoint_override=localhost:9000&scheme=http"
+    assert store.at("sets/x").at("../..") == store and store.name == "a"
+    assert Store("/runs/a").at("../b").uri == "/runs/b"

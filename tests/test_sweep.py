@@ -7,9 +7,14 @@ from presets import PRESETS
 from sweepflags import SweepFlags, check_flags
 from sweepinputs import Sweep, open_sweep, remember
 from sweepvariants import vary
+from test_evaluation import hard, stripes
 
+from d3hr_ray.evaluation.results import rows_of
+from d3hr_ray.evaluation.sets import DistilledSet
+from d3hr_ray.evaluation.trials import make_trial, run_trial
+from d3hr_ray.methods.many import settings_name
 from d3hr_ray.methods.variants import variants
-from d3hr_ray.report.swept import preset_of
+from d3hr_ray.report.swept import AXES, best_cell, preset_of
 from d3hr_ray.stages.pool import Pool
 from d3hr_ray.stages.publish import recipe
 from d3hr_ray.store import Store
@@ -88,3 +93,31 @@ def test_the_best_setting_is_a_preset_of_all_that_made_it(text):
     plain = recipe(config, variant, {})["config"]
     preset = preset_of(BASE, {"timestep": variant.timestep, "ipc": 5}, plain)
     assert preset == replace(config, seed=0, search=replace(config.search, ipc=(5,)))
+
+
+def test_sets_that_are_made_alike_share_a_folder_whatever_their_seed():
+    texts = ("run", "method=gaussian", "method=cao2 optimise=0", "method=d3hr+cao2 optimise=0", "method=cao2")
+    names = {text: {settings_name(c) for c in sweep(variants=(text,), seeds=(0, 1)).configs(2.0)} for text in texts}
+    assert all(len(found) == 1 for found in names.values())
+    assert names["run"] == names["method=gaussian"]
+    assert len(set.union(*names.values())) == 4
+
+
+def test_equal_sets_of_two_settings_are_trained_on_once_and_have_a_row_each(tmp_path):
+    store, images = Store(str(tmp_path)), stripes(4)
+    sets = [DistilledSet("s", images, "hash", 0, {"ipc": 4, "settings": name}) for name in ("one", "two")]
+    trials = [make_trial(found, "convnet-d3-w32", hard(), 0, (), None, ("uri", "test")) for found in sets]
+    run_trial(store, trials[0], images, images, None, None, "cpu")
+    assert [(row["settings"], row["key"]) for row in rows_of(store, trials)] == [
+        ("one", trials[0].key),
+        ("two", trials[0].key),
+    ]
+
+
+def test_a_cell_counts_with_the_best_of_its_training_hyperparameters():
+    def cell(settings: str, lr: float, top1: float) -> dict:
+        blank = dict.fromkeys((*AXES, "settings"))
+        return blank | {"settings": settings, "lr": lr, "top1_last": top1, "ipc": 1, "arch": "a", "protocol": "hard"}
+
+    cells = [cell("x", 1e-3, 0.2), cell("x", 4e-3, 0.9), cell("y", 4e-3, 0.8)]
+    assert best_cell(cells)["settings"] == "x"

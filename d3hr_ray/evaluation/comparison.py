@@ -65,9 +65,11 @@ class Comparison:
     ) -> list[Trial]:
         """Every set x student x protocol x repeat. Baselines that were drawn anew for each repeat are trained once.
 
+        Equal sets of different settings give trials with one key, and one record, that tell of different settings.
+
         Raises ValueError for a student that cannot train on a set.
         """
-        found: dict[str, Trial] = {}
+        found: dict[tuple[str, str], Trial] = {}
         tested = (self.data, self.test_digest)
         for each in self.sets:
             drawn = each.about.get("method") in DRAWN
@@ -77,7 +79,7 @@ class Comparison:
                     check_batches(len(each.images), protocol, arch)
                     for seed in range(1 if drawn else repeats):
                         trial = make_trial(each, arch, protocol, seed, teachers, teacher, tested)
-                        found[trial.key] = trial  # a set that is named twice is trained on once
+                        found[trial.key, repr(trial.about)] = trial  # a set may be named twice
         return list(found.values())
 
 

@@ -25,6 +25,7 @@ from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.teachers import Target, load_teachers, preflight
 from d3hr_ray.evaluation.training import Share
 from d3hr_ray.evaluation.trials import Trial, run_trial
+from d3hr_ray.stages import capacity
 from d3hr_ray.stages.pool import progress
 from d3hr_ray.store import Store
 
@@ -51,7 +52,7 @@ def find_workers(count: int | None, gpus: float | None, per_student: int) -> Wor
     resources = ray.cluster_resources()
     there, cpus = resources.get("GPU", 0), int(resources.get("CPU", 1))
     share = gpus if gpus is not None else (1.0 if there else 0.0)
-    room = min(cpus, int(there / share)) if share else cpus  # every worker needs a CPU too
+    room = min(cpus, capacity.room(share)) if share else cpus  # every worker needs a CPU too
     if share > there:
         raise ValueError(f"--gpus-per-worker {share:g}: the cluster has {there:g} GPUs; give 0 to use CPUs")
     if count is not None and count > room:
@@ -70,7 +71,7 @@ def launch(
     title: str = "evaluate",
 ) -> None:
     """Run the trials that have no record yet. Raises RunError if one fails, and says how to resume."""
-    missing = [t for t in trials if not store.exists(t.record)]
+    missing = [t for t in {t.key: t for t in trials}.values() if not store.exists(t.record)]
     if not missing:
         return
     os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # relative paths mean the same in a worker as here
@@ -97,7 +98,7 @@ def launch(
             resources_per_worker={"CPU": 1, "GPU": workers.gpus} if workers.gpus else {"CPU": 1},
         ),
         run_config=train.RunConfig(
-            name="ray", storage_path=f"{store.uri}/{scratch}", failure_config=train.FailureConfig(max_failures=3)
+            name="ray", storage_path=store.at(scratch).uri, failure_config=train.FailureConfig(max_failures=3)
         ),
     )
     try:
@@ -185,7 +186,7 @@ def check_teachers(names: tuple[str, ...], target: Target, test: Images, workers
     """Preflight on a worker's device. Raises RunError for a teacher near chance."""
 
     def check(test: Images) -> float:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if (workers.gpus or not workers.count) and torch.cuda.is_available() else "cpu"
         return preflight(load_teachers(names, target, device), test, " ".join(names), device)
 
     if workers.count == 0:

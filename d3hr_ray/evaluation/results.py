@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
+from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.store import Store
 
 SCHEMA = pa.schema(
@@ -71,6 +72,12 @@ def collect(store: Store) -> list[dict[str, Any]]:
     if rows:
         store.write_table("evaluations/results.parquet", pa.Table.from_pylist(rows, SCHEMA))
     return rows
+
+
+def rows_of(store: Store, trials: Iterable[Trial]) -> list[dict[str, Any]]:
+    """The rows of some trials, after collecting them all. Where settings made equal sets, each has its row."""
+    made = {row["key"]: row for row in collect(store)}
+    return [made[t.key] | dict(t.about) for t in trials if t.key in made]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

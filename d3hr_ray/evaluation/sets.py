@@ -42,11 +42,11 @@ def find_sets(paths: tuple[str, ...]) -> list[Store]:
         if "train" in store.folders():
             found.append(store)
             continue
-        inner = store if "run.json" not in store.list() else Store(f"{store.uri}/distilled")
-        names = [n for n in inner.folders() if "train" in Store(f"{inner.uri}/{n}").folders()]
+        inner = store if "run.json" not in store.list() else store.at("distilled")
+        names = [n for n in inner.folders() if "train" in inner.at(n).folders()]
         if not names:
             raise ValueError(f"--distilled {path}: no set in it (a folder with train/<class>/<image>)")
-        found += [Store(f"{inner.uri}/{n}") for n in names]
+        found += [inner.at(n) for n in names]
     return found
 
 
@@ -54,21 +54,20 @@ def load_set(store: Store, side: int) -> DistilledSet:
     """A set's images at `side` pixels. Raises ValueError for a class without images, RunError for broken files."""
     if store.exists("manifest.json"):
         return _load_ours(store, side)
-    run = Store(store.uri.rsplit("/", 2)[0])
+    run = store.at("../..")
     if run.exists("run.json") or ".done" in run.folders():
         raise ValueError(f"--distilled {store.uri} is not finished; run jobs/distill.py on its run folder again")
     listing = list_foreign(store)
     pixels, labels = read_listing(listing, side, None)
     images = Images(pixels, labels, listing.classes.sources)
-    name = store.uri.rstrip("/").rpartition("/")[2]
     wnids = listing.classes.wnids if all(listing.classes.wnids) else None
-    return DistilledSet(name, images, images.digest, about={"ipc": images.ipc}, wnids=wnids)  # type: ignore[arg-type]
+    return DistilledSet(store.name, images, images.digest, about={"ipc": images.ipc}, wnids=wnids)  # type: ignore[arg-type]
 
 
 def list_foreign(store: Store) -> Listing:
     """The images of a set that others made: train/<class>/<image>, classes in sorted order."""
-    names = Store(f"{store.uri}/train").folders()
-    return list_images(DataConfig(f"{store.uri}/train", "imagefolder", tuple(names)), len(names), names)
+    names = store.at("train").folders()
+    return list_images(DataConfig(store.at("train").uri, "imagefolder", tuple(names)), len(names), names)
 
 
 def _load_ours(store: Store, side: int) -> DistilledSet:
@@ -140,7 +139,10 @@ def list_real(data: DataConfig, classes: tuple[str, ...], wnids: tuple[str, ...]
     spread = replace(data, classes=tuple(wanted))
     each = ray_map if "://" in data.uri else thread_map
     count, names = (1000, None) if wnids else (len(classes), list(classes))
-    listing = list_images(spread, count, names, each)
+    try:
+        listing = list_images(spread, count, names, each)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--classes ", f"--data {data.uri}: class ")) from error
     empty = [name for name, count in zip(wanted, listing.counts(), strict=True) if count == 0]
     if empty:
         raise ValueError(f"--data {data.uri}: no image of class {empty[0]!r}, which the set has")

@@ -69,10 +69,16 @@ def load_teachers(names: Sequence[str], target: Target, device: str) -> nn.Modul
     return joined.requires_grad_(False)
 
 
+def _file(name: str) -> tuple[str, str] | None:
+    """(ARCH, FILE) of ARCH=FILE. A folder's URI may have an = in its query."""
+    arch, equals, path = name.partition("=")
+    return (arch, path) if equals and "://" not in arch else None
+
+
 def load_teacher(name: str, target: Target) -> nn.Module:
     """One teacher, on the CPU."""
-    arch, equals, path = name.partition("=")
-    if equals:
+    if file := _file(name):
+        arch, path = file
         return _from_file(arch, path, target)
     store = Store(absolute(name))
     if store.exists(CARD):
@@ -84,9 +90,8 @@ def load_teacher(name: str, target: Target) -> nn.Module:
 
 def resolve(name: str) -> str:
     """A teacher's name as every worker understands it: relative paths made absolute."""
-    arch, equals, path = name.partition("=")
-    if equals:
-        return f"{arch}={absolute(path)}"
+    if file := _file(name):
+        return f"{file[0]}={absolute(file[1])}"
     return absolute(name) if Store(absolute(name)).exists(CARD) else name
 
 
@@ -96,10 +101,9 @@ def teacher_id(names: Sequence[str]) -> str:
 
 
 def _identity(name: str) -> str:
-    arch, equals, path = name.partition("=")
     store = Store(absolute(name))
-    if equals:
-        return f"{arch}@{hashlib.sha256(_read_file(arch, path)).hexdigest()[:8]}"
+    if file := _file(name):
+        return f"{file[0]}@{hashlib.sha256(_read_file(*file)).hexdigest()[:8]}"
     if store.exists(CARD):
         card = store.read_json(CARD)
         return f"{card['arch']}@{card['weights'][:8]}"
@@ -148,11 +152,10 @@ def _from_file(arch: str, path: str, target: Target) -> nn.Module:
 
 
 def _read_file(arch: str, path: str) -> bytes:
-    folder, _, name = absolute(path).rpartition("/")
-    store = Store(folder)
-    if not store.exists(name):
+    file = Store(absolute(path))
+    if not file.at("..").exists(file.name):
         raise ValueError(f"--teacher {arch}={path}: no such file")
-    return store.read_bytes(name)
+    return file.at("..").read_bytes(file.name)
 
 
 def _read_state(arch: str, path: str) -> dict[str, torch.Tensor]:

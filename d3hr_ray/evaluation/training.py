@@ -20,7 +20,7 @@ from d3hr_ray.evaluation.protocols import Protocol
 from d3hr_ray.evaluation.students import build_on_meta, build_student
 from d3hr_ray.numerics.seeds import generator
 
-TEST_BATCH = 500
+TEST_BATCH, TEST_SIDE = 500, 64  # images of so many pixels; fewer of larger ones, for the same memory
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,10 @@ class Hooks:
 
 def check_batches(images: int, protocol: Protocol, arch: str) -> None:
     """Raise ValueError for batches of one image under batch norm: its output would be the same for every image."""
-    alone = min(images, protocol.batch_size) == 1
+    if min(images, protocol.batch_size) > 1:
+        return
     net = build_on_meta(arch, 10, 224)
-    if alone and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
         raise ValueError(
             f"--arch {arch} has batch norm and would train on batches of one image ({images} images, batch "
             f"{protocol.batch_size}); give a larger --ipc or --batch-size, or a student without it (convnet-d3)"
@@ -268,7 +269,8 @@ def evaluate(net: nn.Module, test: Images, device: str) -> Score:
 
 
 def _predictions(net: nn.Module, test: Images, device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for at in range(0, len(test), TEST_BATCH):
-        pixels = torch.from_numpy(test.pixels[at : at + TEST_BATCH]).to(device)
-        labels = torch.from_numpy(test.labels[at : at + TEST_BATCH]).to(device)
+    size = max(8, min(TEST_BATCH, TEST_BATCH * TEST_SIDE**2 // test.side**2))
+    for at in range(0, len(test), size):
+        pixels = torch.from_numpy(test.pixels[at : at + size]).to(device)
+        labels = torch.from_numpy(test.labels[at : at + size]).to(device)
         yield net(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1), labels

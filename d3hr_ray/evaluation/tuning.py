@@ -35,18 +35,20 @@ def tune_trials(
     gpus: float,
     at_once: int | None,
     name: str,
-) -> dict[str, float]:
-    """Run the trials that have no record => key and last top-1 of those that ASHA stopped. Raises RunError.
+) -> tuple[dict[str, float], str]:
+    """Run the trials that have no record => key and last top-1 of those that ASHA stopped, and why some failed.
 
     A trial needs one CPU (and its GPU share) and nothing beside it, so a machine of 1 CPU cannot deadlock.
     """
     marks = f"sweeps/{name}/stopped"
     stopped = {n.removesuffix(".json"): store.read_json(f"{marks}/{n}")["top1"] for n in store.list(marks)}
-    missing = [t for t in trials if not store.exists(t.record) and not (scheduler == "asha" and t.key in stopped)]
+    distinct = {t.key: t for t in trials if not (scheduler == "asha" and t.key in stopped)}.values()
+    missing = [t for t in distinct if not store.exists(t.record)]
     if not missing:
-        return _still(stopped, trials, store)
+        return _still(stopped, trials, store), ""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune's own would let a stopped sweep end as a whole one
     used = {t.set_key for t in missing}
     held = {key: images for key, images in sets.items() if key in used}
     trainable = tune.with_parameters(
@@ -58,6 +60,7 @@ def tune_trials(
         target=target,
         teacher_top1=dict(teacher_top1),
         looks=scheduler == "asha",
+        device="cuda" if gpus else "cpu",
     )
     # Rungs are at 1, 3 and 9: the last is reached only after the record, so that no finished student is lost.
     asha = ASHAScheduler("look", max_t=LOOKS + 1, grace_period=1, reduction_factor=3)
@@ -76,7 +79,7 @@ def tune_trials(
         run_config=tune.RunConfig(
             name="tune",
             callbacks=[Stops(store, marks, missing)],
-            storage_path=f"{store.uri}/{scratch}",
+            storage_path=store.at(scratch).uri,
             failure_config=tune.FailureConfig(max_failures=2),
             verbose=0,
         ),
@@ -86,11 +89,14 @@ def tune_trials(
             results = tuner.fit()
     finally:
         store.delete(scratch)
+    failed = ""
     if results.errors:
         lines = str(results.errors[0]).strip().splitlines()
-        raise RunError(f"sweep: {len(results.errors)} trials failed, the first with: {lines[-1]}")
+        failed = f"sweep: {len(results.errors)} students failed, the first with: {lines[-1]}"
+        if not any(store.exists(t.record) for t in trials):
+            raise RunError(failed)
     stopped = {n.removesuffix(".json"): store.read_json(f"{marks}/{n}")["top1"] for n in store.list(marks)}
-    return _still(stopped, trials, store)
+    return _still(stopped, trials, store), failed
 
 
 def _still(stopped: Mapping[str, float], trials: Sequence[Trial], store: Store) -> dict[str, float]:
@@ -120,11 +126,11 @@ def _train(
     target: Target,
     teacher_top1: Mapping[tuple[str, ...], float | None],
     looks: bool,
+    device: str,
 ) -> None:
     """One Tune trial: one student."""
     torch.set_num_threads(1)
     trial = trials[config["index"]]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_teachers(trial.teachers, target, device) if trial.teachers else None
     top1, report = teacher_top1.get(trial.teachers), tune.report if looks else None
     row = run_trial(store, trial, sets[trial.set_key], test, teacher, top1, device, report=report)

@@ -19,8 +19,9 @@ def settings_name(config: RunConfig) -> str:
     plain = as_dict(config)
     plain["search"].pop("ipc")
     plain["inversion"].pop("timesteps")
-    for name in ("seed", "method"):
-        plain.pop(name)
+    plain.pop("seed")
+    if not config.has_pool:  # how a pool is sampled, and what is done with it, goes by the method
+        plain.pop("method")
     return f"w{config.synthesis.guidance:g}-c{config.search.candidates}-{fingerprint(plain)[:6]}"
 
 
@@ -34,14 +35,14 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
         folders[settings_name(config)].append(config)
     made = {}
     for name, members in folders.items():
-        store = Store(f"{base.store.uri}/sets/{name}")
+        store = base.store.at(f"sets/{name}")
         runs = [_reopen(base, store, config) for config in members]
         wanted = [(run, v) for run in runs for v in variants(run.config)]
         missing = [(run, v) for run, v in wanted if not store.exists(f"distilled/{v.name}/manifest.json")]
         if missing:
             make_together(missing)
         for run in runs:
-            made[run.config] = [f"{store.uri}/distilled/{v.name}" for v in variants(run.config)]
+            made[run.config] = [store.at(f"distilled/{v.name}").uri for v in variants(run.config)]
     return made
 
 

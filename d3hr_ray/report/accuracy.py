@@ -130,7 +130,7 @@ def boxes(rows: Rows) -> bytes | None:
 
 def against_loss(rows: Rows) -> bytes | None:
     """Accuracy of each set against how far its latents are from their Gaussian: does matching pay?"""
-    rows = [r for r in rows if r.get("score") is not None and np.isfinite(r["score"])]
+    rows = [r for r in rows if r.get("score") is not None and np.isfinite(r["score"]) and "cao2" not in r["method"]]
     if len({r["set_hash"] for r in rows}) < 3:
         return None
     panels = sorted({r["ipc"] for r in rows})

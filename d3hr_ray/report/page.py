@@ -1,6 +1,7 @@
 """report/index.html: one page that holds everything, images embedded, readable on a phone, no script and no network."""
 
 import base64
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -30,7 +31,7 @@ def write_page(store: Store) -> str:
     run = store.read_json("run.json") if store.exists("run.json") else None
     classes = store.read_table("classes.parquet")["name"].to_pylist() if store.exists("classes.parquet") else []
     # Not the folder's name where there is a run: equal runs have equal reports, wherever they lie.
-    name = f"{run['config']['data']['uri']}, {run['config']['method']}" if run else store.uri.rpartition("/")[2]
+    name = f"{run['config']['data']['uri']}, {run['config']['method']}" if run else store.name
     body = [f"<h1>{escape(name)}</h1>", _facts(run, rows), *_accuracy(store, rows, classes), *_sheets(store)]
     body += _stored(store)
     page = (
@@ -44,9 +45,23 @@ def write_page(store: Store) -> str:
 
 
 def apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows whose protocol's name says its version, and the teacher, wherever there are several: they never mix."""
+    """Rows whose names tell apart what must not mix: protocols of several versions or teachers, sets of equal names."""
+    rows = _sets_apart(rows)
     several = {r["protocol"] for r in rows if len({_rules(o) for o in rows if o["protocol"] == r["protocol"]}) > 1}
     return [r | {"protocol": " ".join(filter(None, _rules(r)))} if r["protocol"] in several else r for r in rows]
+
+
+def _sets_apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where settings differ in what neither a set's name nor its guidance tells, the name gets their fingerprint."""
+    settings: dict[tuple[Any, ...], set[str | None]] = defaultdict(set)
+    for row in rows:
+        settings[_name(row)].add(row.get("settings"))
+    several = {name for name, found in settings.items() if len(found) > 1}
+    return [r | {"set": f"{r['set']} {(r.get('settings') or '')[:4]}"} if _name(r) in several else r for r in rows]
+
+
+def _name(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in ("set", "fidelity", "inversion_guidance", "guidance"))
 
 
 def _rules(row: dict[str, Any]) -> tuple[str, str, str]:
@@ -84,7 +99,8 @@ def _accuracy(store: Store, rows: list[dict[str, Any]], classes: list[str]) -> I
         here = [r for r in rows if str(r.get("data")) == data]
         slug = "".join(c if c.isalnum() else "-" for c in data.rpartition("://")[2])[-40:].strip("-")
         yield f"<h2>Accuracy on {escape(data)}</h2>"
-        yield "<p>Last-epoch top-1 in percent, mean ± 95 % interval over students; bold: a column's best.</p>"
+        yield "<p>Last-epoch top-1 in percent, mean ± 95 % interval over sets (of one set: over students). "
+        yield "Bold: a column's best.</p>"
         yield _table(here)
         names = classes or [str(k) for k in range(len(here[0]["per_class"]))]
         plots = {
@@ -123,7 +139,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return f'<div class="wide"><table><tr><th>set</th>{head}</tr>{"".join(lines)}</table></div>'
 
 
-SHOWN = ("set", "method", "search", "guidance", "inversion_guidance", "timestep", "arch", "protocol", "ipc")
+SHOWN = ("set", "fidelity", "method", "search", "guidance", "inversion_guidance", "timestep", "arch", "protocol", "ipc")
 
 
 def _kind(cell: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Scoring:
             if not store.exists("manifest.json"):
                 raise ValueError(f"--distilled {store.uri} has no manifest.json: only sets of this project are scored")
         manifests = tuple(store.read_json("manifest.json") for store in stores)
-        runs = tuple(Store(store.uri.rsplit("/", 2)[0]) for store in stores)
+        runs = tuple(store.at("../..") for store in stores)
         config = made_with(manifests[0]["config"])
         config = replace(config, cao2=replace(config.cao2, classifier=classifier or config.cao2.classifier))
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,9 +84,10 @@ def write_scores(run: Store, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def base_of(run: Store) -> Store:
-    """The run folder whose evaluations know a run's sets: for RUN/sets/<settings> of a sweep, RUN."""
-    folder, _, _ = run.uri.rpartition("/")
-    return Store(folder.removesuffix("/sets")) if folder.endswith("/sets") else run
+    """The run whose evaluations know a folder's sets: RUN for RUN/sets/<x> and RUN/inversions/<i>/sets/<x>."""
+    for inner in ("sets", "inversions"):
+        run = run.at("../..") if run.at("..").name == inner else run
+    return run
 
 
 def read_accuracy(runs: Sequence[Store], arch: str | None, protocol: str) -> dict[str, float]:

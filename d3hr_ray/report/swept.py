@@ -26,7 +26,7 @@ def write_sweep(
     stopped: Mapping[str, float],
     configs: Mapping[str, dict[str, Any]],
 ) -> str:
-    """Write trials.parquet, trials.csv, cells.csv and best.json into sweeps/<name>/; return what to tell.
+    """Write trials.parquet, trials.csv, cells.csv, settings.json and best.json; return what to tell.
 
     `configs` are those that sets were made with, by the `settings` of their rows.
     """
@@ -40,6 +40,7 @@ def write_sweep(
     best = best_cell(cells)
     preset = preset_of(base, best, configs[best["settings"]])
     found = {key: best[key] for key in (*AXES, "n", "top1_last")}
+    store.write_json(f"{folder}/settings.json", dict(configs))
     store.write_json(f"{folder}/best.json", {"config": as_dict(preset), "found": found})
     line = f"{len(rows)} students finished, {len(stopped)} stopped early"
     words = ", ".join(f"{axis} {best[axis]}" for axis in SETTING[:-1] if best[axis] is not None)
@@ -49,11 +50,20 @@ def write_sweep(
 def best_cell(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The distillation setting with the highest mean over IPCs, students and protocols, as its best single cell."""
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for cell in cells:
+    for cell in _tuned(cells):
         settings.setdefault(tuple(cell[axis] for axis in SETTING), []).append(cell)
     most = max(map(len, settings.values()))
     whole = [members for members in settings.values() if len(members) == most]
     return max(whole, key=lambda members: sum(m["top1_last"] for m in members) / len(members))[0]
+
+
+def _tuned(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the training hyperparameters that were tried on a cell only the best: a set is worth what it can train."""
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for cell in cells:
+        place = tuple(cell[axis] for axis in (*SETTING, "ipc", "arch", "protocol"))
+        best[place] = max(best.get(place, cell), cell, key=lambda c: c["top1_last"])
+    return list(best.values())
 
 
 def preset_of(base: RunConfig, cell: Mapping[str, Any], plain: Mapping[str, Any]) -> RunConfig:

@@ -108,8 +108,8 @@ class Sampler:
         return self.model_classes[torch.tensor(rows["label"].to_pylist())].long().to(self.device)
 
     def _keys(self, rows: pa.Table) -> list[tuple[int, int, int]]:
-        labels, indices = rows["label"].to_pylist(), rows["index"].to_pylist()
-        return [(self.config.seed, label, index) for label, index in zip(labels, indices, strict=True)]
+        """(seed, label, index) of each row: of its own set, whose seed is not always that of the actor's config."""
+        return list(zip(*(rows[name].to_pylist() for name in ("seed", "label", "index")), strict=True))
 
     def _ancestral_schedule(self) -> Schedule:
         schedule = self.schedule
