@@ -5,6 +5,7 @@ Classes are matched by name, never by position (FIELD.md 5: most reports of chan
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from d3hr_ray.stages.pool import ray_map
 from d3hr_ray.store import Store, absolute
 
 READ_AT_ONCE = 512
+READERS = 16  # threads, where storage is remote and each file waits for an answer
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,8 @@ def list_foreign(store: Store) -> Listing:
 def _load_ours(store: Store, side: int) -> DistilledSet:
     manifest = store.read_json("manifest.json")
     rows = store.read_table("metadata.parquet").sort_by([("label", "ascending"), ("index", "ascending")]).to_pylist()
-    pixels = []
-    for row in rows:
-        data = store.read_bytes(row["file_name"])
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            raise RunError(f"{store.uri}/{row['file_name']} is not the file that was made; distil the set again")
-        pixels.append(decode(data, side))
+    with ThreadPoolExecutor(READERS if "://" in store.uri else 1) as pool:
+        pixels = list(pool.map(lambda row: _read_made(store, row, side), rows))
     labels = np.array([row["label"] for row in rows], np.int64)
     classes = _names(rows)
     config = manifest["config"]
@@ -99,6 +97,13 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
     images = Images(np.stack(pixels), labels, classes)
     name = manifest["variant"].removesuffix(f"-seed{config['seed']}")
     return DistilledSet(name, images, manifest["set_hash"], config["seed"], about, wnids)
+
+
+def _read_made(store: Store, row: dict[str, Any], side: int) -> np.ndarray:
+    data = store.read_bytes(row["file_name"])
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise RunError(f"{store.uri}/{row['file_name']} is not the file that was made; distil the set again")
+    return decode(data, side)
 
 
 def _settings(config: dict[str, Any]) -> str:

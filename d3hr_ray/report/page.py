@@ -160,14 +160,14 @@ def _cell(cell: dict[str, Any] | None, best: float) -> str:
 
 
 def _sheets(store: Store) -> Iterable[str]:
-    """Contact sheets of the run's sets, each beside real images."""
+    """Contact sheets of the run's sets, the first beside real images."""
     names = [n for n in store.list("report") if n.endswith(".png") and "-ipc" in n and "seed" in n]
     if names:
         yield "<h2>Images</h2>"
     real = store.read_bytes("report/real.png") if store.exists("report/real.png") else None
-    for name in names:
+    for at, name in enumerate(names):
         pair = figure(store.read_bytes(f"report/{name}"), name.removesuffix(".png"))
-        beside = figure(real, "real images: the first of each class in the test set") if real else ""
+        beside = figure(real, "real images: the first of each class in the test set") if real and at == 0 else ""
         yield f'<div class="pair">{pair}{beside}</div>'
 
 
