@@ -33,6 +33,7 @@ def main() -> None:
     from d3hr_ray.report.distilled import report
     from d3hr_ray.runs import stored_config
     from d3hr_ray.stages.capacity import PATIENCE
+    from d3hr_ray.stages.judge import judge_id
     from d3hr_ray.stages.pool import find_pool
     from d3hr_ray.stages.summary import recording
 
@@ -44,6 +45,8 @@ def main() -> None:
         if flags.dry_run:
             print(plan(config, card, schedule, *count_images(config, card, flags.preset or "digits"), flags.tflops))
             return
+        if config.has_pool and config.cao2.select != "none":
+            judge_id(config)  # a classifier that is not there is said before anything is computed
         listing = None if source or is_remote(config) else list_data(config, card)
         cluster = connect(flags.address, flags.log_format)
         pool = find_pool(flags.actors, flags.gpus_per_actor, PATIENCE if cluster else 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from cli import Ints, LogFormat, Words
-from presets import PRESETS, as_cao2, as_official
+from presets import PRESETS, as_cao2, as_official, with_classifier
 
 from d3hr_ray.config import (
     Condition,
@@ -191,9 +191,13 @@ def build_config(flags: DistillFlags) -> RunConfig:
     else:
         preset = flags.preset or "digits"
         base = load_preset(preset)
+        if flags.fidelity == "fixed" and base.fidelity == "official":
+            raise ValueError(f"--fidelity fixed contradicts --preset {preset}, which is official; leave one out")
         base = as_official(base) if flags.fidelity == "official" else base
         base = as_cao2(base, preset) if flags.method == "cao2" else base
     config = overlay(base, flags)
+    if flags.from_gaussians and flags.dtype == "auto":
+        config = exactly(config)
     refuse_idle(config, flags)
     for name in ("tflops", "task_timeout"):
         if not getattr(flags, name) > 0:
@@ -216,6 +220,8 @@ def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
     idle = {"rematch": config.method != "d3hr+cao2", "sampler": config.method != "cao2"}
     idle |= dict.fromkeys(SEARCHES, config.method not in ("d3hr", "d3hr+cao2"))
     idle |= dict.fromkeys(CHOOSES, not config.has_pool)
+    kinds = {quirk == "start" for quirk in flags.mend}
+    idle["mend"] = (True in kinds and config.method != "d3hr") or (False in kinds and config.method != "cao2")
     for name, unused in idle.items():
         if unused and getattr(flags, name) not in (None, ()):
             flag = "--" + name.replace("_", "-")
@@ -267,7 +273,8 @@ def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
         search = replace(search, candidates=flags.candidates)
     elif search.method != base.search.method:
         search = replace(search, candidates=256 if search.method == "moments" else 1_000_000)
-    return replace(
+    steps = flags.ddim_steps or (ADAMS_STEPS if flags.solver == "adams" else None)
+    made = replace(
         base,
         data=_given(
             base.data,
@@ -281,7 +288,7 @@ def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
         inversion=_given(
             base.inversion,
             timesteps=flags.timesteps,
-            steps=flags.ddim_steps or (ADAMS_STEPS if flags.solver == "adams" else None),
+            steps=steps,
             guidance=flags.inversion_guidance,
             posterior=flags.posterior,
             solver=flags.solver,
@@ -300,13 +307,20 @@ def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
             lr=flags.optimise_lr,
             linf=flags.linf,
             condition=flags.condition,
-            levels=flags.levels,
+            levels=flags.levels or _same_levels(base, steps),
         ),
         synthesis=_given(base.synthesis, guidance=flags.guidance, image_size=flags.image_size),
         method=flags.method or base.method,
         seed=base.seed if flags.seed is None else flags.seed,
-        mended=flags.mend or base.mended,
+        mended=tuple(sorted(set(flags.mend))) or base.mended,
     )
+    return with_classifier(made)
+
+
+def _same_levels(base: RunConfig, steps: int | None) -> tuple[int, ...]:
+    """Stage 2's places on a grid of other steps, at about the same noise."""
+    own = base.inversion.steps
+    return () if steps in (None, own) else tuple(max(1, round(level * steps / own)) for level in base.cao2.levels)
 
 
 def _given(config: Any, **values: Any) -> Any:
@@ -322,6 +336,16 @@ def check_timesteps(config: RunConfig, schedule: "Schedule") -> None:
         schedule.above(t)
 
 
+def needs_float32(config: RunConfig) -> bool:
+    """CaO2's second stage descends on prediction errors, and its authors computed all in float32."""
+    return config.has_pool and (config.fidelity == "official" or config.cao2.iterations > 0)
+
+
+def exactly(config: RunConfig) -> RunConfig:
+    """A config made of one that was settled for another method, in float32 if it must be."""
+    return replace(config, model=replace(config.model, dtype="float32")) if needs_float32(config) else config
+
+
 def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Pool") -> RunConfig:
     """Replace every `auto` by the choice that the run folder already made, else by what the device suits."""
     gpu = pool.device == "cuda"
@@ -329,7 +353,7 @@ def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Pool") -> Ru
     if dtype == "auto":
         official = config.fidelity == "official"
         half: Dtype = "float16" if official else "bfloat16"
-        exact = config.has_pool and (official or config.cao2.iterations > 0)  # stage 2 descends on prediction errors
+        exact = needs_float32(config)
         dtype = stored["model"]["dtype"] if stored else (half if gpu and not exact else "float32")
     if size == "auto":
         size = stored["inversion"]["batch_size"] if stored else (128 if gpu else 64)

@@ -16,11 +16,11 @@ def is_remote(config: RunConfig) -> bool:
     return "://" in config.data.uri and config.method != "cao2"
 
 
-def list_data(config: RunConfig, card: ModelCard) -> Listing:
-    """All images of the run. Raises ValueError naming what cannot be used."""
+def list_data(config: RunConfig, card: ModelCard, planning: bool = False) -> Listing:
+    """All images of the run; for a plan, without Ray. Raises ValueError naming what cannot be used."""
     if config.method == "cao2":
         return model_listing(config.data, card.num_classes, card.class_names)
-    each = ray_map if is_remote(config) else thread_map
+    each = ray_map if is_remote(config) and not planning else thread_map
     listing = list_images(config.data, card.num_classes, card.class_names, each)
     if config.fits:
         require_variance(listing)
@@ -40,7 +40,7 @@ def read_model(config: RunConfig, planning: bool) -> tuple[ModelCard, Schedule]:
 def count_images(config: RunConfig, card: ModelCard, preset: str) -> tuple[int, int]:
     """(images, classes) of the plan: from the data, or the preset's known numbers if no data is given."""
     if config.data.uri or config.method == "cao2":
-        listing = list_data(config, card)
+        listing = list_data(config, card, planning=True)
         return len(listing), len(listing.classes)
     images, classes = IMAGES[preset], CLASSES[preset]
     if chosen := len(config.data.classes):

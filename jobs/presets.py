@@ -118,6 +118,13 @@ def as_official(config: RunConfig) -> RunConfig:
     )
 
 
+def with_classifier(config: RunConfig) -> RunConfig:
+    """A pool's default classifier where the model is ImageNet's and brings none."""
+    if config.has_pool and config.cao2.classifier is None and config.model.name == DIT_XL:
+        return replace(config, cao2=replace(config.cao2, classifier=CAO2_CLASSIFIER))
+    return config
+
+
 def as_cao2(config: RunConfig, preset: str) -> RunConfig:
     """CaO2's settings: per dataset those of its authors' scripts if official (FIELD.md 2.1), else one for all.
 
@@ -125,7 +132,7 @@ def as_cao2(config: RunConfig, preset: str) -> RunConfig:
     """
     if config.data.format == "digits":
         return config
-    base = replace(config.cao2, classifier=CAO2_CLASSIFIER if config.model.name == DIT_XL else None)
+    base = config.cao2
     synthesis = replace(config.synthesis, guidance=CAO2_GUIDANCE, image_size=config.synthesis.image_size)
     if config.fidelity != "official":
         return replace(config, cao2=base, synthesis=synthesis)

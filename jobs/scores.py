@@ -25,7 +25,7 @@ class ScoreFlags:
     """Whose features and confidence: a timm name with weights, ARCH=FILE, or a folder that evaluate.py --teacher train
     made. Default: the embedded models' own."""
     per_class: int = 200
-    """Real training images per class to compare with, the first ones of each."""
+    """Real training images per class to compare with, the first ones of each; 20,000 in all at most."""
     arch: str | None = None
     """Correlate with the accuracy of this student only. Default: with the mean over all."""
     protocol: str = "hard"

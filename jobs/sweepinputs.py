@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from cli import announce
 from evaluateinputs import judge_teachers
-from flags import check_timesteps, load_preset, settle
+from flags import check_timesteps, exactly, load_preset, settle
 from inputs import list_data, read_model
 from sweepflags import UNKEPT, SweepFlags
 from sweepvariants import PLAIN, vary
@@ -100,7 +100,7 @@ class Sweep:
         base = replace(self.base, inversion=inversion, search=replace(self.base.search, ipc=flags.ipc))
         for text in flags.variants or (PLAIN,):
             for named in [f"{text} method={m}" for m in flags.method] or [text]:
-                varied = vary(base, named)
+                varied = exactly(vary(base, named))
                 guidances = (inversion_guidance,) if flags.matched else flags.guidance or (varied.synthesis.guidance,)
                 for guidance, seed in product(guidances, flags.seeds):
                     found = replace(varied, seed=seed, synthesis=replace(varied.synthesis, guidance=guidance))

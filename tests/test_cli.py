@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import replace
 
 import distill
 import pytest
@@ -10,7 +11,8 @@ from conftest import PIPELINE, make_images, write_imagefolder
 from flags import DistillFlags, build_config
 from presets import PRESETS, as_official
 
-from d3hr_ray.config import RunError
+from d3hr_ray.config import ModelConfig, RunError, as_dict
+from d3hr_ray.store import Store
 
 
 def main(monkeypatch, capsys, command: str) -> tuple[int, str]:
@@ -132,3 +134,26 @@ def test_flags_override_the_preset_and_nothing_else():
     assert ours.search.ipc == (3,) and ours.synthesis.guidance == 2.0
     assert ours.search.candidates == 1_000_000
     assert ours.inversion == base.inversion and ours.data == base.data and ours.model == base.model
+
+
+def test_a_pool_on_imagenet_has_its_classifier_and_float32_where_latents_are_optimised(tmp_path):
+    pooled = build_config(DistillFlags(preset="imagenet1k", data="x", method="d3hr+cao2"))
+    assert pooled.cao2.classifier == "resnet18.tv_in1k"
+    config = replace(PRESETS["digits"](), model=ModelConfig("digits", "bfloat16"))
+    Store(str(tmp_path)).write_json("run.json", {"config": as_dict(config), "inputs": {}})
+    again = build_config(DistillFlags(from_gaussians=str(tmp_path), method="d3hr+cao2"))
+    assert again.model.dtype == "float32"
+    again = build_config(DistillFlags(from_gaussians=str(tmp_path), method="d3hr+cao2", optimise=0))
+    assert again.model.dtype == "bfloat16"
+
+
+def test_another_grid_keeps_stage_2_at_its_noise():
+    made = build_config(DistillFlags(method="cao2", solver="adams"))
+    assert (made.inversion.steps, made.cao2.levels) == (15, (1, 3))
+    assert build_config(DistillFlags(method="cao2")).cao2.levels == (1, 11)
+
+
+@pytest.mark.parametrize(("method", "quirk"), [("d3hr", "bank"), ("cao2", "start")])
+def test_a_quirk_of_another_method_is_refused(method, quirk):
+    with pytest.raises(ValueError, match="--mend does nothing"):
+        build_config(DistillFlags(method=method, fidelity="official", ipc=(5,), mend=(quirk,)))

@@ -9,6 +9,7 @@ from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.filesystems import absolute, is_passing, resolve
 from d3hr_ray.lock import driving
+from d3hr_ray.stages.pool import ray_map
 from d3hr_ray.store import Store
 
 IMAGES = make_images(4)
@@ -80,6 +81,13 @@ def test_every_format_is_read_from_busy_s3(busy, tmp_path, form):
     local = list_images(DataConfig(str(tmp_path / "data")), 1000, None)
     assert found.digest == local.digest
     assert list(found.source.read(found.entries)) == [data for _, _, data in IMAGES]
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_ray_tasks_list_s3_as_threads_do(ray_session, s3, tmp_path, form):
+    WRITERS[form](tmp_path / "data", IMAGES)
+    uri = upload(s3, tmp_path / "data", f"tasks-{form}")
+    assert list_images(DataConfig(uri), 1000, None, ray_map).digest == list_images(DataConfig(uri), 1000, None).digest
 
 
 def test_a_pattern_and_a_single_file_keep_their_endpoint(s3, tmp_path):

@@ -115,6 +115,13 @@ def test_missing_or_empty_sources_are_refused(tmp_path):
     refuses("no class folders", tmp_path)
     (tmp_path / WNIDS[0]).mkdir()
     refuses(f"class folder '{WNIDS[0]}' holds no image", tmp_path)
+
+
+def test_an_empty_folder_beside_the_classes_that_are_named_is_passed_over(tmp_path):
+    write_imagefolder(tmp_path, make_images(2))
+    (tmp_path / "annotations").mkdir()
+    assert list_images(DataConfig(str(tmp_path), classes=WNIDS), 1000, None).counts() == [2, 2, 2]
+    refuses("class folder 'annotations' holds no image", tmp_path)
     refuses("no webdataset file", tmp_path, format="webdataset")
     (tmp_path / "notes.txt").write_text("x")
     refuses("not a .tar or .parquet", tmp_path / "notes.txt")

@@ -18,16 +18,17 @@ NO_FILE = -1  # the length of a pipe or socket with an image's name: reading it 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder with one folder per class, on any filesystem."""
+    """A folder with one folder per class, on any filesystem. `strict`: every folder is a class and must hold images."""
 
     uri: str
+    strict: bool = True
 
     def scan(self, each: Mapper) -> pa.Table:
         """Images sorted by class folder, then path. Files without an image suffix are not images."""
         names = _class_folders(self.uri)
         if not names:
             raise ValueError(f"--data {self.uri}: no class folders in it; the layout is FOLDER/<class>/<image>")
-        return pa.concat_tables(each(partial(_scan_class, self.uri), names)).unify_dictionaries()
+        return pa.concat_tables(each(partial(_scan_class, self.uri, self.strict), names)).unify_dictionaries()
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
         """One file per image, read ahead by threads where storage is remote and each read waits."""
@@ -59,11 +60,11 @@ def _read_file(uri: str, image_id: str, length: int) -> bytes:
 
 
 @patient
-def _scan_class(uri: str, name: str) -> pa.Table:
+def _scan_class(uri: str, strict: bool, name: str) -> pa.Table:
     filesystem, root = resolve(uri)
     infos = filesystem.get_file_info(pafs.FileSelector(f"{root}/{name}", recursive=True))
     images = [i for i in infos if i.type != pafs.FileType.Directory and _is_image(i.base_name)]
-    if not images:
+    if strict and not images:
         raise ValueError(f"--data {uri}: class folder {name!r} holds no image; fill it, remove it, or choose --classes")
     start = len(root.rstrip("/")) + 1
     # The size is no place, but it lets the listing's digest see an image that was replaced.

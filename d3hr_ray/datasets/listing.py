@@ -73,7 +73,7 @@ def open_source(data: DataConfig) -> Source:
         return source
     if kind != pafs.FileType.Directory:
         raise ValueError(f"--data {data.uri}: not a .tar or .parquet file; give one of these or an image folder")
-    return ImageFolder(uri)
+    return ImageFolder(uri, strict=not data.classes)
 
 
 def _detect(uri: str) -> str:

@@ -45,9 +45,9 @@ class Denoiser(nn.Module):
         return both
 
     def _compiled_size(self, rows: int) -> int:
-        """A batch size that is compiled already and wastes at most half, else this one, which then is."""
+        """A batch size that is compiled already and wastes less than half, else this one, which then is."""
         assert self.compiled_sizes is not None
-        size = min((s for s in self.compiled_sizes if rows <= s <= 2 * rows), default=rows)
+        size = min((s for s in self.compiled_sizes if rows <= s < 2 * rows), default=rows)
         self.compiled_sizes.add(size)
         return size
 

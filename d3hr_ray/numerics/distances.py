@@ -5,6 +5,8 @@ N real and M made images, F features, float64.
 
 import torch
 
+ROWS = 1024  # of a kernel matrix held at once
+
 
 def frechet(real_NF: torch.Tensor, made_MF: torch.Tensor) -> float:
     """Frechet distance of the two sets' Gaussians (Heusel et al., 2017): |m - m'|^2 + tr(S + S' - 2 (S S')^1/2)."""
@@ -26,12 +28,14 @@ def kernel_distance(real_NF: torch.Tensor, made_MF: torch.Tensor) -> float:
     real_NF, made_MF = real_NF.double(), made_MF.double()
     n, m, dims = len(real_NF), len(made_MF), real_NF.shape[1]
 
-    def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (a @ b.T / dims + 1) ** 3
+    def total(a: torch.Tensor, b: torch.Tensor) -> float:
+        return sum(float(((part @ b.T / dims + 1) ** 3).sum()) for part in a.split(ROWS))
 
-    among_NN, among_MM = kernel(real_NF, real_NF), kernel(made_MF, made_MF)
-    within = (among_NN.sum() - among_NN.trace()) / (n * (n - 1)) + (among_MM.sum() - among_MM.trace()) / (m * (m - 1))
-    return float(within - 2 * kernel(real_NF, made_MF).mean())
+    def among(a: torch.Tensor) -> float:
+        return total(a, a) - float(((a.square().sum(1) / dims + 1) ** 3).sum())
+
+    within = among(real_NF) / (n * (n - 1)) + among(made_MF) / (m * (m - 1))
+    return within - 2 * total(real_NF, made_MF) / (n * m)
 
 
 def coverage(real_NF: torch.Tensor, made_MF: torch.Tensor, k: int = 5) -> float:

@@ -6,6 +6,7 @@ class may have several modes, and a diagonal fit throws the correlation between 
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
@@ -41,14 +42,15 @@ def fit_mixture(
     Clusters found at a low t, near the images, are better ones than those found at the t that is fitted, where
     inversion has spread every class over one Gaussian. Each component's variance is shrunk towards the pooled
     one, and the directions are pooled too: a component of few images has no covariance of its own.
-    Raises ValueError if there are fewer images than components, or fewer than 2.
+    A class with fewer distinct images than components has fewer components. Raises ValueError below 2 images.
     """
     total, dims = latents_ND.shape
-    if total < max(2, components):
-        raise ValueError(f"{total} images cannot make {components} component(s); use fewer --components")
+    if total < 2:
+        raise ValueError(f"{total} image has no variance; a mixture needs 2")
     x_ND = latents_ND.double()
     by_ND = cluster_by_ND.double()
-    labels_N = _clusters(by_ND, components, seed)
+    labels_N = _clusters(by_ND, min(components, total), seed)
+    components = int(labels_N.max()) + 1
     count_C = torch.bincount(labels_N, minlength=components)
     zeros_CD = torch.zeros(components, dims, dtype=x_ND.dtype)
     mean_CD = zeros_CD.index_add(0, labels_N, x_ND) / count_C[:, None]
@@ -87,7 +89,7 @@ def _clusters(points_ND: torch.Tensor, components: int, seed: int) -> torch.Tens
         return torch.zeros(len(points_ND), dtype=torch.long)
     with threadpool_limits(1):
         means = KMeans(components, n_init=STARTS, random_state=seed % 2**32).fit(points_ND.numpy())
-    return torch.from_numpy(means.labels_).long()
+    return torch.from_numpy(np.unique(means.labels_, return_inverse=True)[1]).long()  # without empty clusters
 
 
 def _directions(within_ND: torch.Tensor, rank: int, freedom: int) -> torch.Tensor:

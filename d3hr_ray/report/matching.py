@@ -55,7 +55,7 @@ def format_table(table: pa.Table, limit: int = 20) -> str:
     lines = [f"{'class':<22} {'images':>8} {'rejected':>8} {'loss':>10} {'random draw':>11} {'ratio':>8}"]
     lines += [
         f"{r['class'][:22]:<22} {r['images']:>8} {r['rejected']:>8} {r['loss']:>10.3g} {r['random_loss']:>11.4g} "
-        f"{r['loss'] / r['random_loss']:>8.1e}"
+        f"{r['loss'] / r['random_loss'] if r['random_loss'] else float('nan'):>8.1e}"
         for r in rows
     ]
     return "\n".join(lines)

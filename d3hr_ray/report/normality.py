@@ -73,7 +73,7 @@ def normality_figure(table: pa.Table) -> bytes:
     }
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4))
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
-        per_class = {c: [r[key] for r in rows if r["class"] == c] for c in dict.fromkeys(r["class"] for r in rows)}
+        per_class = {c: [r[key] for r in rows if r["label"] == c] for c in dict.fromkeys(r["label"] for r in rows)}
         for values in per_class.values():
             axis.plot(range(len(steps)), values, color="0.75", linewidth=1)
         mean = np.mean(list(per_class.values()), 0)
@@ -95,7 +95,7 @@ def tsne_figure(labels: np.ndarray, states: dict[int, np.ndarray], label: int, n
         draws = np.random.default_rng(seed).normal(z.mean(0), z.std(0, ddof=1), z.shape)
         both = np.concatenate([z, draws])
         perplexity = min(30.0, (len(both) - 1) / 3)
-        flat = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(both)
+        flat = TSNE(perplexity=perplexity, random_state=seed % 2**32, init="pca").fit_transform(both)
         axis.scatter(*flat[len(z) :].T, s=10, color="0.75", label="draws of the fitted Gaussian")
         axis.scatter(*flat[: len(z)].T, s=10, color="C0", label="images")
         axis.set_title(f"class {name}: " + ("VAE space" if step == 0 else f"noise space, t={step}"), fontsize=9)

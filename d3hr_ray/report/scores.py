@@ -71,7 +71,7 @@ def moment_scores(run: Store, variant: str, timestep: int | None) -> dict[str, f
     if timestep is None or not run.exists(gaussian_file(timestep)) or not run.list(folder):
         return nothing
     table = run.read_table(folder, columns=["label", "latent"])
-    latents = torch.tensor(np.stack(table["latent"].to_pylist()))
+    latents = torch.from_dlpack(table["latent"].combine_chunks().flatten()).reshape(len(table), -1)
     labels = torch.tensor(table["label"].to_pylist())
     mean_KD, std_KD = read_gaussians(run, timestep)
     errors = defaultdict(list)

@@ -19,6 +19,7 @@ from d3hr_ray.stages.publish import made_with
 from d3hr_ray.store import Store
 
 FILE = "report/scores.csv"
+MOST_REAL = 20_000
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Scoring:
         return Scoring(sets, runs, manifests, judge, device)
 
     def real(self, per_class: int) -> Measured:
-        """What the classifier sees in the first real training images of each class."""
+        """What the classifier sees in the first real training images of each class, MOST_REAL in all."""
         first = self.sets[0]
+        per_class = max(2, min(per_class, MOST_REAL // len(first.images.classes)))
         source = source_of(first)
         assert source is not None, "sets of ours know their source"
         listing = list_real(source, first.images.classes, first.wnids)

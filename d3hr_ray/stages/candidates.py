@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.models.loading import portable
-from d3hr_ray.stages.judge import load_judge
+from d3hr_ray.stages.judge import judge_name, load_judge
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.sampling import Sampler
 from d3hr_ray.stages.search import Variant, subset_file
@@ -42,6 +42,8 @@ def run_candidates(store: Store, config: RunConfig, pool_variant: Variant, class
     if not todo:
         return
     config = replace(config, model=replace(config.model, name=portable(config.model.name)))
+    if config.cao2.classifier is not None:
+        config = replace(config, cao2=replace(config.cao2, classifier=judge_name(config)))
     job = CandidateJob(store, config, pool_variant, classes, pool.device)
     steps: list[tuple[Any, dict[str, Any]]] = [
         (JudgeBlock, {"fn_constructor_args": (job,), **pool.options(len(todo))}),

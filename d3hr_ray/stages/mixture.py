@@ -120,7 +120,7 @@ def read_classes(
         table = latents.read_rows(f"latents/{file}", columns, "label", labels)
         if not len(table):
             continue  # none of these classes is in this file
-        parts = [to_tensors(table, f"z_{t}") for t in timesteps]
+        parts = [to_tensors(table, f"z_{t}") for t in dict.fromkeys(timesteps)]
         for label in np.unique(parts[0][0].numpy()):
             rows = torch.nonzero(parts[0][0] == label).flatten()
             number = seen[label] + torch.arange(len(rows))
@@ -129,10 +129,12 @@ def read_classes(
             found[label].append(tuple(z[rows].float() for _, z in parts))
             while sum(len(p[0]) for p in found[label]) > most:
                 stride[label] *= 2
-                found[label] = [tuple(torch.cat([p[i] for p in found[label]])[::2] for i in range(2))]
-    empty = [torch.zeros(0, 1)] * 2
-    joined = {label: [torch.cat(z) for z in zip(*parts, strict=True)] or empty for label, parts in found.items()}
-    return {k: z[0] for k, z in joined.items()}, {k: z[1] for k, z in joined.items()}
+                found[label] = [tuple(torch.cat([p[i] for p in found[label]])[::2] for i in range(len(parts)))]
+    joined: tuple[dict[int, torch.Tensor], ...] = ({}, {})
+    for label in labels:
+        columns_of = [torch.cat(z) for z in zip(*found.pop(label), strict=True)] or [torch.zeros(0, 1)]
+        joined[0][label], joined[1][label] = columns_of[0], columns_of[-1]  # one tensor if the timesteps are equal
+    return joined[0], joined[1]
 
 
 _LIST = pa.list_(pa.float32())

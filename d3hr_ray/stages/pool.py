@@ -87,7 +87,8 @@ def _too_small(actors: int | None, share: float, there: int, patience: float) ->
 
 def ray_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
     """A Mapper for listings: one Ray task per item, at most two per CPU in flight, results in order."""
-    results = dict(bounded(function, [(i, (item,)) for i, item in enumerate(items)]))
+    # In a lambda, because Ray takes no partial for a task.
+    results = dict(bounded(lambda item: function(item), [(i, (item,)) for i, item in enumerate(items)]))
     return [results[i] for i in range(len(items))]
 
 
