@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cli import announce, connect, guard, parse, refusing
-from flags import DistillFlags, build_config, check_timesteps, only_status, settle
+from flags import DistillFlags, build_config, only_status
+from settling import check_timesteps, settle
 
 from d3hr_ray.lock import driving
 from d3hr_ray.store import Store, absolute

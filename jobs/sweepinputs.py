@@ -9,8 +9,9 @@ from typing import Any
 import ray
 from cli import announce
 from evaluateinputs import judge_teachers
-from flags import check_timesteps, exactly, load_preset, settle
+from flags import load_preset
 from inputs import list_data, read_model
+from settling import check_timesteps, exactly, settle
 from sweepflags import UNKEPT, SweepFlags
 from sweepvariants import PLAIN, vary
 

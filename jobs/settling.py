@@ -1,0 +1,45 @@
+"""What a config leaves open until the model and the machine are known: is t on the grid, which dtype, which batch."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from d3hr_ray.config import Dtype, RunConfig
+
+if TYPE_CHECKING:  # torch and Ray take seconds to import: --help and a wrong flag should not wait for them
+    from d3hr_ray.numerics.schedule import Schedule
+    from d3hr_ray.stages.pool import Pool
+
+
+def check_timesteps(config: RunConfig, schedule: "Schedule") -> None:
+    """Raise ValueError for a timestep that is off the grid, or that leaves nothing to invert."""
+    for t in config.inversion.stored:
+        if schedule.position(t) == 0:
+            raise ValueError(f"--timesteps {t} is before the first inversion step; give {schedule.grid[1]} or more")
+    for t in config.inversion.timesteps if config.has_quirk("start") else ():
+        schedule.above(t)
+
+
+def needs_float32(config: RunConfig) -> bool:
+    """CaO2's second stage descends on prediction errors, and its authors computed all in float32."""
+    return config.has_pool and (config.fidelity == "official" or config.cao2.iterations > 0)
+
+
+def exactly(config: RunConfig) -> RunConfig:
+    """A config made of one that was settled for another method, in float32 if it must be."""
+    return replace(config, model=replace(config.model, dtype="float32")) if needs_float32(config) else config
+
+
+def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Pool") -> RunConfig:
+    """Replace every `auto` by the choice that the run folder already made, else by what the device suits."""
+    gpu = pool.device == "cuda"
+    dtype, size = config.model.dtype, config.inversion.batch_size
+    if dtype == "auto":
+        official = config.fidelity == "official"
+        half: Dtype = "float16" if official else "bfloat16"
+        exact = needs_float32(config)
+        dtype = stored["model"]["dtype"] if stored else (half if gpu and not exact else "float32")
+    if size == "auto":
+        size = stored["inversion"]["batch_size"] if stored else (128 if gpu else 64)
+    return replace(
+        config, model=replace(config.model, dtype=dtype), inversion=replace(config.inversion, batch_size=size)
+    )
