@@ -22,7 +22,8 @@ def test_a_compiled_denoiser_pads_to_sizes_it_knows_and_gives_the_same(networks)
         classes = torch.arange(rows)
         for t in (600, torch.arange(rows) + 7):
             assert torch.allclose(denoiser.eps(x, t, classes), plain.eps(x, t, classes), atol=1e-5)
-    assert sizes == [8, 8, 8, 8, 8, 8, 3, 3, 1, 1]  # 3 of 8 would waste more than half, so 3 is compiled
+    # 4 of 8 does not go to 8: it may be the half of a batch that did not fit into memory.
+    assert sizes == [8, 8, 8, 8, 4, 4, 4, 4, 1, 1]
 
 
 def test_copies_hold_the_same_numbers():
