@@ -3,6 +3,7 @@
 Sources: DESIGN.md (contracts), FIELD.md 1.1 and 8 (the authors' constants).
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -221,6 +222,11 @@ class RunConfig:
         return self.method in ("cao2", "d3hr+cao2")
 
     @property
+    def has_mixture(self) -> bool:
+        """Whether classes are searched as more than one diagonal Gaussian; a single draw is always of that one."""
+        return self.search.is_mixture and self.method != "gaussian"
+
+    @property
     def fits(self) -> bool:
         """Whether the method needs Gaussians, and so the dataset."""
         return self.method in ("d3hr", "d3hr+cao2", "gaussian")
@@ -265,6 +271,15 @@ def fingerprint(*parts: Any) -> str:
     """16 hex digits that change when any part does. Parts are config dataclasses or JSON values."""
     plain = [as_dict(p) if dataclasses.is_dataclass(p) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def without_axes(plain: dict[str, Any]) -> dict[str, Any]:
+    """A plain config without what the sets of one setting differ in: seed, timesteps and IPC."""
+    made = copy.deepcopy(plain)
+    made["search"].pop("ipc")
+    made["inversion"].pop("timesteps")
+    made.pop("seed")
+    return made
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

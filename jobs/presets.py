@@ -132,15 +132,16 @@ def as_cao2(config: RunConfig, preset: str) -> RunConfig:
     """
     if config.data.format == "digits":
         return config
-    base = config.cao2
     synthesis = replace(config.synthesis, guidance=CAO2_GUIDANCE, image_size=config.synthesis.image_size)
     if config.fidelity != "official":
-        return replace(config, cao2=base, synthesis=synthesis)
+        return replace(config, synthesis=synthesis)
     own: dict[str, dict[str, Any]] = {
         "imagenette": {"pool": 2, "condition": "class", "iterations": 0},
         "imagenet100": {"pool": 2, "select": "hard", "levels": (1, 5)},
     }
-    return replace(config, cao2=replace(base, **own.get(preset, {})), synthesis=replace(synthesis, image_size=None))
+    return replace(
+        config, cao2=replace(config.cao2, **own.get(preset, {})), synthesis=replace(synthesis, image_size=None)
+    )
 
 
 def _embedded(name: str) -> RunConfig:

@@ -86,8 +86,8 @@ def check_flags(flags: SweepFlags) -> None:
     if not flags.run:
         raise ValueError("--run is needed: a run folder of jobs/distill.py, or a new one to make")
     if flags.resume:
-        others = [f.name for f in fields(flags) if f.name not in UNKEPT and getattr(flags, f.name) != f.default]
-        if others := [name for name in others if name != "name"]:
+        kept = (f for f in fields(flags) if f.name not in (*UNKEPT, "name"))
+        if others := [f.name for f in kept if getattr(flags, f.name) != f.default]:
             flag = others[0].replace("_", "-")
             raise ValueError(f"--resume goes on with the flags that the sweep had; leave out --{flag}, or --resume")
         return

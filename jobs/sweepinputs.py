@@ -99,14 +99,14 @@ class Sweep:
         flags = self.flags
         inversion = replace(self.base.inversion, guidance=inversion_guidance, timesteps=self.timesteps)
         base = replace(self.base, inversion=inversion, search=replace(self.base.search, ipc=flags.ipc))
-        for text in flags.variants or (PLAIN,):
-            for named in [f"{text} method={m}" for m in flags.method] or [text]:
-                varied = exactly(vary(base, named))
-                guidances = (inversion_guidance,) if flags.matched else flags.guidance or (varied.synthesis.guidance,)
-                for guidance, seed in product(guidances, flags.seeds):
-                    found = replace(varied, seed=seed, synthesis=replace(varied.synthesis, guidance=guidance))
-                    for search in self.searches(found.search) if found.method in SEARCHING else [found.search]:
-                        yield replace(found, search=search)
+        texts = flags.variants or (PLAIN,)
+        for text in [f"{text} method={method}" for text, method in product(texts, flags.method)] or texts:
+            varied = exactly(vary(base, text))
+            guidances = (inversion_guidance,) if flags.matched else flags.guidance or (varied.synthesis.guidance,)
+            searches = self.searches(varied.search) if varied.method in SEARCHING else [varied.search]
+            for guidance, seed, search in product(guidances, flags.seeds, searches):
+                synthesis = replace(varied.synthesis, guidance=guidance)
+                yield replace(varied, seed=seed, search=search, synthesis=synthesis)
 
     def check(self) -> None:
         """Raise ValueError for settings that do not go together, before hours are spent on the first of them."""

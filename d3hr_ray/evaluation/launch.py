@@ -24,7 +24,7 @@ from d3hr_ray.config import RunError
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.teachers import Target, load_teachers, preflight
 from d3hr_ray.evaluation.training import Share
-from d3hr_ray.evaluation.trials import Trial, run_trial
+from d3hr_ray.evaluation.trials import Trial, run_trial, untrained
 from d3hr_ray.stages import capacity
 from d3hr_ray.stages.pool import progress
 from d3hr_ray.store import Store
@@ -71,7 +71,7 @@ def launch(
     title: str = "evaluate",
 ) -> None:
     """Run the trials that have no record yet. Raises RunError if one fails, and says how to resume."""
-    missing = [t for t in {t.key: t for t in trials}.values() if not store.exists(t.record)]
+    missing = untrained(store, trials)
     if not missing:
         return
     os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # relative paths mean the same in a worker as here

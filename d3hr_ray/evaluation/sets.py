@@ -4,7 +4,6 @@ Classes are matched by name, never by position (FIELD.md 5: most reports of chan
 """
 
 import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from d3hr_ray.config import DataConfig, RunError, fingerprint
+from d3hr_ray.config import DataConfig, RunError, fingerprint, without_axes
 from d3hr_ray.datasets.decode import RejectedImage, decode
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.source import Source, thread_map
@@ -90,7 +89,8 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
         "score": float(np.mean([row["score"] for row in rows])) if words["timestep"] is not None else None,
         "data": config["data"],
         "fidelity": " but ".join([config["fidelity"], *config.get("mended", ())]),
-        "settings": _settings(config),
+        # Of all that made the set but its seed, timestep and IPC: two settings never share a mean.
+        "settings": fingerprint(without_axes(config))[:8],
         "config": config,
     }
     wnids = _wnids(rows)
@@ -104,15 +104,6 @@ def _read_made(store: Store, row: dict[str, Any], side: int) -> np.ndarray:
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
         raise RunError(f"{store.uri}/{row['file_name']} is not the file that was made; distil the set again")
     return decode(data, side)
-
-
-def _settings(config: dict[str, Any]) -> str:
-    """A fingerprint of all that made a set but what its seed, timestep and IPC say: two settings never share a mean."""
-    plain = json.loads(json.dumps(config))
-    plain["search"].pop("ipc")
-    plain["inversion"].pop("timesteps")
-    plain.pop("seed")
-    return fingerprint(plain)[:8]
 
 
 def _read_name(variant: str) -> dict[str, Any]:

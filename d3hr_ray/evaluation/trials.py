@@ -5,7 +5,7 @@ Records are written once and whole, under a name made of all that decides the re
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,6 +81,11 @@ def make_trial(
         about=tuple(about.items()),
         keep=keep,
     )
+
+
+def untrained(store: Store, trials: Iterable[Trial]) -> list[Trial]:
+    """The trials that have no record yet, one of each key: equal sets of two settings are trained on once."""
+    return [t for t in {t.key: t for t in trials}.values() if not store.exists(t.record)]
 
 
 def run_trial(

@@ -18,7 +18,7 @@ from d3hr_ray.config import RunError
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.launch import SCRATCH, counting
 from d3hr_ray.evaluation.teachers import Target, load_teachers
-from d3hr_ray.evaluation.trials import LOOKS, Trial, run_trial
+from d3hr_ray.evaluation.trials import LOOKS, Trial, run_trial, untrained
 from d3hr_ray.store import Store
 
 Scheduler = Literal["grid", "asha"]
@@ -41,11 +41,10 @@ def tune_trials(
     A trial needs one CPU (and its GPU share) and nothing beside it, so a machine of 1 CPU cannot deadlock.
     """
     marks = f"sweeps/{name}/stopped"
-    stopped = {n.removesuffix(".json"): store.read_json(f"{marks}/{n}")["top1"] for n in store.list(marks)}
-    distinct = {t.key: t for t in trials if not (scheduler == "asha" and t.key in stopped)}.values()
-    missing = [t for t in distinct if not store.exists(t.record)]
+    stopped = _stopped(store, marks, trials)
+    missing = [t for t in untrained(store, trials) if scheduler == "grid" or t.key not in stopped]
     if not missing:
-        return _still(stopped, trials, store), ""
+        return stopped, ""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune's own would let a stopped sweep end as a whole one
@@ -95,13 +94,14 @@ def tune_trials(
         failed = f"sweep: {len(results.errors)} students failed, the first with: {lines[-1]}"
         if not any(store.exists(t.record) for t in trials):
             raise RunError(failed)
-    stopped = {n.removesuffix(".json"): store.read_json(f"{marks}/{n}")["top1"] for n in store.list(marks)}
-    return _still(stopped, trials, store), failed
+    return _stopped(store, marks, trials), failed
 
 
-def _still(stopped: Mapping[str, float], trials: Sequence[Trial], store: Store) -> dict[str, float]:
-    """Of the trials that were stopped once, those that no other sweep has finished since."""
-    return {t.key: stopped[t.key] for t in trials if t.key in stopped and not store.exists(t.record)}
+def _stopped(store: Store, marks: str, trials: Sequence[Trial]) -> dict[str, float]:
+    """Key and last top-1 of the trials that were stopped once and that no other sweep has finished since."""
+    there = set(store.list(marks))
+    found = [t for t in untrained(store, trials) if f"{t.key}.json" in there]
+    return {t.key: store.read_json(f"{marks}/{t.key}.json")["top1"] for t in found}
 
 
 class Stops(tune.Callback):

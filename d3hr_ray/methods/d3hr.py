@@ -108,7 +108,7 @@ def find_subsets(run: Run, variant: Variant) -> None:
     if variant.timestep is None:
         write_noise(run.store, variant, len(run.classes), prod(run.card.latent_shape))
         return
-    if run.config.search.is_mixture and variant.method != "gaussian":
+    if run.config.has_mixture:
         kind = mixture_kind(run.config, variant.timestep, variant.ipc // variant.per_image)
         run_mixture(run.latents, run.store, kind)
     run_search(run.store, run.config, variant, len(run.classes))

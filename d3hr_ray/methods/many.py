@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from d3hr_ray.config import RunConfig, as_dict, fingerprint
+from d3hr_ray.config import RunConfig, as_dict, fingerprint, without_axes
 from d3hr_ray.methods.d3hr import Run, make_together
 from d3hr_ray.methods.variants import variants
 from d3hr_ray.stages.fit import gaussian_file
@@ -16,10 +16,7 @@ from d3hr_ray.store import Store
 
 def settings_name(config: RunConfig) -> str:
     """A folder name for what a variant's own name does not tell: candidates, guidance, solver and the like."""
-    plain = as_dict(config)
-    plain["search"].pop("ipc")
-    plain["inversion"].pop("timesteps")
-    plain.pop("seed")
+    plain = without_axes(as_dict(config))
     if not config.has_pool:  # how a pool is sampled, and what is done with it, goes by the method
         plain.pop("method")
     return f"w{config.synthesis.guidance:g}-c{config.search.candidates}-{fingerprint(plain)[:6]}"

@@ -36,7 +36,7 @@ def pool_variant(config: RunConfig, variant: Variant) -> Variant:
 def mixture_words(config: RunConfig, ipc: int) -> tuple[str, ...]:
     """What a set's name says of its mixture: k10-c100-r4 for 10 components, clustered at t = 100, of rank 4."""
     search, cluster = config.search, config.inversion.cluster_timestep
-    if not search.is_mixture or config.method == "gaussian":
+    if not config.has_mixture:
         return ()
     components = ipc if search.components == "ipc" else search.components
     where = () if cluster is None or components == 1 else (f"c{cluster}",)

@@ -18,7 +18,7 @@ from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.models.autoencoder import to_images, to_pixels
 from d3hr_ray.numerics import adams, ddim, distances
 from d3hr_ray.stages.batching import open_model
-from d3hr_ray.stages.fit import gaussian_file, read_gaussians
+from d3hr_ray.stages.fit import gaussian_file, read_gaussians, to_tensors
 from d3hr_ray.stages.judge import Judge
 from d3hr_ray.stages.publish import made_with
 from d3hr_ray.store import Store
@@ -71,8 +71,7 @@ def moment_scores(run: Store, variant: str, timestep: int | None) -> dict[str, f
     if timestep is None or not run.exists(gaussian_file(timestep)) or not run.list(folder):
         return nothing
     table = run.read_table(folder, columns=["label", "latent"])
-    latents = torch.from_dlpack(table["latent"].combine_chunks().flatten()).reshape(len(table), -1)
-    labels = torch.tensor(table["label"].to_pylist())
+    labels, latents = to_tensors(table, "latent")
     mean_KD, std_KD = read_gaussians(run, timestep)
     errors = defaultdict(list)
     for label in labels.unique().tolist():

@@ -148,7 +148,7 @@ def write_block(
 ) -> None:
     """Make the subsets of a block of labels and write its file."""
     make: Callable[[int], torch.Tensor]
-    if config.search.is_mixture and variant.method != "gaussian":
+    if config.has_mixture:
         assert variant.timestep is not None
         kind = mixture_kind(config, variant.timestep, variant.ipc // variant.per_image)
         make = partial(_of_mixture, config, variant.ipc, read_mixtures(store, kind, labels))
