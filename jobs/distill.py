@@ -10,8 +10,9 @@ The same command resumes a run that was stopped. D3HR_TRACEBACK=1 shows the trac
 from dataclasses import replace
 from pathlib import Path
 
+from building import build_config
 from cli import announce, connect, guard, parse, refusing
-from flags import DistillFlags, build_config, only_status
+from flags import DistillFlags, only_status
 from settling import check_timesteps, settle
 
 from d3hr_ray.lock import driving

@@ -7,9 +7,9 @@ from itertools import product
 from typing import Any
 
 import ray
+from building import load_preset
 from cli import announce
 from evaluateinputs import judge_teachers
-from flags import load_preset
 from inputs import list_data, read_model
 from settling import check_timesteps, exactly, settle
 from sweepflags import UNKEPT, SweepFlags

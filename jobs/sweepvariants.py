@@ -2,8 +2,9 @@
 
 from dataclasses import fields, replace
 
+from building import overlay, refuse_idle
 from cli import parse
-from flags import DistillFlags, overlay, refuse_idle
+from flags import DistillFlags
 from presets import as_cao2, as_official
 
 from d3hr_ray.config import RunConfig

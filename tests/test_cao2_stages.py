@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from building import build_config
 from conftest import PIPELINE, WNIDS
-from flags import DistillFlags, build_config
+from flags import DistillFlags
 from inputs import DIT_XL_CARD
 from PIL import Image
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import distill
 import pytest
+from building import build_config
 from cli import guard
 from conftest import PIPELINE, make_images, write_imagefolder
-from flags import DistillFlags, build_config
+from flags import DistillFlags
 from presets import PRESETS, as_official
 
 from d3hr_ray.config import ModelConfig, RunError, as_dict

@@ -16,7 +16,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import sweep
-from flags import DistillFlags, build_config
+from building import build_config
+from flags import DistillFlags
 from presets import PRESETS
 from test_evaluation import hard, stripes
 
