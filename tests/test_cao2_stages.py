@@ -59,8 +59,8 @@ def made(root, config: RunConfig) -> tuple[Store, dict[str, np.ndarray]]:
     store, (variant,) = Store(str(root)), variants(config)
     pool = pool_variant(config, variant)
     write_noise(store, pool, 3, 4 * 8 * 8)
-    candidates.JudgeBlock(candidates.CandidateJob(store, config, pool, CLASSES, "cpu")).write(0)
-    choose.choose_block(store, config, variant, pool, 0, range(3))
+    candidates.JudgeBlock(candidates.CandidateJob(store, config, (pool,), CLASSES, "cpu")).write(pool, 0)
+    choose.choose_block(store, store, config, variant, pool, 0, range(3))
     SynthesizeBlock(SynthesisJob(store, config, (variant,), CLASSES, "cpu")).write(variant, 0)
     names = store.list(f"distilled/{variant.name}", recursive=True)
     read = {n: Image.open(io.BytesIO(store.read_bytes(f"distilled/{variant.name}/{n}"))) for n in names}

@@ -12,7 +12,8 @@ from test_evaluation import hard, stripes
 from d3hr_ray.evaluation.results import rows_of
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, run_trial
-from d3hr_ray.methods.many import settings_name
+from d3hr_ray.methods.d3hr import Run
+from d3hr_ray.methods.many import reopened, settings_name
 from d3hr_ray.methods.variants import variants
 from d3hr_ray.report.swept import AXES, best_cell, preset_of
 from d3hr_ray.stages.pool import Pool
@@ -101,6 +102,23 @@ def test_sets_that_are_made_alike_share_a_folder_whatever_their_seed():
     assert all(len(found) == 1 for found in names.values())
     assert names["run"] == names["method=gaussian"]
     assert len(set.union(*names.values())) == 4
+
+
+def test_settings_that_draw_and_judge_alike_share_their_pools(tmp_path):
+    def pools(text: str, seed: int = 0) -> str:
+        (config,) = sweep(variants=(text,), seeds=(seed,), timesteps=(600,)).configs(2.0)
+        return reopened(base, base.store.at("sets/any"), config).pools.uri
+
+    store = Store(str(tmp_path))
+    for name in ("classes.parquet", "gaussians/t0600.parquet"):
+        store.write_bytes(name, b"any")
+    base = Run(store, BASE, None, None, {}, Pool((1, 1), 0), store, store)
+    assert pools("method=cao2") == pools("method=cao2 linf=1", seed=1) == pools("method=cao2 select=hard")
+    assert pools("method=cao2") == pools("method=cao2 optimise=0 dtype=float32")
+    assert pools("method=d3hr+cao2") == pools("method=d3hr+cao2 rematch=no")
+    others = ("method=cao2 guidance=3", "method=cao2 select=none", "method=d3hr+cao2 components=2", "run")
+    others += ("method=cao2 optimise=0",)  # which may sample in half precision
+    assert len({pools("method=cao2"), *map(pools, others)}) == 6
 
 
 def test_equal_sets_of_two_settings_are_trained_on_once_and_have_a_row_each(tmp_path):

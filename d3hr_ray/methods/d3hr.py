@@ -1,7 +1,7 @@
 """D3HR (ICML 2025), CaO2 (ICCV 2025), their composition, and the baselines that share their stages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -17,8 +17,7 @@ from d3hr_ray.stages.candidates import run_candidates
 from d3hr_ray.stages.choose import run_choose
 from d3hr_ray.stages.fit import gaussian_file, run_fit
 from d3hr_ray.stages.invert import finished, run_invert
-from d3hr_ray.stages.judge import judge_id
-from d3hr_ray.stages.mixture import mixture_kind, run_mixture
+from d3hr_ray.stages.mixture import mixture_kind, run_mixtures
 from d3hr_ray.stages.pool import Pool
 from d3hr_ray.stages.publish import pool_recipe, recipe, run_publish
 from d3hr_ray.stages.reals import run_reals
@@ -38,6 +37,7 @@ class Run:
     inputs: dict[str, Any]
     pool: Pool
     latents: Store  # the run folder whose latents/ mixtures are fitted to
+    pools: Store  # the folder where pools/ are drawn and judged
 
 
 def start_run(store: Store, config: RunConfig, card: ModelCard, listing: Listing, pool: Pool, overwrite: bool) -> Run:
@@ -51,7 +51,7 @@ def start_run(store: Store, config: RunConfig, card: ModelCard, listing: Listing
     open_run(store, config, inputs, overwrite)
     classes = listing.classes.table()
     store.write_table("classes.parquet", classes)
-    return Run(store, config, card, classes, inputs, pool, store)
+    return Run(store, config, card, classes, inputs, pool, store, store)
 
 
 def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, pool: Pool) -> Run:
@@ -74,7 +74,7 @@ def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, 
         open_run(store, config, inputs)
         for name in ("classes.parquet", *files):
             store.write_bytes(name, source.read_bytes(name))
-    return Run(store, config, card, source.read_table("classes.parquet"), inputs, pool, source)
+    return Run(store, config, card, source.read_table("classes.parquet"), inputs, pool, source, store)
 
 
 def fit_gaussians(run: Run, listing: Listing) -> None:
@@ -90,38 +90,46 @@ def make_sets(run: Run) -> None:
 
 
 def make_together(wanted: Sequence[tuple[Run, Variant]]) -> None:
-    """gaussians => subsets => distilled, for variants that differ in search and seed only: one actor pool."""
+    """gaussians => subsets => distilled, for variants of one folder that differ in timestep, IPC and seed only.
+
+    Each stage is one stream over all of them, so that its workers start once.
+    """
     for run, variant in wanted:
         claim_recipe(run.store, variant.name, recipe(run.config, variant, run.inputs))
-        if run.config.has_pool:
-            choose_from_pool(run, variant)
-        else:
-            find_subsets(run, variant)
     first = wanted[0][0]
+    if first.config.has_pool:
+        choose_from_pools(wanted)
+    else:
+        find_subsets(wanted)
     run_synthesize(first.store, first.config, [variant for _, variant in wanted], first.classes, first.pool)
     for run, variant in wanted:
         run_publish(run.store, run.config, variant, run.classes, run.inputs, None)
 
 
-def find_subsets(run: Run, variant: Variant) -> None:
+def find_subsets(wanted: Sequence[tuple[Run, Variant]]) -> None:
     """gaussians => subsets, by way of mixtures if asked; or noise, for what needs no Gaussian."""
-    if variant.timestep is None:
-        write_noise(run.store, variant, len(run.classes), prod(run.card.latent_shape))
-        return
-    if run.config.has_mixture:
-        kind = mixture_kind(run.config, variant.timestep, variant.ipc // variant.per_image)
-        run_mixture(run.latents, run.store, kind)
-    run_search(run.store, run.config, variant, len(run.classes))
+    first, searches, kinds = wanted[0][0], [], []
+    for run, variant in wanted:
+        if variant.timestep is None:
+            write_noise(run.store, variant, len(run.classes), prod(run.card.latent_shape))
+            continue
+        searches.append((run.config, variant))
+        if run.config.has_mixture:
+            kinds.append(mixture_kind(run.config, variant.timestep, variant.ipc // variant.per_image))
+    run_mixtures(first.latents, first.store, list(dict.fromkeys(kinds)))
+    run_search(first.store, searches, len(first.classes))
 
 
-def choose_from_pool(run: Run, variant: Variant) -> None:
-    """CaO2's first stage: subsets of a pool => candidates, judged => the subsets of those that stay."""
-    wanted, size = pool_variant(run.config, variant), len(run.classes)
-    judged = {"classifier": judge_id(run.config)} if run.config.cao2.select != "none" else {}
-    claim_recipe(run.store, wanted.name, pool_recipe(run.config, wanted, run.inputs) | judged)
-    find_subsets(run, wanted)
-    run_candidates(run.store, run.config, wanted, run.classes, run.pool)
-    run_choose(run.store, run.config, variant, wanted, size)
+def choose_from_pools(wanted: Sequence[tuple[Run, Variant]]) -> None:
+    """CaO2's first stage: subsets of pools => candidates, judged => the subsets of those that stay."""
+    first = wanted[0][0]
+    pools = [(replace(run, store=run.pools), pool_variant(run.config, variant)) for run, variant in wanted]
+    for run, pool in pools:
+        claim_recipe(run.store, pool.name, pool_recipe(run.config, pool, run.inputs))
+    find_subsets(pools)
+    run_candidates(first.pools, first.config, [pool for _, pool in pools], first.classes, first.pool)
+    chosen = [(run.config, variant, pool) for (run, variant), (_, pool) in zip(wanted, pools, strict=True)]
+    run_choose(first.store, first.pools, chosen, len(first.classes))
 
 
 def pick_reals(run: Run, listing: Listing) -> None:

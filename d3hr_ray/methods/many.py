@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from d3hr_ray.config import RunConfig, as_dict, fingerprint, without_axes
 from d3hr_ray.methods.d3hr import Run, make_together
-from d3hr_ray.methods.variants import variants
+from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.stages.fit import gaussian_file
+from d3hr_ray.stages.publish import pool_recipe
 from d3hr_ray.store import Store
 
 
@@ -25,7 +26,8 @@ def settings_name(config: RunConfig) -> str:
 def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[str]]:
     """Make the sets of every config from the Gaussians of `base` => URIs of the sets, by config.
 
-    Configs with equal settings share a folder, `sets/<settings>/`, and one stream of actors. What is there is kept.
+    Configs with equal settings share a folder, `sets/<settings>/`, and one stream of actors per stage. What is there is
+    kept.
     """
     folders: dict[str, list[RunConfig]] = defaultdict(list)
     for config in configs:
@@ -33,7 +35,7 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
     made = {}
     for name, members in folders.items():
         store = base.store.at(f"sets/{name}")
-        runs = [_reopen(base, store, config) for config in members]
+        runs = [reopened(base, store, config) for config in members]
         wanted = [(run, v) for run in runs for v in variants(run.config)]
         missing = [(run, v) for run, v in wanted if not store.exists(f"distilled/{v.name}/manifest.json")]
         if missing:
@@ -43,12 +45,26 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
     return made
 
 
-def _reopen(base: Run, store: Store, config: RunConfig) -> Run:
-    """A run in a folder that has a copy of the base's classes and Gaussians; its latents stay where they are."""
+def reopened(base: Run, store: Store, config: RunConfig) -> Run:
+    """A run in a folder that has a copy of the base's classes and Gaussians; its latents stay where they are.
+
+    Settings that differ in what is done with a pool share it, in `sets/pools-<what decides it>/`.
+    """
+    _give(base, store, config)
+    run = replace(base, store=store, config=config, pools=store)
+    if not config.has_pool:
+        return run
+    recipe = pool_recipe(config, pool_variant(config, variants(config)[0]), base.inputs)
+    decides = [without_axes(recipe["config"]), recipe.get("classifier")]
+    pools = base.store.at(f"sets/pools-{fingerprint(decides)[:6]}")
+    _give(base, pools, config)
+    return replace(run, pools=pools)
+
+
+def _give(base: Run, store: Store, config: RunConfig) -> None:
     files = ["classes.parquet"]
     if config.fits:
         files += [gaussian_file(t) for t in config.inversion.timesteps]
     for name in files:
         if not store.exists(name):
             store.write_bytes(name, base.store.read_bytes(name))
-    return replace(base, store=store, config=config, latents=base.latents)

@@ -3,6 +3,7 @@
 A pool is a variant with several candidates per image. Each block is one unit of an actor: sample, decode, judge, write.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +14,9 @@ from d3hr_ray.models.loading import portable
 from d3hr_ray.stages.judge import judge_name, load_judge
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.sampling import Sampler
-from d3hr_ray.stages.search import Variant, subset_file
+from d3hr_ray.stages.search import Variant, several, subset_file
 from d3hr_ray.stages.synthesize import RESULT_SCHEMA
+from d3hr_ray.stages.telemetry import describe
 from d3hr_ray.store import Store
 
 CANDIDATE_SCHEMA = pa.schema(
@@ -35,22 +37,23 @@ def candidate_file(pool_variant: Variant, block: int) -> str:
     return f"pools/{pool_variant.name}/part-{block:06d}.parquet"
 
 
-def run_candidates(store: Store, config: RunConfig, pool_variant: Variant, classes: pa.Table, pool: Pool) -> None:
-    """Sample and judge every block of a pool that has not been."""
-    blocks = pool_variant.blocks(len(classes))
-    todo = [b for b in range(len(blocks)) if not store.exists(candidate_file(pool_variant, b))]
+def run_candidates(store: Store, config: RunConfig, pools: Sequence[Variant], classes: pa.Table, pool: Pool) -> None:
+    """Sample and judge every block of these pools that has not been, in one stream."""
+    blocks = {(v, b): v.ipc * len(labels) for v in pools for b, labels in enumerate(v.blocks(len(classes)))}
+    todo = [(v, b) for v, b in blocks if not store.exists(candidate_file(v, b))]
     if not todo:
         return
     config = replace(config, model=replace(config.model, name=portable(config.model.name)))
     if config.cao2.classifier is not None:
         config = replace(config, cao2=replace(config.cao2, classifier=judge_name(config)))
-    job = CandidateJob(store, config, pool_variant, classes, pool.device)
+    job = CandidateJob(store, config, tuple(pools), classes, pool.device)
+    units = [{"pool": pools.index(v), "block": b} for v, b in todo]
     steps: list[tuple[Any, dict[str, Any]]] = [
         (JudgeBlock, {"fn_constructor_args": (job,), **pool.options(len(todo))}),
     ]
-    total = pool_variant.ipc * len(classes)
-    done = total - sum(pool_variant.ipc * len(blocks[b]) for b in todo)
-    for _ in run_units([{"block": b} for b in todo], steps, f"pool {pool_variant.name}", "image", total, done):
+    total = sum(blocks.values())
+    done = total - sum(blocks[key] for key in todo)
+    for _ in run_units(units, steps, several("pool", pools), "image", total, done):
         pass
 
 
@@ -60,7 +63,7 @@ class CandidateJob:
 
     store: Store
     config: RunConfig
-    pool_variant: Variant
+    pools: tuple[Variant, ...]
     classes: pa.Table
     device: str
 
@@ -75,19 +78,22 @@ class JudgeBlock:
         self.judge = load_judge(job.config, job.classes, job.device) if selects else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row {block} => {count, error}, after the file is written."""
-        block, error, count = batch["block"][0].as_py(), None, 0
+        """One row {pool, block} => {count, error}, after the file is written."""
+        row = batch.to_pylist()[0]
+        variant, block, error, count = self.job.pools[row["pool"]], row["block"], None, 0
+        labels = list(variant.blocks(len(self.job.classes))[block])
+        describe(run=self.job.store.uri, variant=variant.name, block=block, labels=labels)
         try:
-            count = self.write(block)
+            count = self.write(variant, block)
         except (ValueError, OSError) as problem:
-            error = f"{self.job.pool_variant.name}, block {block}: {problem}"
+            error = f"{variant.name}, block {block}: {problem}"
         return pa.table([[count], [error]], schema=RESULT_SCHEMA)
 
-    def write(self, block: int) -> int:
+    def write(self, variant: Variant, block: int) -> int:
         """Make and judge one block. Returns its number of candidates."""
-        job = self.job
-        rows = job.store.read_table(subset_file(job.pool_variant, block))
-        latents = self.sampler.sample(rows, job.pool_variant.timestep)
+        store = self.job.store
+        rows = store.read_table(subset_file(variant, block))
+        latents = self.sampler.sample(rows, variant.timestep)
         labels = rows["label"].to_pylist()
         predicted, confidence, own = [-1] * len(rows), [float("nan")] * len(rows), [float("nan")] * len(rows)
         if self.judge is not None:
@@ -100,5 +106,5 @@ class JudgeBlock:
             "own": own,
             "latent": list(latents.flatten(1).numpy()),
         }
-        job.store.write_table(candidate_file(job.pool_variant, block), pa.table(table, CANDIDATE_SCHEMA))
+        store.write_table(candidate_file(variant, block), pa.table(table, CANDIDATE_SCHEMA))
         return len(rows)

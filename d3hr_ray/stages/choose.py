@@ -3,7 +3,7 @@
 Ray tasks, one per block of the variant. What the classifier got right, and what filled up, is written beside.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +14,7 @@ from d3hr_ray.numerics.selection import Choice, rematch, select
 from d3hr_ray.stages.candidates import candidate_file
 from d3hr_ray.stages.fit import read_gaussians
 from d3hr_ray.stages.pool import bounded
-from d3hr_ray.stages.search import Variant, subset_file, subset_table
+from d3hr_ray.stages.search import Variant, several, subset_file, subset_table
 from d3hr_ray.store import Store
 
 CHOICE_SCHEMA = pa.schema(
@@ -29,14 +29,15 @@ CHOICE_SCHEMA = pa.schema(
 )
 
 
-def run_choose(store: Store, config: RunConfig, variant: Variant, pool_variant: Variant, classes: int) -> None:
-    """Choose every block of a variant that is not there."""
+def run_choose(store: Store, pools: Store, wanted: Sequence[tuple[RunConfig, Variant, Variant]], classes: int) -> None:
+    """Choose every block that is not there of each (config, variant, its pool in the folder `pools`), in one stream."""
     jobs = [
-        (i, (store, config, variant, pool_variant, i, labels))
+        ((variant, i), (store, pools, config, variant, pool, i, labels))
+        for config, variant, pool in wanted
         for i, labels in enumerate(variant.blocks(classes))
         if not (store.exists(subset_file(variant, i)) and store.exists(choice_file(variant, i)))
     ]
-    for _ in bounded(choose_block, jobs, f"choose {variant.name}"):
+    for _ in bounded(choose_block, jobs, several("choose", [variant for (variant, _), _ in jobs])):
         pass
 
 
@@ -46,15 +47,15 @@ def choice_file(variant: Variant, block: int) -> str:
 
 
 def choose_block(
-    store: Store, config: RunConfig, variant: Variant, pool_variant: Variant, block: int, labels: range
+    store: Store, pools: Store, config: RunConfig, variant: Variant, pool_variant: Variant, block: int, labels: range
 ) -> None:
     """Choose the images of some labels and write their subsets/ file."""
     subsets, facts = [], []
     for label in labels:
-        rows = _class_rows(store, pool_variant, candidate_file, label)
+        rows = _class_rows(pools, pool_variant, candidate_file, label)
         choice = _choose(config, rows, label, variant.ipc)
         own = torch.tensor(rows["own"].to_pylist())[list(choice.places)]
-        source = rows if variant.clean else _class_rows(store, pool_variant, subset_file, label)
+        source = rows if variant.clean else _class_rows(pools, pool_variant, subset_file, label)
         latents_ND = torch.tensor(source.take(list(choice.places))["latent"].to_pylist())
         if not variant.clean and config.cao2.rematch:
             assert variant.timestep is not None
@@ -68,10 +69,10 @@ def choose_block(
     store.write_table(subset_file(variant, block), subset_table(subsets, config.seed))
 
 
-def _class_rows(store: Store, pool_variant: Variant, file: Callable[[Variant, int], str], label: int) -> pa.Table:
+def _class_rows(pools: Store, pool_variant: Variant, file: Callable[[Variant, int], str], label: int) -> pa.Table:
     """A label's candidates in the pool's order."""
     size = len(pool_variant.blocks(label + 1)[0])
-    table = store.read_table(file(pool_variant, label // size))
+    table = pools.read_table(file(pool_variant, label // size))
     return table.filter(pc.equal(table["label"], label)).sort_by("index")
 
 

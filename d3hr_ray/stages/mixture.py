@@ -4,7 +4,7 @@ Ray tasks, one per run of classes whose latents fit into CLASS_BYTES. A task rea
 (Parquet footers tell), row by row group, so its memory is bounded whatever the size of the set.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,18 +47,18 @@ def mixture_kind(config: RunConfig, timestep: int, ipc: int) -> MixtureKind:
     return MixtureKind(timestep, timestep if cluster is None else cluster, components, config.search.rank, config.seed)
 
 
-def run_mixture(latents: Store, store: Store, kind: MixtureKind) -> None:
+def run_mixtures(latents: Store, store: Store, kinds: Sequence[MixtureKind]) -> None:
     """Fit every class that has no mixture yet, from the stored latents of `latents` (a run folder, maybe another)."""
-    table = store.read_table(gaussian_file(kind.timestep)).sort_by("label")
-    counts, dims = table["count"].to_pylist(), len(table["mean"][0])
-    jobs = [
-        (labels, (latents, store, kind, labels, dims))
-        for labels in label_blocks(counts, dims)
-        if not store.exists(part_file(kind, labels))
-    ]
-    if jobs:
-        _check_latents(latents, kind, sum(counts))
-    for _ in bounded(write_mixtures, jobs, f"fit {kind.folder.removeprefix('mixtures/')}"):
+    jobs = []
+    for kind in kinds:
+        table = store.read_table(gaussian_file(kind.timestep)).sort_by("label")
+        counts, dims = table["count"].to_pylist(), len(table["mean"][0])
+        blocks = [labels for labels in label_blocks(counts, dims) if not store.exists(part_file(kind, labels))]
+        if blocks:
+            _check_latents(latents, kind, sum(counts))
+        jobs += [((kind, labels), (latents, store, kind, labels, dims)) for labels in blocks]
+    names = {kind.folder.removeprefix("mixtures/") for (kind, _), _ in jobs}
+    for _ in bounded(write_mixtures, jobs, f"fit {names.pop() if len(names) == 1 else f'{len(names)} mixtures'}"):
         pass
 
 

@@ -5,7 +5,7 @@ Ray tasks, one per block of classes (`moments`) or per class and range of candid
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,78 +58,107 @@ def subset_file(variant: Variant, block: int) -> str:
     return f"subsets/{variant.name}/part-{block:06d}.parquet"
 
 
-def run_search(store: Store, config: RunConfig, variant: Variant, classes: int) -> None:
-    """Find the subsets of a variant, block by block; blocks that are there are kept."""
-    blocks = enumerate(variant.blocks(classes))
-    missing = [(i, labels) for i, labels in blocks if not store.exists(subset_file(variant, i))]
-    if not missing:
-        return
-    assert variant.timestep is not None, "noise needs no search"
-    gaussians = ray.put(read_gaussians(store, variant.timestep))
-    if config.search.method == "moments" and variant.method != "gaussian":
-        jobs = [(i, (store, config, variant, i, labels, gaussians, None)) for i, labels in missing]
-        for _ in bounded(write_block, jobs, f"search {variant.name}"):
-            pass
-        return
-    _search_blocks(store, config, variant, missing, gaussians)
+def run_search(store: Store, wanted: Sequence[tuple[RunConfig, Variant]], classes: int) -> None:
+    """Find the subsets of every variant, block by block, in one stream; blocks that are there are kept."""
+    missing = [
+        Block(config, variant, i, labels)
+        for config, variant in wanted
+        for i, labels in enumerate(variant.blocks(classes))
+        if not store.exists(subset_file(variant, i))
+    ]
+    times = {block.timestep for block in missing}
+    gaussians = {t: ray.put(read_gaussians(store, t)) for t in times}
+    matched, searched = [b for b in missing if b.is_matched], [b for b in missing if not b.is_matched]
+    jobs = [(block, (store, block, gaussians[block.timestep], None)) for block in matched]
+    for _ in bounded(write_block, jobs, several("search", [block.variant for block in matched])):
+        pass
+    _search_blocks(store, searched, gaussians)
+
+
+def several(what: str, wanted: Iterable[Variant]) -> str:
+    """What a progress bar says: of one variant its name, of several their number."""
+    names = {variant.name for variant in wanted}
+    return f"{what} {names.pop()}" if len(names) == 1 else f"{what} {len(names)} sets"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some labels of a variant, whose subsets are one file."""
+
+    config: RunConfig
+    variant: Variant
+    number: int
+    labels: range
+
+    @property
+    def timestep(self) -> int:
+        """Of its Gaussians."""
+        assert self.variant.timestep is not None, "noise needs no search"
+        return self.variant.timestep
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether its subsets are computed at once, without a search over candidates."""
+        return self.config.search.method == "moments" and self.variant.method != "gaussian"
+
+    @property
+    def candidates(self) -> int:
+        """How many subsets are drawn for each label."""
+        return 1 if self.variant.method == "gaussian" else self.config.search.candidates
 
 
 Gaussians = tuple[torch.Tensor, torch.Tensor]
-Winners = dict[int, tuple[float, int, int]]  # label => (score, block, index) of its best candidate
+Winners = dict[int, tuple[float, int, int]]  # label => (score, block of candidates, index) of its best candidate
 
 
-def _search_blocks(
-    store: Store, config: RunConfig, variant: Variant, missing: list[tuple[int, range]], gaussians: ray.ObjectRef
-) -> None:
+def _search_blocks(store: Store, missing: list[Block], gaussians: dict[int, ray.ObjectRef]) -> None:
     """Search all blocks' labels in one stream of tasks; write each block as soon as its winners are known."""
-    count = 1 if variant.method == "gaussian" else config.search.candidates
-    ranges = _candidate_ranges(config, variant.ipc, count)
+    ranges = {block: _candidate_ranges(block) for block in missing}
     jobs = [
-        ((i, label), (config, variant.ipc, label, blocks, count, gaussians))
-        for i, labels in missing
-        for label in labels
-        for blocks in ranges
+        ((block, label), (block, label, part, gaussians[block.timestep]))
+        for block in missing
+        for label in block.labels
+        for part in ranges[block]
     ]
-    winners: dict[int, Winners] = {i: {} for i, _ in missing}
-    labels_of, left = dict(missing), {i: len(labels) * len(ranges) for i, labels in missing}
+    winners: dict[Block, Winners] = {block: {} for block in missing}
+    left = {block: len(block.labels) * len(ranges[block]) for block in missing}
     write, writes = ray.remote(num_cpus=1, max_retries=3)(write_block), []
-    for (i, label), winner in bounded(search_range, jobs, f"candidates {variant.name}"):
-        winners[i][label] = min(winners[i].get(label, winner), winner)
-        left[i] -= 1
-        if not left[i]:
-            writes.append(write.remote(store, config, variant, i, labels_of[i], gaussians, winners.pop(i)))
+    title = several("candidates", [block.variant for block in missing])
+    for (block, label), winner in bounded(search_range, jobs, title):
+        winners[block][label] = min(winners[block].get(label, winner), winner)
+        left[block] -= 1
+        if not left[block]:
+            writes.append(write.remote(store, block, gaussians[block.timestep], winners.pop(block)))
     try:
         ray.get(writes)
     except OSError as error:
         raise getattr(error, "cause", error) from error
 
 
-def _candidate_ranges(config: RunConfig, n: int, count: int) -> list[range]:
+def _candidate_ranges(block: Block) -> list[range]:
     """Blocks of candidates, a task's worth each."""
-    if config.fidelity == "official":
-        block, per_task = OFFICIAL_BLOCK, OFFICIAL_PER_TASK
-    elif n > 2 and config.search.skew_weight:
-        block, per_task = random_search.BLOCK, SKEWED_PER_TASK
+    if block.config.fidelity == "official":
+        size, per_task = OFFICIAL_BLOCK, OFFICIAL_PER_TASK
+    elif block.variant.ipc > 2 and block.config.search.skew_weight:
+        size, per_task = random_search.BLOCK, SKEWED_PER_TASK
     else:
-        block, per_task = random_search.BLOCK, PLAIN_PER_TASK
-    step, blocks = max(1, per_task // block), -(-count // block)
-    return [range(at, min(at + step, blocks)) for at in range(0, blocks, step)]
+        size, per_task = random_search.BLOCK, PLAIN_PER_TASK
+    step, count = max(1, per_task // size), -(-block.candidates // size)
+    return [range(at, min(at + step, count)) for at in range(0, count, step)]
 
 
-def search_range(
-    config: RunConfig, n: int, label: int, blocks: range, count: int, gaussians: Gaussians
-) -> tuple[float, int, int]:
-    """Best (score, block, index) of one label over some blocks of its first `count` candidates."""
-    mean_D, std_D = (g[label] for g in gaussians)
-    weight = config.search.skew_weight
+def search_range(block: Block, label: int, part: range, gaussians: Gaussians) -> tuple[float, int, int]:
+    """Best (score, block, index) of one label over some blocks of its candidates."""
+    config, n, count = block.config, block.variant.ipc, block.candidates
     if config.fidelity != "official":
-        return _search(config, n, label, gaussians).over(blocks, count)
+        return _search(config, n, label, gaussians).over(part, count)
+    mean_D, std_D = (g[label] for g in gaussians)
     found = []
-    for block in blocks:
-        here = min(OFFICIAL_BLOCK, count - block * OFFICIAL_BLOCK)
-        chunks = groups.official_candidates(mean_D, std_D, n, block, here)
-        score_M = torch.cat([groups.scores(c, mean_D, std_D, weight, "features") for c in chunks])
-        found.append((float(score_M.min()), block, int(score_M.argmin())))
+    for place in part:
+        here = min(OFFICIAL_BLOCK, count - place * OFFICIAL_BLOCK)
+        chunks = groups.official_candidates(mean_D, std_D, n, place, here)
+        score_M = torch.cat([groups.scores(c, mean_D, std_D, config.search.skew_weight, "features") for c in chunks])
+        found.append((float(score_M.min()), place, int(score_M.argmin())))
     return min(found)
 
 
@@ -137,33 +166,25 @@ def _search(config: RunConfig, n: int, label: int, gaussians: Gaussians) -> Rand
     return RandomSearch(gaussians[0][label], gaussians[1][label], n, config.seed, label, config.search.skew_weight)
 
 
-def write_block(
-    store: Store,
-    config: RunConfig,
-    variant: Variant,
-    block: int,
-    labels: range,
-    gaussians: Gaussians,
-    winners: Winners | None,
-) -> None:
+def write_block(store: Store, block: Block, gaussians: Gaussians, winners: Winners | None) -> None:
     """Make the subsets of a block of labels and write its file."""
+    config, variant = block.config, block.variant
     make: Callable[[int], torch.Tensor]
     if config.has_mixture:
-        assert variant.timestep is not None
-        kind = mixture_kind(config, variant.timestep, variant.ipc // variant.per_image)
-        make = partial(_of_mixture, config, variant.ipc, read_mixtures(store, kind, labels))
+        kind = mixture_kind(config, block.timestep, variant.ipc // variant.per_image)
+        make = partial(_of_mixture, config, variant.ipc, read_mixtures(store, kind, block.labels))
     elif winners is None:
         make = partial(_matched, config, variant.ipc, gaussians)
     else:
         make = partial(_winner, config, variant.ipc, gaussians, winners)
-    subsets = [(label, make(label)) for label in labels]
+    subsets = [(label, make(label)) for label in block.labels]
     axis: groups.SkewAxis = "features" if config.fidelity == "official" else "dims"
     weight = config.search.skew_weight
     scored = [
         (label, subset, float(groups.scores(subset[None], gaussians[0][label], gaussians[1][label], weight, axis)))
         for label, subset in subsets
     ]
-    store.write_table(subset_file(variant, block), subset_table(scored, config.seed))
+    store.write_table(subset_file(variant, block.number), subset_table(scored, config.seed))
 
 
 def _matched(config: RunConfig, n: int, gaussians: Gaussians, label: int) -> torch.Tensor:
