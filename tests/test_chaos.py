@@ -142,7 +142,7 @@ def test_what_no_node_type_has_is_said_within_a_minute(fake_cloud, tmp_path):
     ]
     done = subprocess.run([*command, "--address", fake_cloud], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
-    assert "the cluster has room for 0 (one 8 GPU each" in done.stderr
+    assert "--gpus-per-actor 8: the cluster has room for 0 (one 8 GPU each" in done.stderr
     assert "its autoscaler began to add none" in done.stderr
     assert time.monotonic() - start < 60 + 60  # a minute, and the imports of a loaded machine
 

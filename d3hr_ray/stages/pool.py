@@ -75,7 +75,7 @@ def find_pool(actors: tuple[int, ...], gpus_per_actor: float | None, patience: f
 
 
 def _too_small(actors: int | None, share: float, there: int, patience: float) -> str:
-    flag = f"--gpus-per-actor {share:g}" if actors is None else f"--actors {actors}"
+    flag = f"--gpus-per-actor {share:g}" if actors is None or (share and not there) else f"--actors {actors}"
     each = f"{share:g} GPU" if share else "CPU"
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     has = ", ".join(sorted(f"{n.get('CPU', 0):g} CPU + {n.get('GPU', 0):g} GPU" for n in nodes)) or "no node"
