@@ -19,7 +19,7 @@ import sweep
 from building import build_config
 from flags import DistillFlags
 from presets import PRESETS
-from test_evaluation import hard, stripes
+from stripes import hard, stripes, write_set
 
 from d3hr_ray.config import as_dict
 from d3hr_ray.evaluation.launch import Workers, launch
@@ -124,8 +124,6 @@ def test_the_page_shows_every_image_without_an_error(evaluated, width):
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(ray_session, tmp_path, monkeypatch, capsys, flags, message):
-    from test_evaluation import write_set
-
     (tmp_path / "empty").mkdir()
     paths = {"set": write_set(tmp_path / "set", stripes(2)), "none": tmp_path / "none", "empty": tmp_path / "empty"}
     with pytest.raises(SystemExit) as stop:

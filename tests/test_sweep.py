@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 from presets import PRESETS
+from stripes import hard, stripes
 from sweepflags import SweepFlags, check_flags
 from sweepinputs import Sweep, open_sweep, remember
 from sweepvariants import vary
-from test_evaluation import hard, stripes
 
 from d3hr_ray.evaluation.results import rows_of
 from d3hr_ray.evaluation.sets import DistilledSet
