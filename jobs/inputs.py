@@ -8,7 +8,7 @@ from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.models.geometry import DIT_XL_CARD
 from d3hr_ray.models.loading import ModelCard, load_schedule, read_card
 from d3hr_ray.numerics.schedule import Schedule, even_grid, leading_grid, linear_alphas
-from d3hr_ray.stages.pool import ray_map
+from d3hr_ray.stages.tasks import ray_map
 
 
 def is_remote(config: RunConfig) -> bool:

@@ -20,7 +20,7 @@ from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.numerics.schedule import Schedule, leading_grid, linear_alphas
 from d3hr_ray.report.chosen import chosen_table, chosen_text
 from d3hr_ray.stages import candidates, choose, judge
-from d3hr_ray.stages.search import subset_file, write_noise
+from d3hr_ray.stages.search import candidate_file, subset_file, write_noise
 from d3hr_ray.stages.synthesize import SynthesisJob, SynthesizeBlock
 from d3hr_ray.store import Store
 
@@ -73,7 +73,7 @@ def test_the_pool_is_judged_and_the_best_stay(tmp_path, order, places):
     store, images = made(tmp_path, config)
     assert len(images) == 6
     (variant,) = variants(config)
-    pool = store.read_table(candidates.candidate_file(pool_variant(config, variant), 0)).to_pylist()
+    pool = store.read_table(candidate_file(pool_variant(config, variant), 0)).to_pylist()
     kept = store.read_table(subset_file(variant, 0)).to_pylist()
     for label in range(3):
         own = [r for r in pool if r["label"] == label]

@@ -26,7 +26,7 @@ from d3hr_ray.evaluation.teachers import Target, load_teachers, preflight
 from d3hr_ray.evaluation.training import Share
 from d3hr_ray.evaluation.trials import Trial, run_trial, untrained
 from d3hr_ray.stages import capacity
-from d3hr_ray.stages.pool import progress
+from d3hr_ray.stages.tasks import progress
 from d3hr_ray.store import Store
 
 SCRATCH = "evaluations/.training"

@@ -16,7 +16,7 @@ from d3hr_ray.datasets.decode import RejectedImage, decode
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.source import Source, thread_map
 from d3hr_ray.evaluation.images import Images
-from d3hr_ray.stages.pool import ray_map
+from d3hr_ray.stages.tasks import ray_map
 from d3hr_ray.store import Store, absolute
 
 READ_AT_ONCE = 512

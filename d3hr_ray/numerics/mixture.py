@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from d3hr_ray.numerics import groups
@@ -87,6 +86,8 @@ def _clusters(points_ND: torch.Tensor, components: int, seed: int) -> torch.Tens
     """k-means labels (N,). One thread: more would add in an order of their own, and round otherwise."""
     if components == 1:
         return torch.zeros(len(points_ND), dtype=torch.long)
+    from sklearn.cluster import KMeans  # takes seconds to import; before the limit, which binds what is loaded
+
     with threadpool_limits(1):
         means = KMeans(components, n_init=STARTS, random_state=seed % 2**32).fit(points_ND.numpy())
     return torch.from_numpy(np.unique(means.labels_, return_inverse=True)[1]).long()  # without empty clusters

@@ -16,7 +16,6 @@ from functools import cached_property
 from math import pi
 
 import numpy as np
-from scipy.interpolate import CubicSpline
 from scipy.special import ndtri
 
 POINTS = 1 << 14  # of the tabulated distribution function, over 40 standard deviations
@@ -85,6 +84,8 @@ class SquaredStdError:
     def log_cf(self, u: np.ndarray) -> np.ndarray:
         """Logarithm of E exp(i u X): quadrature on a grid of u, denser near 0, and a cubic spline between."""
         grid = u.max() * np.linspace(0, 1, 1000) ** 2
+        from scipy.interpolate import CubicSpline  # takes a second to import
+
         root, weight = self._nodes
         values = np.exp(1j * grid[:, None] * root**2) @ weight
         log = np.log(np.abs(values)) + 1j * np.unwrap(np.angle(values))

@@ -6,8 +6,8 @@ import torch
 from d3hr_ray.numerics import groups
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.stages.fit import gaussian_file, read_gaussians
-from d3hr_ray.stages.pool import bounded
 from d3hr_ray.stages.search import Variant, subset_file
+from d3hr_ray.stages.tasks import bounded
 from d3hr_ray.store import Store
 
 

@@ -14,7 +14,7 @@ from d3hr_ray.models.loading import portable
 from d3hr_ray.stages.judge import judge_name, load_judge
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.sampling import Sampler
-from d3hr_ray.stages.search import Variant, several, subset_file
+from d3hr_ray.stages.search import Variant, candidate_file, several, subset_file
 from d3hr_ray.stages.synthesize import RESULT_SCHEMA
 from d3hr_ray.stages.telemetry import describe
 from d3hr_ray.store import Store
@@ -30,11 +30,6 @@ CANDIDATE_SCHEMA = pa.schema(
         ("latent", pa.list_(pa.float32())),  # clean
     ]
 )
-
-
-def candidate_file(pool_variant: Variant, block: int) -> str:
-    """Name of a block's file within the run folder."""
-    return f"pools/{pool_variant.name}/part-{block:06d}.parquet"
 
 
 def run_candidates(store: Store, config: RunConfig, pools: Sequence[Variant], classes: pa.Table, pool: Pool) -> None:

@@ -11,10 +11,9 @@ import torch
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.numerics.selection import Choice, rematch, select
-from d3hr_ray.stages.candidates import candidate_file
 from d3hr_ray.stages.fit import read_gaussians
-from d3hr_ray.stages.pool import bounded
-from d3hr_ray.stages.search import Variant, several, subset_file, subset_table
+from d3hr_ray.stages.search import Variant, candidate_file, several, subset_file, subset_table
+from d3hr_ray.stages.tasks import bounded
 from d3hr_ray.store import Store
 
 CHOICE_SCHEMA = pa.schema(

@@ -13,7 +13,7 @@ import torch
 
 from d3hr_ray.config import RunError
 from d3hr_ray.numerics.moments import Moments, PowerSums
-from d3hr_ray.stages.pool import progress
+from d3hr_ray.stages.tasks import progress
 from d3hr_ray.store import Store
 
 FILES_PER_TASK = 64  # at 512 images of 4096 fp16 each, a task reads 268 MB, one file at a time

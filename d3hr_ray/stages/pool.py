@@ -1,9 +1,7 @@
-"""How work reaches a Ray cluster: pools of actors for networks, bounded tasks for the rest, progress for people."""
+"""Pools of actors that hold networks, and the streams of Ray Data that bring them work."""
 
-import logging
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +9,12 @@ import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError, SystemException, UserCodeException
 from ray.exceptions import RayError
-from tqdm import tqdm
 
 from d3hr_ray.config import RunError
 from d3hr_ray.stages import capacity
 from d3hr_ray.stages.summary import costing
-from d3hr_ray.stages.telemetry import LOG, Measured, MeasuredActor
+from d3hr_ray.stages.tasks import progress
+from d3hr_ray.stages.telemetry import Measured, MeasuredActor
 
 STUCK = 10  # time limits in a row without a finished unit end the run; a unit has many batches
 GROWING = 1_000_000  # upper bound of a pool that takes whatever an autoscaler brings
@@ -85,42 +83,6 @@ def _too_small(actors: int | None, share: float, there: int, patience: float) ->
     return f"{flag}: the cluster has {room}{grow}; {fix}"
 
 
-def ray_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
-    """A Mapper for listings: one Ray task per item, at most two per CPU in flight, results in order."""
-    # In a lambda, because Ray takes no partial for a task.
-    results = dict(bounded(lambda item: function(item), [(i, (item,)) for i, item in enumerate(items)]))
-    return [results[i] for i in range(len(items))]
-
-
-def bounded(
-    function: Callable[..., Any], jobs: Iterable[tuple[Any, tuple[Any, ...]]], title: str | None = None
-) -> Iterator[tuple[Any, Any]]:
-    """Run function(*args) as a Ray task for each (key, args), few at a time; yield (key, result) as they finish.
-
-    Errors that the function raises for users arrive as themselves, so that users read their message.
-    """
-    jobs = list(jobs)
-    task = ray.remote(num_cpus=1, max_retries=3)(function)
-    waiting: dict[Any, Any] = {}
-    upcoming = iter(jobs)
-    bar = progress(len(jobs), title or "", "task", title is None)
-    with bar, capacity.voicing(title or "listing", 0):
-        for _ in jobs:
-            limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # the cluster may grow meanwhile
-            while len(waiting) < limit and (job := next(upcoming, None)) is not None:
-                waiting[task.remote(*job[1])] = job[0]
-            ready, _ = ray.wait(list(waiting), num_returns=1)
-            key = waiting.pop(ready[0])
-            try:
-                result = ray.get(ready[0])
-            except (ValueError, OSError, RunError) as error:
-                for other in waiting:
-                    ray.cancel(other)
-                raise getattr(error, "cause", error) from error
-            bar.update()
-            yield key, result
-
-
 def run_units(
     units: list[dict[str, Any]],
     steps: Sequence[tuple[Callable[..., Any] | type, dict[str, Any]]],
@@ -182,41 +144,3 @@ def _innermost(error: BaseException) -> str:
         error = cause
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1]
-
-
-class _Lines:
-    """A log file's view of a progress bar: each state once, on a line of its own."""
-
-    last = ""
-
-    def write(self, text: str) -> None:
-        """Print what tqdm draws, without its carriage returns."""
-        line = text.strip()
-        if line and line != self.last:
-            if LOG.isEnabledFor(logging.INFO):
-                LOG.info(line)
-            else:
-                print(line, file=sys.stderr)
-            self.last = line
-
-    def flush(self) -> None:
-        """Pass on."""
-        sys.stderr.flush()
-
-
-def progress(total: int, title: str, unit: str, hide: bool, done: int = 0) -> tqdm:
-    """A progress bar: live on a terminal, a line every 10 seconds in a job's log."""
-    live = sys.stderr.isatty() and not LOG.isEnabledFor(logging.INFO)
-    return tqdm(
-        total=total,
-        desc=title,
-        unit=f" {unit}",
-        initial=done,
-        disable=hide,
-        mininterval=0.1 if live else 10,
-        delay=0 if live else 0.5,
-        file=None if live else _Lines(),
-        bar_format=None
-        if live
-        else "{desc}: {n_fmt}/{total_fmt}{unit}s, {rate_fmt}, {elapsed} elapsed, {remaining} left",
-    )

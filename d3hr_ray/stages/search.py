@@ -20,7 +20,7 @@ from d3hr_ray.numerics.random_search import RandomSearch
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.stages.fit import read_gaussians
 from d3hr_ray.stages.mixture import mixture_kind, read_mixtures
-from d3hr_ray.stages.pool import bounded
+from d3hr_ray.stages.tasks import bounded
 from d3hr_ray.store import Store
 
 IMAGES_PER_BLOCK = 256  # of one subsets/ file: a few batches of synthesis, 4 MB at D = 4096
@@ -56,6 +56,11 @@ class Variant:
 def subset_file(variant: Variant, block: int) -> str:
     """Name of a block's file within the run folder."""
     return f"subsets/{variant.name}/part-{block:06d}.parquet"
+
+
+def candidate_file(pool_variant: Variant, block: int) -> str:
+    """Name of a block's file within the run folder."""
+    return f"pools/{pool_variant.name}/part-{block:06d}.parquet"
 
 
 def run_search(store: Store, wanted: Sequence[tuple[RunConfig, Variant]], classes: int) -> None:
