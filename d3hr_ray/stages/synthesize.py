@@ -5,18 +5,17 @@ of what it wrote, which is the block's done mark. A variant is complete when its
 """
 
 import hashlib
-import io
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.models.autoencoder import to_pixels
 from d3hr_ray.models.loading import portable
+from d3hr_ray.stages.images import IMAGE_SCHEMA, png
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.sampling import Sampler
 from d3hr_ray.stages.search import Variant, subset_file
@@ -24,17 +23,6 @@ from d3hr_ray.stages.telemetry import describe
 from d3hr_ray.store import Store
 
 RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("error", pa.string())])
-IMAGE_SCHEMA = pa.schema(
-    [
-        ("file_name", pa.string()),
-        ("label", pa.int32()),
-        ("class_name", pa.string()),
-        ("index", pa.int32()),
-        ("seed", pa.int64()),
-        ("score", pa.float32()),
-        ("sha256", pa.string()),
-    ]
-)
 
 
 def block_mark(variant: Variant, block: int) -> str:
@@ -133,13 +121,3 @@ class SynthesizeBlock:
         sampler = self.sampler
         latents = sampler.starts(subsets) if variant.clean else sampler.sample(subsets, variant.timestep)
         return to_pixels(sampler.decode(sampler.optimise(subsets, latents))).numpy()
-
-
-def png(pixels: np.ndarray, size: int | None) -> bytes:
-    """Pixels (H, W, 3) uint8 => PNG, resized (Lanczos, as the authors do) if a size is given."""
-    image = Image.fromarray(pixels)
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
