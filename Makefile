@@ -31,7 +31,7 @@ test: install  ## all tests but those that need a GPU or take minutes (`make cha
 	$(BIN)/python -m pytest -m "not gpu and not chaos"
 
 chaos: install  ## faults that take minutes: drivers, nodes and jobs killed, clusters that grow
-	$(BIN)/python -m pytest -m chaos
+	$(BIN)/python -m pytest -m chaos --timeout 1800
 
 lint: install  ## ruff check and format check, mypy
 	$(BIN)/ruff check $(SOURCES)

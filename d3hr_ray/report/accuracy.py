@@ -25,7 +25,8 @@ MOST_CLASSES = 30  # in plots that show every class
 def label_of(row: dict[str, Any]) -> str:
     """What a plot calls a set's kind: its name without timestep and IPC, and whose code it follows if not ours."""
     whose = row.get("fidelity") or "fixed"
-    return re.sub(r"-(t|ipc)\d+", "", row["set"]) + (f" {whose}" if whose != "fixed" else "")
+    kind = re.sub(r"-(t|ipc)\d+", "", row["set"]) + (f" {whose}" if whose != "fixed" else "")
+    return re.sub(r"-k\d+", "-kipc", kind) if row.get("components") == "ipc" else kind
 
 
 def by_timestep(rows: Rows) -> bytes | None:
@@ -55,10 +56,10 @@ def _line_name(cell: dict[str, Any]) -> str:
     return f"{cell['set']} guidance {guidance}, {cell['arch']}, {cell['protocol']}"
 
 
-def _line(axis: plt.Axes, x: Sequence[float], cells: Rows, name: str) -> None:
+def _line(axis: plt.Axes, x: Sequence[float], cells: Rows, name: str, colour: Any = None) -> None:
     mean = np.array([100 * c["top1_last"] for c in cells])
     half = np.nan_to_num(np.array([100 * c["top1_last_ci95"] for c in cells]))
-    (drawn,) = axis.plot(x, mean, marker="o", label=name)
+    (drawn,) = axis.plot(x, mean, marker="o", label=name, color=colour)
     axis.fill_between(x, (mean - half).clip(0), (mean + half).clip(max=100), alpha=0.15, color=drawn.get_color())
 
 
@@ -78,7 +79,7 @@ def one_setting(rows: Rows) -> list[dict[str, Any]]:
 def by_ipc(rows: Rows) -> bytes | None:
     """Accuracy against images per class, a line per kind of set, a panel per student and protocol."""
     rows = one_setting([r for r in rows if r["ipc"]])
-    panels = sorted({(r["arch"], r["protocol"]) for r in rows})
+    panels = sorted({(r["arch"], r["protocol"]) for r in rows if r["method"] != "real-full"})
     if not panels:
         return None
     columns = min(3, len(panels))
@@ -86,6 +87,8 @@ def by_ipc(rows: Rows) -> bytes | None:
     figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
+    kinds = sorted({label_of(r) for r in rows})
+    colours = {kind: plt.get_cmap("tab20")(i % 20) for i, kind in enumerate(kinds)}
     for axis, panel in zip(axes.flat, panels, strict=False):
         here = [r for r in rows if (r["arch"], r["protocol"]) == panel]
         for kind in sorted({label_of(r) for r in here}):
@@ -93,13 +96,16 @@ def by_ipc(rows: Rows) -> bytes | None:
             if kind == "real-full":
                 axis.axhline(100 * cells[0]["top1_last"], color="k", ls=":", lw=1, label=kind)
             else:
-                _line(axis, [c["ipc"] for c in cells], cells, kind)
+                _line(axis, [c["ipc"] for c in cells], cells, kind, colours[kind])
         axis.set(xscale="log", title=f"{panel[0]}, {panel[1]}", xlabel="images per class", ylabel="top-1 (%)")
         ticks = sorted({r["ipc"] for r in here if r["method"] != "real-full"})
         axis.set_xticks(ticks, [str(t) for t in ticks], minor=False)
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
+    lines_of = dict(pair for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     figure.tight_layout()
+    names = sorted(lines_of)
+    handles = [lines_of[name] for name in names]
+    figure.legend(handles, names, fontsize=7, loc="upper left", bbox_to_anchor=(1, 0.97))
     return save_figure(figure)
 
 
