@@ -27,13 +27,13 @@ def add(made: Cluster, **node: Any) -> None:
 
 
 @contextlib.contextmanager
-def cluster(workers: int = 2) -> Iterator[Cluster]:
-    """A head that takes no work, and workers of 2 CPUs."""
+def cluster(workers: int = 2, **node: Any) -> Iterator[Cluster]:
+    """A head that takes no work, and workers of 2 CPUs, with further settings if given."""
     made = Cluster()
     try:
         add(made, num_cpus=0, object_store_memory=150 << 20, include_dashboard=False)
         for _ in range(workers):
-            add(made, **NODE)
+            add(made, **NODE, **node)
         yield made
     finally:
         made.shutdown()

@@ -1,11 +1,14 @@
 """Faults that take minutes to stage: `make chaos`. Each run must end with the files of one that nothing disturbed."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,30 @@ def test_hangs_and_nodes_that_go_and_come_change_no_byte(calm, tmp_path):
         simulated.attend(made, simulated.start(made, faults, *flags), faults, replace=True)
     assert not list(faults.iterdir())
     assert_same(out, calm)
+
+
+PAGE = "http://127.0.0.1:18099/metrics"  # of a node, as Prometheus reads it
+
+
+def test_prometheus_can_scrape_all_that_the_board_draws(calm, tmp_path, monkeypatch):
+    drawn = set(re.findall(r"ray_d3hr\w+", (ROOT / "cluster/grafana.json").read_text()))
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
+    found: dict[str, float] = {}
+    with simulated.cluster(workers=1, metrics_export_port=18099) as made:
+        driver = simulated.start(made, tmp_path, *CALM.split(), "--out", str(tmp_path / "run"))
+        while driver.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(PAGE, timeout=5) as page:
+                for line in page.read().decode().splitlines():
+                    name, _, value = line.rpartition(" ")
+                    if name.startswith("ray_d3hr"):
+                        found[name] = float(value)
+            time.sleep(0.5)
+    assert driver.returncode == 0
+    assert drawn - {name.partition("{")[0] for name in found} <= {"ray_d3hr_retries_total"}  # there were none
+    images = sum(
+        v for name, v in found.items() if name.startswith("ray_d3hr_images_total") and 'stage="invert"' in name
+    )
+    assert images == json.loads((tmp_path / "run" / "run.json").read_text())["counts"]["accepted"]
 
 
 HEAD = "ray.head.default"  # the fake provider takes its head for a node of this type
