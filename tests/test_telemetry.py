@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from d3hr_ray.stages import telemetry
 from d3hr_ray.stages.batching import run_batches
+from d3hr_ray.stages.pool import TASK_LIMIT, Pool, time_limit
 from d3hr_ray.stages.summary import costing, format_summary, recording, summary
 from d3hr_ray.stages.telemetry import COST, Measured, MeasuredActor
 from d3hr_ray.store import Store
@@ -41,6 +42,11 @@ def test_retries_of_an_earlier_step_are_carried_on():
             return pa.table({"count": [1]})
 
     assert MeasuredActor(Actor, (), "invert", 60)(table)["retries"].to_pylist() == [2]
+
+
+def test_the_pools_time_limit_is_every_steps():
+    assert time_limit([{"num_cpus": 1}, Pool((1, 1), 0, limit=60.0).options(3)]) == 60
+    assert time_limit([{"num_cpus": 1}]) == TASK_LIMIT
 
 
 HANGS = """

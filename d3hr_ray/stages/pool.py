@@ -1,7 +1,7 @@
 """Pools of actors that hold networks, and the streams of Ray Data that bring them work."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,7 @@ def run_units(
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
     context.max_errored_blocks = 0
-    limit = max(options.get("limit", TASK_LIMIT) for _, options in steps)
+    limit = time_limit(options for _, options in steps)
     context.execution_no_progress_timeout_s = STUCK * limit
     dataset: ray.data.Dataset = ray.data.from_items(units, override_num_blocks=len(units))
     for function, options in steps:
@@ -123,6 +123,11 @@ def run_units(
             ) from error
         except (RayError, UserCodeException, SystemException) as error:
             raise RunError(f"{title}: a worker failed: {_innermost(error)}") from error
+
+
+def time_limit(options: Iterable[dict[str, Any]]) -> float:
+    """Seconds that one call of any step may take: as the step with a pool has it, else TASK_LIMIT."""
+    return max((o["limit"] for o in options if "limit" in o), default=TASK_LIMIT)
 
 
 def _measured(
