@@ -14,7 +14,6 @@ from d3hr_ray.datasets.subsets import SUBSETS
 OPEN = (
     "method", "fidelity", "mend", "search", "candidates", "skew_weight", "components", "single", "rank", "pool",
     "sampler", "classifier", "select", "rematch", "optimise", "optimise_lr", "linf", "condition", "levels", "guidance",
-    "dtype",
 )  # fmt: skip
 PLAIN = "run"  # the variant that changes nothing
 

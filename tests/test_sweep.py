@@ -1,19 +1,21 @@
-"""What a sweep goes through: axes, variants in words, and what its flags refuse. Its job runs in test_evaluate.py."""
+"""What a sweep goes through: axes, variants, pools, and what its flags refuse. Its job runs in test_evaluate.py."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from presets import PRESETS
 from stripes import hard, stripes
 from sweepflags import SweepFlags, check_flags
-from sweepinputs import Sweep, open_sweep, remember
+from sweepinputs import Sweep, invert_all, open_sweep, remember, synthesise_all
 from sweepvariants import vary
 
 from d3hr_ray.evaluation.results import rows_of
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, run_trial
 from d3hr_ray.methods.d3hr import Run
-from d3hr_ray.methods.many import reopened, settings_name
+from d3hr_ray.methods.many import settings_name, with_pools
 from d3hr_ray.methods.variants import variants
 from d3hr_ray.report.swept import AXES, best_cell, preset_of
 from d3hr_ray.stages.pool import Pool
@@ -107,18 +109,35 @@ def test_sets_that_are_made_alike_share_a_folder_whatever_their_seed():
 def test_settings_that_draw_and_judge_alike_share_their_pools(tmp_path):
     def pools(text: str, seed: int = 0) -> str:
         (config,) = sweep(variants=(text,), seeds=(seed,), timesteps=(600,)).configs(2.0)
-        return reopened(base, base.store.at("sets/any"), config).pools.uri
+        ((run, _),) = with_pools(base, [(replace(base, config=config), variants(config)[0])])
+        return run.pools.uri
 
     store = Store(str(tmp_path))
     for name in ("classes.parquet", "gaussians/t0600.parquet"):
         store.write_bytes(name, b"any")
     base = Run(store, BASE, None, None, {}, Pool((1, 1), 0), store, store)
     assert pools("method=cao2") == pools("method=cao2 linf=1", seed=1) == pools("method=cao2 select=hard")
-    assert pools("method=cao2") == pools("method=cao2 optimise=0 dtype=float32")
     assert pools("method=d3hr+cao2") == pools("method=d3hr+cao2 rematch=no")
     others = ("method=cao2 guidance=3", "method=cao2 select=none", "method=d3hr+cao2 components=2", "run")
     others += ("method=cao2 optimise=0",)  # which may sample in half precision
     assert len({pools("method=cao2"), *map(pools, others)}) == 6
+
+
+@pytest.mark.slow
+def test_a_sweep_judges_a_pool_once_and_what_is_lost_comes_back_the_same(digits, tmp_path):
+    root = tmp_path / "run"
+    store = Store(str(shutil.copytree(digits, root)))
+    alike = ("method=cao2 optimise=1 pool=2", "method=cao2 optimise=1 pool=2 select=easy")
+    plan = Sweep.plan(SweepFlags(run=store.uri, variants=alike, ipc=(1,), seeds=(0, 1)), store)
+    sets = synthesise_all(plan, invert_all(plan))
+    images = {p: p.read_bytes() for p in root.glob("sets/*/distilled/**/*.png")}
+    judged = {p: p.stat().st_mtime_ns for p in root.glob("sets/pools-*/pools/*/part-*.parquet")}
+    assert (len(sets), len(images), len(judged)) == (2, 20, 2)
+    shutil.rmtree(sets[0])
+    shutil.rmtree(Path(sets[0]).parents[1] / "subsets")
+    assert synthesise_all(plan, invert_all(plan)) == sets
+    assert images == {p: p.read_bytes() for p in root.glob("sets/*/distilled/**/*.png")}
+    assert judged == {p: p.stat().st_mtime_ns for p in judged}
 
 
 def test_equal_sets_of_two_settings_are_trained_on_once_and_have_a_row_each(tmp_path):

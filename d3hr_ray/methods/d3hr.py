@@ -17,6 +17,7 @@ from d3hr_ray.stages.candidates import run_candidates
 from d3hr_ray.stages.choose import run_choose
 from d3hr_ray.stages.fit import gaussian_file, run_fit
 from d3hr_ray.stages.invert import finished, run_invert
+from d3hr_ray.stages.judge import judge_id
 from d3hr_ray.stages.mixture import mixture_kind, run_mixtures
 from d3hr_ray.stages.pool import Pool
 from d3hr_ray.stages.publish import pool_recipe, recipe, run_publish
@@ -90,8 +91,9 @@ def make_sets(run: Run) -> None:
 
 
 def make_together(wanted: Sequence[tuple[Run, Variant]]) -> None:
-    """gaussians => subsets => distilled, for variants of one folder that differ in timestep, IPC and seed only.
+    """gaussians => subsets => distilled, for variants of one folder.
 
+    They differ in timestep, IPC and seed, and those without a pool in the method, which is settled with their subsets.
     Each stage is one stream over all of them, so that its workers start once.
     """
     for run, variant in wanted:
@@ -123,9 +125,11 @@ def find_subsets(wanted: Sequence[tuple[Run, Variant]]) -> None:
 def choose_from_pools(wanted: Sequence[tuple[Run, Variant]]) -> None:
     """CaO2's first stage: subsets of pools => candidates, judged => the subsets of those that stay."""
     first = wanted[0][0]
+    classifier = judge_id(first.config)
     pools = [(replace(run, store=run.pools), pool_variant(run.config, variant)) for run, variant in wanted]
     for run, pool in pools:
-        claim_recipe(run.store, pool.name, pool_recipe(run.config, pool, run.inputs))
+        for store in (first.store, run.store):  # that of the sets, too, lest another classifier goes on with them
+            claim_recipe(store, pool.name, pool_recipe(run.config, pool, run.inputs, classifier))
     find_subsets(pools)
     run_candidates(first.pools, first.config, [pool for _, pool in pools], first.classes, first.pool)
     chosen = [(run.config, variant, pool) for (run, variant), (_, pool) in zip(wanted, pools, strict=True)]

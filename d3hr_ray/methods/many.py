@@ -1,4 +1,4 @@
-"""Many sets from one run's Gaussians: searched apart, synthesised together, none of them twice.
+"""Many sets from one run's Gaussians, made together, none of them twice.
 
 A sweep over seeds, searches, timesteps and IPCs would otherwise start an actor pool for every set.
 """
@@ -11,7 +11,9 @@ from d3hr_ray.config import RunConfig, as_dict, fingerprint, without_axes
 from d3hr_ray.methods.d3hr import Run, make_together
 from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.stages.fit import gaussian_file
+from d3hr_ray.stages.judge import judge_id
 from d3hr_ray.stages.publish import pool_recipe
+from d3hr_ray.stages.search import Variant
 from d3hr_ray.store import Store
 
 
@@ -30,35 +32,41 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
     kept.
     """
     folders: dict[str, list[RunConfig]] = defaultdict(list)
-    for config in configs:
+    for config in dict.fromkeys(configs):
         folders[settings_name(config)].append(config)
     made = {}
     for name, members in folders.items():
         store = base.store.at(f"sets/{name}")
-        runs = [reopened(base, store, config) for config in members]
+        runs = [_reopen(base, store, config) for config in members]
         wanted = [(run, v) for run in runs for v in variants(run.config)]
         missing = [(run, v) for run, v in wanted if not store.exists(f"distilled/{v.name}/manifest.json")]
         if missing:
-            make_together(missing)
+            make_together(with_pools(base, missing))
         for run in runs:
             made[run.config] = [store.at(f"distilled/{v.name}").uri for v in variants(run.config)]
     return made
 
 
-def reopened(base: Run, store: Store, config: RunConfig) -> Run:
-    """A run in a folder that has a copy of the base's classes and Gaussians; its latents stay where they are.
+def with_pools(base: Run, wanted: Sequence[tuple[Run, Variant]]) -> list[tuple[Run, Variant]]:
+    """The same runs of one folder, with the folder of their pools, if their method has any.
 
-    Settings that differ in what is done with a pool share it, in `sets/pools-<what decides it>/`.
+    Settings that differ only in what is done with a pool share it, in `sets/pools-<what decides it>/`.
     """
-    _give(base, store, config)
-    run = replace(base, store=store, config=config, pools=store)
+    config = wanted[0][0].config
     if not config.has_pool:
-        return run
-    recipe = pool_recipe(config, pool_variant(config, variants(config)[0]), base.inputs)
-    decides = [without_axes(recipe["config"]), recipe.get("classifier")]
-    pools = base.store.at(f"sets/pools-{fingerprint(decides)[:6]}")
-    _give(base, pools, config)
-    return replace(run, pools=pools)
+        return list(wanted)
+    classifier = judge_id(config)
+    recipe = pool_recipe(config, pool_variant(config, wanted[0][1]), base.inputs, classifier)
+    pools = base.store.at(f"sets/pools-{fingerprint([without_axes(recipe['config']), classifier])[:6]}")
+    for run, _ in wanted:
+        _give(base, pools, run.config)
+    return [(replace(run, pools=pools), variant) for run, variant in wanted]
+
+
+def _reopen(base: Run, store: Store, config: RunConfig) -> Run:
+    """A run in a folder that has a copy of the base's classes and Gaussians; its latents stay where they are."""
+    _give(base, store, config)
+    return replace(base, store=store, config=config, pools=store)
 
 
 def _give(base: Run, store: Store, config: RunConfig) -> None:

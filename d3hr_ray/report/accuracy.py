@@ -26,7 +26,7 @@ def label_of(row: dict[str, Any]) -> str:
     """What a plot calls a set's kind: its name without timestep and IPC, and whose code it follows if not ours."""
     whose = row.get("fidelity") or "fixed"
     kind = re.sub(r"-(t|ipc)\d+", "", row["set"]) + (f" {whose}" if whose != "fixed" else "")
-    return re.sub(r"-k\d+", "-kipc", kind) if row.get("components") == "ipc" else kind
+    return re.sub(r"-k\d+(-c\d+)?", "-kipc", kind) if row.get("components") == "ipc" else kind
 
 
 def by_timestep(rows: Rows) -> bytes | None:

@@ -56,9 +56,9 @@ def judge_name(config: RunConfig) -> str:
     return resolve(name)
 
 
-def judge_id(config: RunConfig) -> str:
-    """What recipes call the classifier: its name, with a hash of its weights where they are files."""
-    return teacher_id((judge_name(config),))
+def judge_id(config: RunConfig) -> str | None:
+    """What recipes call the classifier: its name, with a hash of its weights where they are files. None without one."""
+    return teacher_id((judge_name(config),)) if config.cao2.select != "none" else None
 
 
 def load_judge(config: RunConfig, classes: pa.Table, device: str) -> Judge:

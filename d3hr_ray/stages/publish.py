@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from d3hr_ray.config import InversionConfig, RunConfig, as_dict, from_dict
 from d3hr_ray.runs import versions
-from d3hr_ray.stages.judge import judge_id
 from d3hr_ray.stages.search import Variant
 from d3hr_ray.stages.synthesize import written_images
 from d3hr_ray.store import Store
@@ -63,11 +62,11 @@ def made_with(plain: Mapping[str, Any]) -> RunConfig:
     return from_dict({**plain, "inversion": inversion, "cao2": plain.get("cao2") or {}})
 
 
-def pool_recipe(config: RunConfig, pool: Variant, inputs: dict[str, Any]) -> dict[str, Any]:
+def pool_recipe(config: RunConfig, pool: Variant, inputs: dict[str, Any], classifier: str | None) -> dict[str, Any]:
     """All that decides what a pool holds: not what is done with it afterwards."""
     plain = recipe(config, pool, inputs)
     plain["config"] |= {"cao2": {key: plain["config"]["cao2"][key] for key in ("pool", "sampler")}, "method": "pool"}
-    return plain | ({"classifier": judge_id(config)} if config.cao2.select != "none" else {})
+    return plain | ({"classifier": classifier} if classifier else {})
 
 
 def run_publish(

@@ -134,10 +134,20 @@ def _search_blocks(store: Store, missing: list[Block], gaussians: dict[int, ray.
         left[block] -= 1
         if not left[block]:
             writes.append(write.remote(store, block, gaussians[block.timestep], winners.pop(block)))
+        writes = _unwritten(writes, timeout=0)
+    _unwritten(writes, timeout=None)
+
+
+def _unwritten(writes: list[ray.ObjectRef], timeout: float | None) -> list[ray.ObjectRef]:
+    """The writes that go on after `timeout` seconds (None: none does). Raises OSError for one that failed."""
+    if not writes:
+        return []
+    done, rest = ray.wait(writes, num_returns=len(writes), timeout=timeout)
     try:
-        ray.get(writes)
+        ray.get(done)
     except OSError as error:
         raise getattr(error, "cause", error) from error
+    return rest
 
 
 def _candidate_ranges(block: Block) -> list[range]:

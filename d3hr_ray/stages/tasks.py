@@ -31,6 +31,8 @@ def bounded(
     Errors that the function raises for users arrive as themselves, so that users read their message.
     """
     jobs = list(jobs)
+    if not jobs:
+        return
     task = ray.remote(num_cpus=1, max_retries=3)(function)
     waiting: dict[Any, Any] = {}
     upcoming = iter(jobs)
