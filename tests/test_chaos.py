@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -178,20 +179,26 @@ def test_a_submitted_job_can_be_stopped_and_resumed(calm, tmp_path):
     """`ray job submit`, with a token: without it nobody is let in; a stopped job leaves a run that resumes."""
     out, ray = tmp_path / "run", str(Path(sys.executable).parent / "ray")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "chaos" * 8}
-    address = "http://127.0.0.1:18265"
+    address = "http://127.0.0.1:20265"
     env = os.environ | token | {"RAY_API_SERVER_ADDRESS": address}
-    start = [ray, "start", "--head", "--port=16379", "--block", "--num-cpus=4", "--disable-usage-stats"]
-    start += ["--dashboard-host=127.0.0.1", "--dashboard-port=18265", "--object-store-memory=300000000"]
+    # Ports that Ray does not give to its workers, which have 10002 to 19999.
+    start = [ray, "start", "--head", "--port=20379", "--block", "--num-cpus=4", "--disable-usage-stats"]
+    start += ["--dashboard-host=127.0.0.1", "--dashboard-port=20265", "--object-store-memory=300000000"]
     head = subprocess.Popen(start, env=env, start_new_session=True, stdout=subprocess.DEVNULL)
     submit = [ray, "job", "submit", "--working-dir", ".", "--submission-id"]
     job = ["--", "python", "jobs/distill.py", *CALM.split(), "--out", str(out)]
     try:
-        time.sleep(45)
+        listening = socket.socket()
+        while listening.connect_ex(("127.0.0.1", 20265)):  # the dashboard takes its time
+            assert head.poll() is None
+            time.sleep(1)
+        listening.close()
         stranger = os.environ | {"RAY_API_SERVER_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
         refused = subprocess.run(
             [*submit, "x", *job], cwd=ROOT, env=stranger, capture_output=True, text=True, timeout=200
         )
         assert refused.returncode != 0 and not out.exists()
+        assert "token" in (refused.stdout + refused.stderr).lower()
         first = subprocess.Popen([*submit, "first", *job], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
         while first.poll() is None and not list(out.glob(".done/invert/*")):
             time.sleep(0.2)
