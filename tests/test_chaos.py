@@ -176,7 +176,7 @@ def test_what_no_node_type_has_is_said_within_a_minute(fake_cloud, tmp_path):
 
 
 def test_a_submitted_job_can_be_stopped_and_resumed(calm, tmp_path):
-    """`ray job submit`, with a token: without it nobody is let in; a stopped job leaves a run that resumes."""
+    """With a token: without it nobody is let in. A stopped job leaves a run that resumes; then evaluate and sweep."""
     out, ray = tmp_path / "run", str(Path(sys.executable).parent / "ray")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "chaos" * 8}
     address = "http://127.0.0.1:20265"
@@ -187,6 +187,11 @@ def test_a_submitted_job_can_be_stopped_and_resumed(calm, tmp_path):
     head = subprocess.Popen(start, env=env, start_new_session=True, stdout=subprocess.DEVNULL)
     submit = [ray, "job", "submit", "--working-dir", ".", "--submission-id"]
     job = ["--", "python", "jobs/distill.py", *CALM.split(), "--out", str(out)]
+
+    def submitted(name: str, command: list[str]) -> subprocess.CompletedProcess[str]:
+        words = [*submit, name, *command]
+        return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+
     try:
         listening = socket.socket()
         while listening.connect_ex(("127.0.0.1", 20265)):  # the dashboard takes its time
@@ -205,12 +210,16 @@ def test_a_submitted_job_can_be_stopped_and_resumed(calm, tmp_path):
         subprocess.run([ray, "job", "stop", "first"], env=env, check=True, capture_output=True, timeout=200)
         first.communicate(timeout=200)
         assert not (out / "run.json").exists() or not json.loads((out / "run.json").read_text())["finished"]
-        second = subprocess.run(
-            [*submit, "second", *job], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900
-        )
+        second = submitted("second", job)
+        assert second.returncode == 0, second.stdout[-3000:]
+        assert "images/s on 1 worker(s)" in second.stdout  # the summary is in the job's log
+        assert_same(out, calm)
+        flags = {"evaluate": f"--distilled {out} --repeats 1", "sweep": f"--run {out} --ipc 2 --seeds 0 1"}
+        for name, words in flags.items():
+            command = ["--", "python", f"jobs/{name}.py", *words.split(), "--arch", "convnet-d3-w32"]
+            done = submitted(name, command)
+            assert done.returncode == 0, done.stdout[-3000:]
+            assert "convnet-d3-w32" in done.stdout  # the table is in the job's log
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait(60)
-    assert second.returncode == 0, second.stdout[-3000:]
-    assert "images/s on 1 worker(s)" in second.stdout  # the summary is in the job's log
-    assert_same(out, calm)
