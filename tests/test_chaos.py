@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -193,11 +192,10 @@ def test_a_submitted_job_can_be_stopped_and_resumed(calm, tmp_path):
         return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
 
     try:
-        listening = socket.socket()
-        while listening.connect_ex(("127.0.0.1", 20265)):  # the dashboard takes its time
-            assert head.poll() is None
-            time.sleep(1)
-        listening.close()
+        end = time.monotonic() + 200
+        while submitted(f"ready-{time.time()}", ["--", "python", "-V"]).returncode:  # until the head takes jobs
+            assert head.poll() is None and time.monotonic() < end
+            time.sleep(2)
         stranger = os.environ | {"RAY_API_SERVER_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
         refused = subprocess.run(
             [*submit, "x", *job], cwd=ROOT, env=stranger, capture_output=True, text=True, timeout=200
