@@ -182,7 +182,12 @@ def test_a_submitted_job_can_be_stopped_and_resumed(calm, tmp_path):
     env = os.environ | token | {"RAY_API_SERVER_ADDRESS": address}
     # Ports that Ray does not give to its workers, which have 10002 to 19999.
     start = [ray, "start", "--head", "--port=20379", "--block", "--num-cpus=4", "--disable-usage-stats"]
-    start += ["--dashboard-host=127.0.0.1", "--dashboard-port=20265", "--object-store-memory=300000000"]
+    start += [
+        "--dashboard-host=127.0.0.1",
+        "--dashboard-port=20265",
+        "--dashboard-agent-listen-port=20365",
+        "--object-store-memory=300000000",
+    ]
     head = subprocess.Popen(start, env=env, start_new_session=True, stdout=subprocess.DEVNULL)
     submit = [ray, "job", "submit", "--working-dir", ".", "--submission-id"]
     job = ["--", "python", "jobs/distill.py", *CALM.split(), "--out", str(out)]
