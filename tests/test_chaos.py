@@ -176,10 +176,12 @@ def test_what_no_node_type_has_is_said_within_a_minute(fake_cloud, tmp_path):
 
 def test_a_submitted_job_can_be_stopped_and_resumed(calm, tmp_path):
     """With a token: without it nobody is let in. A stopped job leaves a run that resumes; then evaluate and sweep."""
-    out, ray = tmp_path / "run", str(Path(sys.executable).parent / "ray")
+    out, programs = tmp_path / "run", Path(sys.executable).parent
+    ray = str(programs / "ray")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "chaos" * 8}
     address = "http://127.0.0.1:20265"
     env = os.environ | token | {"RAY_API_SERVER_ADDRESS": address}
+    env["PATH"] = f"{programs}:{env['PATH']}"  # a job's `python` is the head's
     # Ports that Ray does not give to its workers, which have 10002 to 19999.
     start = [ray, "start", "--head", "--port=20379", "--block", "--num-cpus=4", "--disable-usage-stats"]
     start += [
