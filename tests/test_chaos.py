@@ -62,6 +62,18 @@ def test_hangs_and_nodes_that_go_and_come_change_no_byte(calm, tmp_path):
     assert_same(out, calm)
 
 
+def test_batches_that_do_not_fit_are_halved_and_change_no_byte(calm, tmp_path):
+    """Batches of more than 8 images find no memory, once in each network stage."""
+    faults, out = tmp_path / "faults", tmp_path / "run"
+    faults.mkdir()
+    for name in ("invert-memory-0", "synthesize-memory-0"):
+        (faults / name).touch()
+    with simulated.cluster(workers=1) as made:
+        simulated.attend(made, simulated.start(made, faults, *CALM.split(), "--out", str(out)), faults, replace=False)
+    assert not list(faults.iterdir())
+    assert_same(out, calm)
+
+
 PAGE = "http://127.0.0.1:18099/metrics"  # of a node, as Prometheus reads it
 
 
