@@ -2,7 +2,7 @@
 
 A fault is named STAGE-KIND-NUMBER. The worker that removes it meets it in the middle of a batch: die (SIGKILL to
 itself), hang (for an hour), node (it asks, by a file NODE-ID.kill, for its node to be killed), memory (MemoryError for
-any batch of more than 8 images).
+any batch of more than 16 images).
 """
 
 import os
@@ -36,9 +36,9 @@ def meet(stage: str, images: int) -> None:
             time.sleep(3600)
         elif kind == "hang":
             time.sleep(3600)
-        elif kind == "memory" and images > 8:
+        elif kind == "memory" and images > 16:
             file.touch()
-            raise MemoryError("not more than 8 images")
+            raise MemoryError("not more than 16 images")
         return
 
 

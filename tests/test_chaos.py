@@ -63,7 +63,7 @@ def test_hangs_and_nodes_that_go_and_come_change_no_byte(calm, tmp_path):
 
 
 def test_batches_that_do_not_fit_are_halved_and_change_no_byte(calm, tmp_path):
-    """Batches of more than 8 images find no memory, once in each network stage."""
+    """Batches of more than 16 images find no memory, until one of 16 came, in each network stage."""
     faults, out = tmp_path / "faults", tmp_path / "run"
     faults.mkdir()
     for name in ("invert-memory-0", "synthesize-memory-0"):
