@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.update(
@@ -33,17 +34,25 @@ DIGITS = "--preset digits --limit-per-class 12 --timesteps 100 200 --ipc 1 5 --a
 WNIDS = ("n01443537", "n02099601", "n15075141")  # ImageNet classes 1, 207 and 999, those of the golden data
 
 
+def patiently(start: Callable[[], object], undo: Callable[[], object] = lambda: None) -> None:
+    """Start a Ray or a node, thrice if need be: Ray gives it 30 s, which a loaded machine may take longer for."""
+    for last in (False, False, True):
+        try:
+            start()
+            return
+        except Exception as error:  # Ray raises a bare one for this
+            if last or "timed out" not in str(error).lower():
+                raise
+            undo()
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """One Ray for all tests; 3 slots on any machine: two actors and a reader, and few processes that import torch."""
     import ray
 
     settings = {"num_cpus": 3, "object_store_memory": 300 << 20, "include_dashboard": False, "log_to_driver": False}
-    try:
-        ray.init(address="local", logging_level="ERROR", **settings)
-    except Exception:  # noqa: BLE001 - Ray raises a bare one when a loaded machine takes over 30 s to start it
-        ray.shutdown()
-        ray.init(address="local", logging_level="ERROR", **settings)
+    patiently(lambda: ray.init(address="local", logging_level="ERROR", **settings), ray.shutdown)
     yield ray
     ray.shutdown()
 

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from d3hr_ray.stages import invert, synthesize
+from d3hr_ray.stages.blocks import BlockJob
 
 FOLDER, CPU = "D3HR_FAULTS", "D3HR_CPU"
 
@@ -68,7 +69,7 @@ class FaultyInvertShard(invert.InvertShard):
 class FaultySynthesizeBlock(synthesize.SynthesizeBlock):
     """SynthesizeBlock whose batches meet faults."""
 
-    def __init__(self, job: synthesize.SynthesisJob) -> None:
+    def __init__(self, job: BlockJob) -> None:
         super().__init__(here(job))
         autoencoder = self.sampler.autoencoder
         autoencoder.decode = spoiled(autoencoder.decode, "synthesize", 0)

@@ -9,21 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT
+from conftest import ROOT, patiently
 from ray.cluster_utils import Cluster
 
 NODE = {"num_cpus": 2, "object_store_memory": 150 << 20}
 
 
 def add(made: Cluster, **node: Any) -> None:
-    """Start a node, again if need be: Ray gives it 30 s, which a loaded machine may take longer for."""
-    for last in (False, False, True):
-        try:
-            made.add_node(**node)
-            return
-        except Exception:
-            if last:
-                raise
+    """Start a node."""
+    patiently(lambda: made.add_node(**node))
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.numerics.schedule import Schedule, leading_grid, linear_alphas
 from d3hr_ray.report.chosen import chosen_table, chosen_text
 from d3hr_ray.stages import candidates, choose, judge
+from d3hr_ray.stages.blocks import BlockJob
 from d3hr_ray.stages.search import candidate_file, subset_file, write_noise
-from d3hr_ray.stages.synthesize import SynthesisJob, SynthesizeBlock
+from d3hr_ray.stages.synthesize import SynthesizeBlock
 from d3hr_ray.store import Store
 
 CLASSES = model_listing(DataConfig("", classes=WNIDS), 1000, None).classes.table()
@@ -59,9 +60,9 @@ def made(root, config: RunConfig) -> tuple[Store, dict[str, np.ndarray]]:
     store, (variant,) = Store(str(root)), variants(config)
     pool = pool_variant(config, variant)
     write_noise(store, pool, 3, 4 * 8 * 8)
-    candidates.JudgeBlock(candidates.CandidateJob(store, config, (pool,), CLASSES, "cpu")).write(pool, 0)
+    candidates.JudgeBlock(BlockJob(store, config, (pool,), CLASSES, "cpu")).write(pool, 0)
     choose.choose_block(store, store, config, variant, pool, 0, range(3))
-    SynthesizeBlock(SynthesisJob(store, config, (variant,), CLASSES, "cpu")).write(variant, 0)
+    SynthesizeBlock(BlockJob(store, config, (variant,), CLASSES, "cpu")).write(variant, 0)
     names = store.list(f"distilled/{variant.name}", recursive=True)
     read = {n: Image.open(io.BytesIO(store.read_bytes(f"distilled/{variant.name}/{n}"))) for n in names}
     return store, {n: np.asarray(image, int) for n, image in read.items()}
@@ -107,7 +108,7 @@ def test_an_actor_makes_sets_of_several_seeds_as_each_alone(tmp_path):
     (variant,) = variants(config)
     store.delete(f"distilled/{variant.name}")
     other = replace(config, seed=0)
-    SynthesizeBlock(SynthesisJob(store, other, (*variants(other), variant), CLASSES, "cpu")).write(variant, 0)
+    SynthesizeBlock(BlockJob(store, other, (*variants(other), variant), CLASSES, "cpu")).write(variant, 0)
     for name, image in alone.items():
         again = Image.open(io.BytesIO(store.read_bytes(f"distilled/{variant.name}/{name}")))
         assert (np.asarray(again, int) == image).all()

@@ -100,7 +100,7 @@ def tune_trials(
 def _stopped(store: Store, marks: str, trials: Sequence[Trial]) -> dict[str, float]:
     """Key and last top-1 of the trials that were stopped once and that no other sweep has finished since."""
     there = set(store.list(marks))
-    found = [t for t in untrained(store, trials) if f"{t.key}.json" in there]
+    found = untrained(store, [t for t in trials if f"{t.key}.json" in there])
     return {t.key: store.read_json(f"{marks}/{t.key}.json")["top1"] for t in found}
 
 

@@ -20,7 +20,7 @@ from d3hr_ray.numerics.random_search import RandomSearch
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.stages.fit import read_gaussians
 from d3hr_ray.stages.mixture import mixture_kind, read_mixtures
-from d3hr_ray.stages.tasks import bounded
+from d3hr_ray.stages.tasks import bounded, fetch
 from d3hr_ray.store import Store
 
 IMAGES_PER_BLOCK = 256  # of one subsets/ file: a few batches of synthesis, 4 MB at D = 4096
@@ -143,10 +143,8 @@ def _unwritten(writes: list[ray.ObjectRef], timeout: float | None) -> list[ray.O
     if not writes:
         return []
     done, rest = ray.wait(writes, num_returns=len(writes), timeout=timeout)
-    try:
-        ray.get(done)
-    except OSError as error:
-        raise getattr(error, "cause", error) from error
+    for task in done:
+        fetch(task)
     return rest
 
 

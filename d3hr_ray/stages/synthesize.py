@@ -5,8 +5,7 @@ of what it wrote, which is the block's done mark. A variant is complete when its
 """
 
 import hashlib
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +13,11 @@ import pyarrow as pa
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.models.autoencoder import to_pixels
-from d3hr_ray.models.loading import portable
+from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
-from d3hr_ray.stages.pool import Pool, run_units
-from d3hr_ray.stages.sampling import Sampler
+from d3hr_ray.stages.pool import Pool
 from d3hr_ray.stages.search import Variant, subset_file
-from d3hr_ray.stages.telemetry import describe
 from d3hr_ray.store import Store
-
-RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("error", pa.string())])
 
 
 def block_mark(variant: Variant, block: int) -> str:
@@ -30,22 +25,10 @@ def block_mark(variant: Variant, block: int) -> str:
     return f".done/synthesize/{variant.name}/{block:06d}.parquet"
 
 
-def run_synthesize(store: Store, config: RunConfig, variants: list[Variant], classes: pa.Table, pool: Pool) -> None:
+def run_synthesize(store: Store, config: RunConfig, variants: Sequence[Variant], classes: pa.Table, pool: Pool) -> None:
     """Make the images of every block that is not done, of all variants in one stream."""
-    blocks = {v: len(v.blocks(len(classes))) for v in variants}
     done = {(v, b) for v in variants for b in _finished(store, v)}
-    todo = [(v, b) for v in variants for b in range(blocks[v]) if (v, b) not in done]
-    if not todo:
-        return
-    images = {(v, b): v.ipc * len(labels) for v in variants for b, labels in enumerate(v.blocks(len(classes)))}
-    config = replace(config, model=replace(config.model, name=portable(config.model.name)))
-    job = SynthesisJob(store, config, tuple(variants), classes, pool.device)
-    units = [{"variant": variants.index(v), "block": b} for v, b in todo]
-    steps: list[tuple[Any, dict[str, Any]]] = [
-        (SynthesizeBlock, {"fn_constructor_args": (job,), **pool.options(len(units))}),
-    ]
-    for _ in run_units(units, steps, "synthesize", "image", sum(images.values()), sum(images[d] for d in done)):
-        pass
+    run_blocks(SynthesizeBlock, store, config, variants, classes, pool, "synthesize", lambda v, b: (v, b) in done)
 
 
 def _finished(store: Store, variant: Variant) -> list[int]:
@@ -70,36 +53,12 @@ def written_images(store: Store, variant: Variant, classes: int) -> pa.Table:
     return table
 
 
-@dataclass(frozen=True)
-class SynthesisJob:
-    """What an actor must know to synthesize blocks."""
+class SynthesizeBlock(BlockActor):
+    """Turns latents into PNGs."""
 
-    store: Store
-    config: RunConfig
-    variants: tuple[Variant, ...]
-    classes: pa.Table
-    device: str
-
-
-class SynthesizeBlock:
-    """Actor: holds the networks and turns one block of a variant into PNGs per call."""
-
-    def __init__(self, job: SynthesisJob) -> None:
-        self.job = job
-        self.sampler = Sampler(job.config, job.classes, job.device)
+    def __init__(self, job: BlockJob) -> None:
+        super().__init__(job)
         self.folders = folder_names(job.classes)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row {variant, block} => {count, error}, after the files are written."""
-        row = batch.to_pylist()[0]
-        variant, block, error, count = self.job.variants[row["variant"]], row["block"], None, 0
-        labels = list(variant.blocks(len(self.job.classes))[block])
-        describe(run=self.job.store.uri, variant=variant.name, block=block, labels=labels)
-        try:
-            count = self.write(variant, block)
-        except (ValueError, OSError) as problem:
-            error = f"{variant.name}, block {block}: {problem}"
-        return pa.table([[count], [error]], schema=RESULT_SCHEMA)
 
     def write(self, variant: Variant, block: int) -> int:
         """Sample, decode and write one block. Returns its number of images."""

@@ -45,13 +45,21 @@ def bounded(
             ready, _ = ray.wait(list(waiting), num_returns=1)
             key = waiting.pop(ready[0])
             try:
-                result = ray.get(ready[0])
-            except (ValueError, OSError, RunError) as error:
+                result = fetch(ready[0])
+            except (ValueError, OSError, RunError):
                 for other in waiting:
                     ray.cancel(other)
-                raise getattr(error, "cause", error) from error
+                raise
             bar.update()
             yield key, result
+
+
+def fetch(task: ray.ObjectRef) -> Any:
+    """A task's result. What the task raises for users is raised as itself, not as Ray wraps it."""
+    try:
+        return ray.get(task)
+    except (ValueError, OSError, RunError) as error:
+        raise getattr(error, "cause", error) from error
 
 
 class _Lines:
