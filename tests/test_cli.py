@@ -58,7 +58,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, command):
+def test_a_mistake_is_one_line_that_names_it(ray_session, monkeypatch, capsys, command):  # remote data is listed by Ray
     code, said = main(monkeypatch, capsys, command)
     assert code == 2
     assert MISTAKES[command] in said
