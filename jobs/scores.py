@@ -30,6 +30,9 @@ class ScoreFlags:
     """Correlate with the accuracy of this student only. Default: with the mean over all."""
     protocol: str = "hard"
     """Correlate with the accuracy under this protocol."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    """Correlate with the accuracy on these images, as jobs/evaluate.py named them. Default: on what most of the sets
+    were tested on."""
     address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
     """Ray cluster, for reading real images. Default: RAY_ADDRESS, else a local Ray."""
 
@@ -47,12 +50,13 @@ def main() -> None:
 
     with refusing():
         scoring = Scoring.open(flags.distilled, flags.classifier)
+        accuracy = read_accuracy(scoring.runs, flags.arch, flags.protocol, flags.data)
         connect(flags.address)
         real = scoring.real(flags.per_class)
     announce(f"{len(scoring.sets)} sets against {len(real.labels_N):,} real images")
     rows = score_all(scoring, real)
     name = write_scores(scoring.runs[0], rows)
-    print(format_scores(rows, read_accuracy(scoring.runs, flags.arch, flags.protocol)))
+    print(format_scores(rows, accuracy))
     print(name)
 
 

@@ -12,7 +12,7 @@ from pyarrow import csv as pacsv
 from d3hr_ray.evaluation.sets import find_sets, load_set
 from d3hr_ray.numerics.distances import coverage, diversity, frechet, kernel_distance
 from d3hr_ray.report.scores import COLUMNS, Measured, feature_scores, measure, moment_scores, rank_correlations
-from d3hr_ray.report.scoring import base_of, format_scores
+from d3hr_ray.report.scoring import Accuracy, base_of, format_scores, read_accuracy
 from d3hr_ray.stages.judge import Judge
 from d3hr_ray.stages.search import subset_table
 from d3hr_ray.store import Store
@@ -98,7 +98,7 @@ def test_the_job_scores_every_set_of_a_run_and_correlates_with_its_accuracies(di
     run = tmp_path / "run"
     shutil.copytree(digits, run)
     sets = find_sets((str(run),))
-    accuracy = [{"set_hash": load_set(s, 16).set_hash, "protocol": "hard", "arch": "a"} for s in sets]
+    accuracy = [{"set_hash": load_set(s, 16).set_hash, "protocol": "hard", "arch": "a", "data": "test"} for s in sets]
     rows = [row | {"top1_last": 0.1 * i} for i, row in enumerate(accuracy)]
     Store(str(run)).write_table("evaluations/results.parquet", pa.Table.from_pylist(rows))
     monkeypatch.setattr(sys, "argv", ["scores.py", "--distilled", str(run), "--per-class", "12"])
@@ -118,7 +118,9 @@ def test_correlations_are_told_per_ipc():
         for ipc in (1, 10)
         for i in range(4)
     ]
-    text = format_scores(rows, {row["set_hash"]: row["coverage"] * (1 if row["ipc"] == 1 else -1) for row in rows})
+    known = {row["set_hash"]: row["coverage"] * (1 if row["ipc"] == 1 else -1) for row in rows}
+    text = format_scores(rows, Accuracy(known, "x/test"))
+    assert "top-1: on x/test" in text
     first, second = text.splitlines()[-2:]
     assert first.startswith("Spearman's rho, IPC 1 ") and first.split()[-1] == "+1.00"
     assert second.startswith("Spearman's rho, IPC 10") and second.split()[-1] == "-1.00"
@@ -127,3 +129,17 @@ def test_correlations_are_told_per_ipc():
 def test_a_sweeps_sets_belong_to_the_run_that_evaluated_them():
     assert base_of(Store("/x/run/sets/w2-c256")).uri == "/x/run"
     assert base_of(Store("/x/run")).uri == "/x/run"
+
+
+def test_accuracies_on_different_images_are_not_mixed(tmp_path):
+    store, row = Store(str(tmp_path)), {"protocol": "hard", "arch": "a"}
+    rows = [row | {"data": "test", "set_hash": f"s{i}", "top1_last": 0.5} for i in range(3)]
+    rows += [row | {"data": "train", "set_hash": "s0", "top1_last": top1} for top1 in (0.8, 1.0)]
+    store.write_table("evaluations/results.parquet", pa.Table.from_pylist(rows))
+    assert read_accuracy([store], None, "hard", None) == Accuracy({f"s{i}": 0.5 for i in range(3)}, "test")
+    assert read_accuracy([store], "a", "hard", "train").top1 == pytest.approx({"s0": 0.9})
+    assert read_accuracy([store], "b", "hard", None).top1 == {}
+    with pytest.raises(
+        ValueError, match=r"--data tset: no set was tested .* there is \['test', 'train'\]"
+    ):
+        read_accuracy([store], None, "hard", "tset")

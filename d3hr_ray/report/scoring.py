@@ -92,20 +92,37 @@ def base_of(run: Store) -> Store:
     return run
 
 
-def read_accuracy(runs: Sequence[Store], arch: str | None, protocol: str) -> dict[str, float]:
-    """Mean top-1 of each set (by its hash) in the runs' evaluations/results.parquet, as fractions."""
-    found = defaultdict(list)
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean top-1 of sets, by their hashes, as fractions, and the real images `data` that all were tested on."""
+
+    top1: dict[str, float]
+    data: str = ""
+
+
+def read_accuracy(runs: Sequence[Store], arch: str | None, protocol: str, data: str | None) -> Accuracy:
+    """Results under a protocol, of one student or of all, on `data`: by default what most of the sets were tested on.
+
+    Accuracies on other images, such as the training split that a sweep chose on, do not compare and are left out.
+    """
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in dict.fromkeys(map(base_of, runs)):
         if not run.exists("evaluations/results.parquet"):
             continue
         for row in run.read_table("evaluations/results.parquet").to_pylist():
             if row["protocol"] == protocol and arch in (None, row["arch"]):
-                found[row["set_hash"]].append(row["top1_last"])
-    return {key: float(np.mean(values)) for key, values in found.items()}
+                found[row["data"]][row["set_hash"]].append(row["top1_last"])
+    if data is not None and data not in found:
+        raise ValueError(f"--data {data}: no set was tested on it under {protocol}; there is {sorted(found) or 'none'}")
+    if not found:
+        return Accuracy({})
+    chosen = data or max(sorted(found), key=lambda name: len(found[name]))
+    return Accuracy({key: float(np.mean(values)) for key, values in found[chosen].items()}, chosen)
 
 
-def format_scores(rows: Sequence[dict[str, Any]], accuracy: dict[str, float]) -> str:
+def format_scores(rows: Sequence[dict[str, Any]], accuracy: Accuracy) -> str:
     """Means over seeds as text; below them, per IPC, the rank correlations of single sets with accuracy, if known."""
+    top1 = accuracy.top1
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         kinds[row["ipc"], row["set"], row["fidelity"], row["settings"]].append(row)
@@ -113,11 +130,12 @@ def format_scores(rows: Sequence[dict[str, Any]], accuracy: dict[str, float]) ->
     width = max(24, *map(len, names.values()))
     lines = [" ".join(["set".ljust(width), "  n", *(f"{c:>10}" for c in COLUMNS), f"{'top-1':>7}"])]
     for key in sorted(kinds):
-        known = [100 * accuracy[row["set_hash"]] for row in kinds[key] if row["set_hash"] in accuracy]
+        known = [100 * top1[row["set_hash"]] for row in kinds[key] if row["set_hash"] in top1]
         means = [f"{np.mean([row[c] for row in kinds[key]]):>10.4g}" for c in COLUMNS]
         end = [f"{np.mean(known):7.1f}"] if known else []
         lines.append(" ".join([names[key].ljust(width), f"{len(kinds[key]):>3}", *means, *end]))
-    return "\n".join([*lines, *_correlation_lines(rows, accuracy, width)])
+    told = [f"top-1: on {accuracy.data}"] if top1 else []
+    return "\n".join([*lines, *told, *_correlation_lines(rows, top1, width)])
 
 
 def _correlation_lines(rows: Sequence[dict[str, Any]], accuracy: dict[str, float], width: int) -> Iterable[str]:
