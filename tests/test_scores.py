@@ -139,7 +139,5 @@ def test_accuracies_on_different_images_are_not_mixed(tmp_path):
     assert read_accuracy([store], None, "hard", None) == Accuracy({f"s{i}": 0.5 for i in range(3)}, "test")
     assert read_accuracy([store], "a", "hard", "train").top1 == pytest.approx({"s0": 0.9})
     assert read_accuracy([store], "b", "hard", None).top1 == {}
-    with pytest.raises(
-        ValueError, match=r"--data tset: no set was tested .* there is \['test', 'train'\]"
-    ):
+    with pytest.raises(ValueError, match=r"--data tset: no set was tested .* there is \['test', 'train'\]"):
         read_accuracy([store], None, "hard", "tset")
