@@ -19,7 +19,7 @@ from d3hr_ray.config import DataConfig, RunConfig, SearchConfig, fingerprint, fr
 from d3hr_ray.evaluation.comparison import Comparison, open_comparison
 from d3hr_ray.evaluation.launch import Workers
 from d3hr_ray.evaluation.protocols import Overrides, Recipe
-from d3hr_ray.evaluation.students import check_arch
+from d3hr_ray.evaluation.students import build_student
 from d3hr_ray.evaluation.teachers import resolve, teacher_id
 from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.methods import d3hr
@@ -112,8 +112,9 @@ class Sweep:
         """Raise ValueError for settings that do not go together, before hours are spent on the first of them."""
         for guidance in self.flags.inversion_guidance or (self.base.inversion.guidance,):
             list(self.configs(guidance))
+        card, _ = read_model(self.base, planning=False)
         for arch in self.flags.arch:
-            check_arch(arch, 224)
+            build_student(arch, card.num_classes, self.base.synthesis.image_size or card.image_size, 0)
         for name in self.flags.teacher:
             teacher_id((resolve(name),))
 
@@ -181,10 +182,21 @@ def _kept(flags: SweepFlags) -> dict[str, Any]:
 
 
 def synthesise_all(sweep: Sweep, runs: Mapping[float, Run]) -> list[str]:
-    """Every combination's set => their folders; those that are there are kept."""
+    """Every combination's set => their folders; those that are there are kept.
+
+    Sets that no inversion decides (dit, cao2) are made under the first one alone.
+    """
     sets: list[str] = []
+    first = next(iter(runs))
+    wanted: dict[float, list[RunConfig]] = {guidance: [] for guidance in runs}
+    for guidance in runs:
+        for config in sweep.configs(guidance):
+            if config.fits:
+                wanted[guidance].append(config)
+            else:
+                wanted[first].append(replace(config, inversion=replace(config.inversion, guidance=first)))
     for guidance, run in runs.items():
-        for uris in make_many(run, list(sweep.configs(guidance))).values():
+        for uris in make_many(run, wanted[guidance]).values():
             sets += [u for u in uris if u not in sets]
     return sets
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sweepinputs
 from presets import PRESETS
 from stripes import hard, stripes
 from sweepflags import SweepFlags, check_flags
@@ -123,6 +124,25 @@ def test_settings_that_draw_and_judge_alike_share_their_pools(tmp_path):
     assert len({pools("method=cao2"), *map(pools, others)}) == 6
 
 
+def test_a_student_that_cannot_take_the_images_is_refused_before_any_inversion():
+    sweep(arch=("convnet-d3-w32",)).check()
+    with pytest.raises(ValueError, match="convnet-d6 halves 16 pixels too often"):
+        sweep(arch=("convnet-d3-w32", "convnet-d6")).check()
+
+
+def test_sets_that_no_inversion_decides_are_made_under_the_first_alone(monkeypatch):
+    asked = {}
+
+    def make(run: str, configs: list) -> dict:
+        asked[run] = [(c.method, c.inversion.guidance) for c in configs]
+        return {c: [f"{run}/{c.method}-{c.seed}"] for c in configs}
+
+    monkeypatch.setattr(sweepinputs, "make_many", make)
+    plan = sweep(method=("d3hr", "dit"), inversion_guidance=(2.0, 4.0), seeds=(0,))
+    assert synthesise_all(plan, {2.0: "a", 4.0: "b"}) == ["a/d3hr-0", "a/dit-0", "b/d3hr-0"]
+    assert asked == {"a": [("d3hr", 2.0), ("dit", 2.0), ("dit", 2.0)], "b": [("d3hr", 4.0)]}
+
+
 @pytest.mark.slow
 def test_a_sweep_judges_a_pool_once_and_what_is_lost_comes_back_the_same(digits, tmp_path):
     root = tmp_path / "run"
@@ -138,6 +158,10 @@ def test_a_sweep_judges_a_pool_once_and_what_is_lost_comes_back_the_same(digits,
     assert synthesise_all(plan, invert_all(plan)) == sets
     assert images == {p: p.read_bytes() for p in root.glob("sets/*/distilled/**/*.png")}
     assert judged == {p: p.stat().st_mtime_ns for p in judged}
+
+    plan = Sweep.plan(SweepFlags(run=store.uri, ipc=(1, 5)), store)
+    own = sorted(synthesise_all(plan, invert_all(plan)))
+    assert own == [f"{store.uri}/distilled/d3hr-moments-t{t}-ipc{n}-seed0" for t in (100, 200) for n in (1, 5)]
 
 
 def test_equal_sets_of_two_settings_are_trained_on_once_and_have_a_row_each(tmp_path):

@@ -3,6 +3,7 @@
 A sweep over seeds, searches, timesteps and IPCs would otherwise start an actor pool for every set.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from d3hr_ray.methods.d3hr import Run, make_together
 from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.stages.fit import gaussian_file
 from d3hr_ray.stages.judge import judge_id
-from d3hr_ray.stages.publish import pool_recipe
+from d3hr_ray.stages.publish import pool_recipe, recipe
 from d3hr_ray.stages.search import Variant
 from d3hr_ray.store import Store
 
@@ -29,7 +30,7 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
     """Make the sets of every config from the Gaussians of `base` => URIs of the sets, by config.
 
     Configs with equal settings share a folder, `sets/<settings>/`, and one stream of actors per stage. What is there is
-    kept.
+    kept, and what the base itself has published is taken from there.
     """
     folders: dict[str, list[RunConfig]] = defaultdict(list)
     for config in dict.fromkeys(configs):
@@ -39,12 +40,25 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
         store = base.store.at(f"sets/{name}")
         runs = [_reopen(base, store, config) for config in members]
         wanted = [(run, v) for run in runs for v in variants(run.config)]
-        missing = [(run, v) for run, v in wanted if not store.exists(f"distilled/{v.name}/manifest.json")]
+        places = {(run.config, v): _published(base, run, v) for run, v in wanted}
+        missing = [(run, v) for run, v in wanted if not places[run.config, v]]
         if missing:
             make_together(with_pools(base, missing))
         for run in runs:
-            made[run.config] = [store.at(f"distilled/{v.name}").uri for v in variants(run.config)]
+            at = [(places[run.config, v] or store).at(f"distilled/{v.name}") for v in variants(run.config)]
+            made[run.config] = [found.uri for found in at]
     return made
+
+
+def _published(base: Run, run: Run, variant: Variant) -> Store | None:
+    """The folder that holds a set already: that of its settings, or the base's if it was made with the same recipe."""
+    file = f"distilled/{variant.name}/manifest.json"
+    if run.store.exists(file):
+        return run.store
+    if run.config.has_pool or not base.store.exists(file):  # a pool's recipe knows its classifier, a manifest does not
+        return None
+    own, wanted = base.store.read_json(file), json.loads(json.dumps(recipe(run.config, variant, run.inputs)))
+    return base.store if all(own.get(key) == value for key, value in wanted.items()) else None
 
 
 def with_pools(base: Run, wanted: Sequence[tuple[Run, Variant]]) -> list[tuple[Run, Variant]]:
