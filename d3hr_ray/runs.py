@@ -127,5 +127,12 @@ def read_run(store: Store) -> dict[str, Any]:
     return record
 
 
+def base_of(run: Store) -> Store:
+    """The run whose evaluations know a folder's sets: RUN for RUN/sets/<x> and RUN/inversions/<i>/sets/<x>."""
+    for inner in ("sets", "inversions"):
+        run = run.at("../..") if run.at("..").name == inner else run
+    return run
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -15,6 +15,7 @@ from d3hr_ray.evaluation.protocols import Overrides, Recipe
 from d3hr_ray.evaluation.sets import find_sets
 from d3hr_ray.evaluation.teachers import CARD, resolve, teacher_id
 from d3hr_ray.evaluation.trials import make_trial
+from d3hr_ray.runs import base_of
 from d3hr_ray.store import Store, absolute
 
 
@@ -22,7 +23,7 @@ def find_out(flags: EvaluateFlags) -> Store:
     """--out, or the run folder that the first set lies in. Raises ValueError for a set that lies in none."""
     if flags.out:
         return Store(absolute(flags.out))
-    run = find_sets(flags.distilled[:1])[0].at("../..")
+    run = base_of(find_sets(flags.distilled[:1])[0].at("../.."))
     if not run.exists("run.json"):
         raise ValueError(f"--out is needed: {flags.distilled[0]} lies in no run folder")
     return run

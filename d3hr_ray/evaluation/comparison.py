@@ -116,11 +116,15 @@ def open_comparison(
 
 
 def _own_side(store: Store) -> int:
-    """The side of a set's first image; 224 for the ImageNet sizes, as in all published protocols."""
+    """The side to evaluate a set at: its images', but 224 for the ImageNet sizes, as in all published protocols."""
+    return min(image_side(store), 224)
+
+
+def image_side(store: Store) -> int:
+    """The shorter side in pixels of a set's first image."""
     name = next(n for n in store.list("train", recursive=True) if not n.endswith((".parquet", ".json")))
     with Image.open(io.BytesIO(store.read_bytes(f"train/{name}"))) as image:
-        side = min(image.size)
-    return 224 if side >= 224 else side
+        return int(min(image.size))
 
 
 def source_of(found: DistilledSet) -> DataConfig | None:

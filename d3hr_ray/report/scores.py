@@ -15,12 +15,14 @@ from torch import nn
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.evaluation.sets import DistilledSet
+from d3hr_ray.methods.variants import variants
 from d3hr_ray.models.autoencoder import to_images, to_pixels
 from d3hr_ray.numerics import adams, ddim, distances
 from d3hr_ray.stages.batching import open_model
 from d3hr_ray.stages.fit import gaussian_file, read_gaussians, to_tensors
 from d3hr_ray.stages.judge import Judge
 from d3hr_ray.stages.publish import made_with
+from d3hr_ray.stages.search import Variant
 from d3hr_ray.store import Store
 
 COLUMNS = (
@@ -64,11 +66,20 @@ def feature_scores(real: Measured, made: Measured) -> dict[str, float]:
     }
 
 
-def moment_scores(run: Store, variant: str, timestep: int | None) -> dict[str, float]:
-    """Norms of the errors of the subset's mean and std against the class Gaussian, averaged; NaN without a Gaussian."""
+def variant_of(manifest: dict[str, Any]) -> Variant:
+    """The variant that a manifest is of."""
+    (variant,) = variants(made_with(manifest["config"]))
+    return variant
+
+
+def moment_scores(run: Store, variant: Variant) -> dict[str, float]:
+    """Norms of the errors of the subset's mean and std against the class Gaussian, averaged.
+
+    NaN without a Gaussian, and for subsets of clean latents: a Gaussian is of noised ones.
+    """
     nothing = {"mean_error": float("nan"), "std_error": float("nan")}
-    folder = f"subsets/{variant}"
-    if timestep is None or not run.exists(gaussian_file(timestep)) or not run.list(folder):
+    folder, timestep = f"subsets/{variant.name}", variant.timestep
+    if timestep is None or variant.clean or not run.exists(gaussian_file(timestep)) or not run.list(folder):
         return nothing
     table = run.read_table(folder, columns=["label", "latent"])
     labels, latents = to_tensors(table, "latent")
@@ -109,16 +120,25 @@ def score_set(
     made = measure(judge, found.images.pixels, found.images.labels)
     table = run.read_table("classes.parquet").sort_by("label")
     ids = [table["model_class"][int(label)].as_py() for label in found.images.labels]
-    timestep = found.about.get("timestep")
+    variant = variant_of(manifest)
     return {
-        **moment_scores(run, manifest["variant"], timestep),
+        **moment_scores(run, variant),
         **feature_scores(real, made),
-        "round_trip": round_trip(made_with(manifest["config"]), timestep, found.images.pixels, ids, device),
+        "round_trip": round_trip(made_with(manifest["config"]), variant.timestep, found.images.pixels, ids, device),
     }
 
 
-def rank_correlations(rows: Sequence[dict[str, Any]], accuracy: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """Spearman's correlation of each score with accuracy over the sets that have both: score => (rho, p-value).
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rho over a number of sets, and its two-sided p-value."""
+
+    sets: int
+    rho: float
+    p: float
+
+
+def rank_correlations(rows: Sequence[dict[str, Any]], accuracy: dict[str, float]) -> dict[str, Correlation]:
+    """Spearman's correlation of each score with accuracy, over the sets that have both.
 
     Scores that fewer than 3 sets have, or that do not vary, have none.
     """
@@ -128,5 +148,5 @@ def rank_correlations(rows: Sequence[dict[str, Any]], accuracy: dict[str, float]
         pairs = [(score, top1) for score, top1 in pairs if np.isfinite(score)]
         if len(pairs) >= 3 and len({score for score, _ in pairs}) > 1 and len({top1 for _, top1 in pairs}) > 1:
             result = stats.spearmanr(*zip(*pairs, strict=True))
-            found[key] = (float(result.statistic), float(result.pvalue))
+            found[key] = Correlation(len(pairs), float(result.statistic), float(result.pvalue))
     return found

@@ -1,24 +1,26 @@
 """The table of scores: which sets, against which real images, beside which accuracies."""
 
-import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 
-from d3hr_ray.evaluation.comparison import source_of
+from d3hr_ray.evaluation.comparison import image_side, source_of
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, list_real, load_set, read_listing
 from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
-from d3hr_ray.stages.judge import Judge, load_judge
+from d3hr_ray.runs import base_of
+from d3hr_ray.stages.judge import Judge, judge_name, load_classifier
 from d3hr_ray.stages.publish import made_with
 from d3hr_ray.store import Store
 
-FILE = "report/scores.csv"
+FILE, CORRELATIONS = "report/scores.csv", "report/scores-correlations.csv"
+CORRELATION_SCHEMA = pa.schema(
+    [("ipc", pa.int64()), ("sets", pa.int64()), ("score", pa.string()), ("rho", pa.float64()), ("p", pa.float64())]
+)
 MOST_REAL = 20_000
 
 
@@ -34,19 +36,24 @@ class Scoring:
 
     @staticmethod
     def open(paths: tuple[str, ...], classifier: str | None) -> "Scoring":
-        """Load sets of ours. Raises ValueError for sets of others, and for a classifier that cannot judge them."""
+        """Load sets of ours, all at the size of the first. The classifier normalises, whatever made the sets.
+
+        Raises ValueError for sets of others, for sets that do not belong together, and for a classifier that cannot
+        judge them.
+        """
         stores = find_sets(paths)
         for store in stores:
             if not store.exists("manifest.json"):
                 raise ValueError(f"--distilled {store.uri} has no manifest.json: only sets of this project are scored")
         manifests = tuple(store.read_json("manifest.json") for store in stores)
         runs = tuple(store.at("../..") for store in stores)
+        side = image_side(stores[0])
+        sets = tuple(load_set(store, side) for store in stores)
+        check_alike(stores, sets, manifests)
         config = made_with(manifests[0]["config"])
         config = replace(config, cao2=replace(config.cao2, classifier=classifier or config.cao2.classifier))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        judge = load_judge(config, runs[0].read_table("classes.parquet").sort_by("label"), device)
-        side = manifests[0]["config"]["synthesis"]["image_size"]
-        sets = tuple(load_set(store, side or _side(store)) for store in stores)
+        judge = load_classifier(judge_name(config), runs[0].read_table("classes.parquet").sort_by("label"), device)
         return Scoring(sets, runs, manifests, judge, device)
 
     def real(self, per_class: int) -> Measured:
@@ -62,10 +69,22 @@ class Scoring:
         return measure(self.judge, pixels, labels)
 
 
-def _side(store: Store) -> int:
-    first = next(n for n in store.list("train", recursive=True) if n.endswith(".png"))
-    with Image.open(io.BytesIO(store.read_bytes(f"train/{first}"))) as image:
-        return int(image.size[0])
+def check_alike(stores: Sequence[Store], sets: Sequence[DistilledSet], manifests: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError for a set that the first one's real images and classifier are not for."""
+    traits = [
+        {
+            "other classes": found.images.classes,
+            "other real images": (found.about["data"]["uri"], found.about["data"]["limit_per_class"]),
+            "another model": manifest["inputs"]["model"],
+        }
+        for found, manifest in zip(sets, manifests, strict=True)
+    ]
+    for store, own in zip(stores, traits, strict=True):
+        if differing := [words for words, value in own.items() if value != traits[0][words]]:
+            raise ValueError(
+                f"--distilled {store.uri} has {' and '.join(differing)} than {stores[0].uri}; score them in separate "
+                "calls"
+            )
 
 
 def score_all(scoring: Scoring, real: Measured) -> list[dict[str, Any]]:
@@ -78,46 +97,66 @@ def score_all(scoring: Scoring, real: Measured) -> list[dict[str, Any]]:
     return rows
 
 
-def write_scores(run: Store, rows: Sequence[dict[str, Any]]) -> str:
-    """Write the table as CSV beside the run's other reports and return its URI."""
-    store = base_of(run)
-    store.write_csv(FILE, pa.Table.from_pylist(list(rows)))
-    return f"{store.uri}/{FILE}"
-
-
-def base_of(run: Store) -> Store:
-    """The run whose evaluations know a folder's sets: RUN for RUN/sets/<x> and RUN/inversions/<i>/sets/<x>."""
-    for inner in ("sets", "inversions"):
-        run = run.at("../..") if run.at("..").name == inner else run
-    return run
-
-
 @dataclass(frozen=True)
 class Accuracy:
-    """Mean top-1 of sets, by their hashes, as fractions, and the real images `data` that all were tested on."""
+    """Mean top-1 of sets, by their hashes, as fractions: all of one student on one `data`, under one protocol version
+    and teacher."""
 
     top1: dict[str, float]
     data: str = ""
+    arch: str = ""
+    protocol_version: str = ""
+    teacher: str = ""  # none with hard labels
+
+    @property
+    def told(self) -> str:
+        """What it was measured on and how, in words."""
+        by = f", teacher {self.teacher}" if self.teacher else ""
+        return f"top-1: {self.arch} on {self.data}, protocol version {self.protocol_version}{by}"
 
 
-def read_accuracy(runs: Sequence[Store], arch: str | None, protocol: str, data: str | None) -> Accuracy:
-    """Results under a protocol, of one student or of all, on `data`: by default what most of the sets were tested on.
+def write_scores(run: Store, rows: Sequence[dict[str, Any]], accuracy: Accuracy) -> str:
+    """Write the table and its correlations as CSV beside the run's other reports and return the table's URI."""
+    store = base_of(run)
+    known = [row | {"top1": accuracy.top1.get(row["set_hash"])} for row in rows]
+    store.write_csv(FILE, pa.Table.from_pylist(known))
+    store.write_csv(CORRELATIONS, pa.Table.from_pylist(correlate(rows, accuracy), CORRELATION_SCHEMA))
+    return f"{store.uri}/{FILE}"
 
-    Accuracies on other images, such as the training split that a sweep chose on, do not compare and are left out.
+
+def correlate(rows: Sequence[dict[str, Any]], accuracy: Accuracy) -> list[dict[str, Any]]:
+    """Rank correlations with accuracy over the sets of each IPC: a row per IPC and score that has one."""
+    return [
+        {"ipc": ipc, "score": score, **vars(correlation)}
+        for ipc in sorted({row["ipc"] for row in rows})
+        for score, correlation in rank_correlations([r for r in rows if r["ipc"] == ipc], accuracy.top1).items()
+    ]
+
+
+def read_accuracy(
+    runs: Sequence[Store], hashes: Collection[str], arch: str | None, protocol: str, data: str | None
+) -> Accuracy:
+    """Results of these sets under a protocol, of a student and on `data`: by default of any.
+
+    Accuracies of other students, on other images (such as the training split that a sweep chose on), under other
+    versions of the protocol or of other teachers do not compare: those that most of the sets have are taken.
     """
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[str, str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in dict.fromkeys(map(base_of, runs)):
         if not run.exists("evaluations/results.parquet"):
             continue
         for row in run.read_table("evaluations/results.parquet").to_pylist():
-            if row["protocol"] == protocol and arch in (None, row["arch"]):
-                found[row["data"]][row["set_hash"]].append(row["top1_last"])
-    if data is not None and data not in found:
-        raise ValueError(f"--data {data}: no set was tested on it under {protocol}; there is {sorted(found) or 'none'}")
+            if row["set_hash"] in hashes and row["protocol"] == protocol and arch in (None, row["arch"]):
+                alike = row["data"] or "", row["protocol_version"], row["teacher"] or ""
+                found[alike][row["set_hash"]].append(row["top1_last"])
+    there = sorted({alike[0] for alike in found})
+    if data is not None and data not in there:
+        raise ValueError(f"--data {data}: no set was tested on it under {protocol}; there is {there or 'none'}")
     if not found:
         return Accuracy({})
-    chosen = data or max(sorted(found), key=lambda name: len(found[name]))
-    return Accuracy({key: float(np.mean(values)) for key, values in found[chosen].items()}, chosen)
+    among = sorted(alike for alike in found if data in (None, alike[0]))
+    chosen = max(among, key=lambda alike: len(found[alike]))
+    return Accuracy({key: float(np.mean(values)) for key, values in found[chosen].items()}, *chosen)
 
 
 def format_scores(rows: Sequence[dict[str, Any]], accuracy: Accuracy) -> str:
@@ -134,14 +173,13 @@ def format_scores(rows: Sequence[dict[str, Any]], accuracy: Accuracy) -> str:
         means = [f"{np.mean([row[c] for row in kinds[key]]):>10.4g}" for c in COLUMNS]
         end = [f"{np.mean(known):7.1f}"] if known else []
         lines.append(" ".join([names[key].ljust(width), f"{len(kinds[key]):>3}", *means, *end]))
-    told = [f"top-1: on {accuracy.data}"] if top1 else []
-    return "\n".join([*lines, *told, *_correlation_lines(rows, top1, width)])
+    told = [accuracy.told] if top1 else []
+    return "\n".join([*lines, *told, *_correlation_lines(correlate(rows, accuracy), width)])
 
 
-def _correlation_lines(rows: Sequence[dict[str, Any]], accuracy: dict[str, float], width: int) -> Iterable[str]:
-    for ipc in sorted({row["ipc"] for row in rows}):
-        here = [row for row in rows if row["ipc"] == ipc and row["set_hash"] in accuracy]
-        found = rank_correlations(here, accuracy)
-        if found:
-            values = [f"{found[c][0]:>+10.2f}" if c in found else f"{'-':>10}" for c in COLUMNS]
-            yield " ".join([f"Spearman's rho, IPC {ipc}".ljust(width), f"{len(here):>3}", *values])
+def _correlation_lines(correlations: Sequence[dict[str, Any]], width: int) -> Iterable[str]:
+    for ipc in sorted({row["ipc"] for row in correlations}):
+        found = {row["score"]: row for row in correlations if row["ipc"] == ipc}
+        sets = max(row["sets"] for row in found.values())
+        values = [f"{found[c]['rho']:>+10.2f}" if c in found else f"{'-':>10}" for c in COLUMNS]
+        yield " ".join([f"Spearman's rho, IPC {ipc}".ljust(width), f"{sets:>3}", *values])

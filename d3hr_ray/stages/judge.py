@@ -66,7 +66,16 @@ def load_judge(config: RunConfig, classes: pa.Table, device: str) -> Judge:
 
     The authors feed theirs images in [-1, 1] without ImageNet's normalisation; `official` does so too.
     """
-    name = judge_name(config)
+    judge = load_classifier(judge_name(config), classes, device)
+    if config.has_quirk("normalisation"):
+        for module in judge.net.modules():
+            if isinstance(module, Normalised):
+                module.scale, module.offset = torch.ones_like(module.scale), torch.zeros_like(module.offset)
+    return judge
+
+
+def load_classifier(name: str, classes: pa.Table, device: str) -> Judge:
+    """A classifier by its name from `judge_name`, that normalises as it was trained to. Raises as load_judge does."""
     side = _side(name)
     wnids = classes["wnid"].to_pylist()
     target = Target(tuple(classes["name"].to_pylist()), tuple(wnids) if all(wnids) else None, side)
@@ -74,10 +83,6 @@ def load_judge(config: RunConfig, classes: pa.Table, device: str) -> Judge:
         net = load_teacher(name, target)
     except ValueError as error:
         raise ValueError(str(error).replace("--teacher", "--classifier")) from error
-    if config.has_quirk("normalisation"):
-        for module in net.modules():
-            if isinstance(module, Normalised):
-                module.scale, module.offset = torch.ones_like(module.scale), torch.zeros_like(module.offset)
     return Judge(net, side, device)
 
 
