@@ -147,7 +147,7 @@ def read_accuracy(
             continue
         for row in run.read_table("evaluations/results.parquet").to_pylist():
             if row["set_hash"] in hashes and row["protocol"] == protocol and arch in (None, row["arch"]):
-                alike = row["data"] or "", row["protocol_version"], row["teacher"] or ""
+                alike = row["data"] or "", row["arch"], row["protocol_version"], row["teacher"] or ""
                 found[alike][row["set_hash"]].append(row["top1_last"])
     there = sorted({alike[0] for alike in found})
     if data is not None and data not in there:
