@@ -8,11 +8,13 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import distill
 import evaluate
 import numpy as np
 import psutil
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import sweep
@@ -23,9 +25,12 @@ from stripes import hard, stripes, write_set
 
 from d3hr_ray.config import as_dict
 from d3hr_ray.evaluation.launch import Workers, launch
+from d3hr_ray.evaluation.results import rows_of
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.teachers import Target
 from d3hr_ray.evaluation.trials import make_trial
+from d3hr_ray.evaluation.tuning import tune_trials
+from d3hr_ray.report.swept import write_sweep
 from d3hr_ray.store import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -56,19 +61,23 @@ EVALUATE = (
 def test_every_training_run_is_a_row_of_the_contract(evaluated):
     rows = pq.read_table(evaluated / "evaluations" / "results.parquet").to_pylist()
     contract = "set method search timestep ipc arch protocol seed top1_last top1_best top5_last teacher teacher_top1"
-    assert {*contract.split(), "set_hash", "seconds", "protocol_version"} <= rows[0].keys()
+    assert {*contract.split(), "top5_best", "set_hash", "seconds", "protocol_version"} <= rows[0].keys()
     kept = [r for r in rows if r["protocol"] != "teacher"]
     # 2 IPCs x 3 kinds of set x 2 repeats x 3 protocols, and 2 repeats of the full set under each
     assert len(kept) == 2 * 3 * 2 * 3 + 2 * 3
     assert {r["set"] for r in kept} == {"random-ipc1", "random-ipc2", "real-random", "pixel-kmeans", "real-full"}
-    assert all(0 <= r["top1_last"] <= r["top1_best"] <= 1 for r in kept)
+    assert all(0 <= r["top1_last"] <= r["top1_best"] <= r["top5_best"] <= 1 for r in kept)
     assert all((r["teacher"] is None) == (r["protocol"] == "hard") for r in kept)
     assert {r["teacher_top1"] for r in kept if r["teacher"]} == {max(r["teacher_top1"] or 0 for r in kept)}
     assert kept[0]["protocol_version"].endswith("-glyphs2+epochs=3")
     hashes = {(r["set"], r["ipc"], r["set_seed"]): r["set_hash"] for r in kept if r["set"] == "real-random"}
     assert len(set(hashes.values())) == 4
     ranking = (evaluated / "report" / "ranking.csv").read_text()
-    assert ranking.startswith('"set","ipc","arch","HLR","IOR","LRS"')
+    columns = "set fidelity inversion_guidance guidance settings ipc arch HLR IOR LRS"
+    assert ranking.startswith(",".join(f'"{name}"' for name in columns.split()))
+    cells = pacsv.read_csv(evaluated / "evaluations" / "summary.csv").to_pylist()
+    assert sum(c["students"] for c in cells) == len(kept)
+    assert {"top1_last", "top1_last_std", "top1_last_ci95"} <= cells[0].keys()
 
 
 @pytest.mark.slow
@@ -174,7 +183,7 @@ def test_a_sweep_shares_what_is_upstream_and_repeats_nothing(ray_session, tmp_pa
     assert {(r["ipc"], r["timestep"], r["set_seed"]) for r in trials} == {
         (n, t, s) for n in (1, 2) for t in (100, 200) for s in (0, 1)
     }
-    assert {r["data"] for r in trials} == {"digits"}
+    assert {(r["data"], r["state"]) for r in trials} == {("digits", "finished")}
     sets = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "sets").rglob("*.png")}
     run(sweep, monkeypatch, f"--run {tmp_path}/run --name first --resume")
     assert before == {p: p.stat().st_mtime_ns for p in runs.iterdir()}
@@ -185,6 +194,37 @@ def test_a_sweep_shares_what_is_upstream_and_repeats_nothing(ray_session, tmp_pa
     assert preset.inversion.timesteps == (found["timestep"],)
     assert preset.search.candidates == 32
     assert "best over IPCs and students" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_asha_stops_is_in_the_table_of_trials_and_in_no_mean(ray_session, tmp_path):
+    """A good set before a bad one, one at a time: the second is stopped at its first look, and stays so."""
+    store, base, images, test = Store(str(tmp_path)), PRESETS["digits"](), stripes(8), stripes(30, 1)
+    noise = replace(images, labels=(images.labels + 1) % 3)  # what is learnt from it is wrong
+    about = {"method": "gaussian", "timestep": 600, "ipc": 8, "settings": "good"}
+    sets = [
+        DistilledSet("s", images, "good", 0, about),
+        DistilledSet("s", noise, "bad", 1, about | {"settings": "bad"}),
+    ]
+    trials = [make_trial(found, "convnet-d3-w32", hard(), 0, (), None, ("stripes", "digest")) for found in sets]
+    held, target = {found.set_hash: found.images for found in sets}, Target(images.classes, None, 16)
+    configs = {name: as_dict(base) for name in ("good", "bad")}
+    for _ in range(2):  # the second time nothing is left to train
+        stopped, failed = tune_trials(store, trials, held, test, target, {}, "asha", 0.0, 1, "first")
+        said = write_sweep(store, "first", base, rows_of(store, trials), stopped, configs)
+        assert failed == ""
+        assert "1 students finished, 1 stopped early" in said
+    folder = tmp_path / "sweeps" / "first"
+    table = pq.read_table(folder / "trials.parquet").to_pylist()
+    last = table[-1]
+    assert [(r["state"], r["settings"]) for r in table] == [("finished", "good"), ("stopped", "bad")]
+    assert (last["set_seed"], last["arch"], last["key"]) == (1, "convnet-d3-w32", trials[1].key)
+    assert (last["epoch"], last["top1_best"]) == (8, None)  # the first of 8 looks in 60 epochs
+    assert last["top1_last"] < 0.3 < table[0]["top1_last"]
+    assert '"stopped"' in (folder / "trials.csv").read_text()
+    (cell,) = pacsv.read_csv(folder / "cells.csv").to_pylist()
+    assert (cell["settings"], cell["students"]) == ("good", 1)
+    assert json.loads((folder / "best.json").read_text())["found"]["settings"] == "good"
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,30 @@ def test_soft_labels_carry_what_the_teacher_knows():
         train_student("convnet-d3-w32", protocol, train, test, None, 0)
 
 
+def test_the_best_epochs_top5_is_kept_beside_its_top1(tmp_path, monkeypatch):
+    """Also over a checkpoint, and unknown after one that was written before it was kept."""
+    from d3hr_ray.evaluation import training
+
+    curve = [training.Score(*tops, np.eye(3, dtype=int)) for tops in ((0.2, 0.5), (0.6, 0.7), (0.4, 0.9))]
+    protocol = replace(hard(), steps=None, epochs=3, evaluate_every=1, best_after=0.0)
+    images, saved = stripes(2), []
+
+    def train(state=None, looks=0):
+        scores = iter(curve[state.epoch if state else 0 :])
+        monkeypatch.setattr(training, "evaluate", lambda *_: next(scores))
+        reports = []
+        hooks = Hooks(lambda: state, lambda now: saved.append(replace(now())), reports.append, looks)
+        return train_student("convnet-d3-w32", protocol, images, images, None, 0, hooks=hooks), reports
+
+    outcome, reports = train(looks=3)
+    assert (outcome.best_top1, outcome.best_top5, outcome.best_epoch) == (0.6, 0.7, 2)
+    assert (outcome.last.top1, outcome.last.top5) == (0.4, 0.9)
+    assert reports == [{"top1": s.top1, "look": e, "epoch": e} for e, s in enumerate(curve, 1)]
+    for kept in (0.7, None):
+        resumed, _ = train(replace(saved[1], best_top5=kept))
+        assert (resumed.best_epoch, resumed.best_top5) == (2, kept)
+
+
 def test_batch_norm_cannot_train_on_single_images():
     with pytest.raises(ValueError, match="batches of one image"):
         check_batches(1, hard(), "resnet18")

@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         ("top1_best", pa.float64()),
         ("best_epoch", pa.int32()),
         ("top5_last", pa.float64()),
+        ("top5_best", pa.float64()),  # of the epoch of top1_best; null in records of before
         ("teacher", pa.string()),
         ("teacher_top1", pa.float64()),
         ("set_hash", pa.string()),
@@ -57,10 +58,11 @@ CELL = (
 
 
 def records(store: Store) -> list[dict[str, Any]]:
-    """Every trial's record of a folder, in the order of their names."""
+    """Every trial's record of a folder, in the order of their names; what older ones lack is None."""
     names = [n for n in store.list("evaluations/runs") if n.endswith(".json")]
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda n: store.read_json(f"evaluations/runs/{n}"), names))
+        found = pool.map(lambda n: store.read_json(f"evaluations/runs/{n}"), names)
+        return [dict.fromkeys(SCHEMA.names) | record for record in found]
 
 
 def collect(store: Store) -> list[dict[str, Any]]:
@@ -112,17 +114,27 @@ def summarise(rows: Iterable[dict[str, Any]], by: Sequence[str] = CELL) -> list[
     return summary
 
 
+def in_order(summary: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells by student, protocol and IPC, the best first."""
+    return sorted(summary, key=lambda s: (s["arch"], s["protocol"], s["ipc"] or 0, -s["top1_last"]))
+
+
+def name_of(cell: dict[str, Any]) -> str:
+    """What a printed table calls a cell's sets: their name, guidances, and whose code they follow if not ours."""
+    guidance = "" if cell["guidance"] is None else f" {cell['inversion_guidance']:g}/{cell['guidance']:g}"
+    fidelity = "" if cell["fidelity"] in (None, "fixed") else f" {cell['fidelity']}"
+    return f"{cell['set']}{guidance}{fidelity}"
+
+
 def format_summary(summary: Sequence[dict[str, Any]]) -> str:
     """The cells as text, accuracies in percent: last epoch with its interval, and the best epoch beside it."""
     head = f"{'set, guidance in / out':<38} {'ipc':>5} {'student':<18} {'protocol':<14} {'n':>3}"
     lines = [f"{head} {'top-1 last':>14} {'std':>5} {'best':>6}"]
-    for s in sorted(summary, key=lambda s: (s["arch"], s["protocol"], s["ipc"] or 0, -s["top1_last"])):
+    for s in in_order(summary):
         last = f"{100 * s['top1_last']:.1f}" + (f" ± {100 * s['top1_last_ci95']:.1f}" if s["n"] > 1 else "")
         std = f"{100 * s['top1_last_std']:.1f}" if s["n"] > 1 else ""
-        guidance = "" if s["guidance"] is None else f" {s['inversion_guidance']:g}/{s['guidance']:g}"
-        guidance += f" {s['fidelity']}" if s["fidelity"] not in (None, "fixed") else ""
         lines.append(
-            f"{s['set'] + guidance:<38} {s['ipc'] or '':>5} {s['arch']:<18} {s['protocol']:<14} {s['n']:>3} "
+            f"{name_of(s):<38} {s['ipc'] or '':>5} {s['arch']:<18} {s['protocol']:<14} {s['n']:>3} "
             f"{last:>14} {std:>5} {100 * s['top1_best']:>6.1f}"
         )
     return "\n".join(lines)

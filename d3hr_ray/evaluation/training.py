@@ -34,10 +34,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training run came to. `best` is over the evaluations that the protocol looks at."""
+    """What a training run came to. `best` is over the evaluations that the protocol looks at.
+
+    `best_top5` is that of the best epoch, None if a checkpoint of before did not keep it.
+    """
 
     last: Score
     best_top1: float
+    best_top5: float | None
     best_epoch: int
     seconds: float
     images_per_second: float
@@ -59,6 +63,7 @@ class State:
 
     epoch: int = 0
     best_top1: float = 0.0
+    best_top5: float | None = None
     best_epoch: int = 0
     seconds: float = 0.0
     net: dict[str, Any] = field(default_factory=dict)
@@ -147,15 +152,17 @@ def train_student(
         if due or epoch + 1 == total or look > before:
             last = evaluate(run.net, test, device)
         if last and (due or epoch + 1 == total) and last.top1 > state.best_top1:
-            state.best_top1, state.best_epoch = last.top1, epoch + 1
+            state.best_top1, state.best_top5, state.best_epoch = last.top1, last.top5, epoch + 1
         hooks.save(lambda: _full(state, run))
         if last and look > before:
-            hooks.report({"top1": last.top1, "look": look})
+            hooks.report({"top1": last.top1, "look": look, "epoch": epoch + 1})
     last = last or evaluate(run.net, test, device)
     seconds = time.perf_counter() - started
     rate = total * len(train) / max(state.seconds, 1e-9)
     weights = {name: value.detach().cpu() for name, value in run.net.state_dict().items()}
-    return Outcome(last, max(state.best_top1, last.top1), state.best_epoch or total, seconds, rate, weights)
+    if not state.best_epoch:  # never above 0: the last is as good as any
+        state.best_top1, state.best_top5, state.best_epoch = last.top1, last.top5, total
+    return Outcome(last, state.best_top1, state.best_top5, state.best_epoch, seconds, rate, weights)
 
 
 def _full(state: State, run: "_Run") -> State:

@@ -117,25 +117,33 @@ def run_trial(
     return row
 
 
-def _row(trial: Trial, outcome: Outcome) -> dict[str, Any]:
-    last, protocol = outcome.last, trial.protocol
-    small = len(last.confusion) <= CONFUSION_CLASSES
+def describe(trial: Trial) -> dict[str, Any]:
+    """What a row says of a trial before its outcome."""
+    protocol = trial.protocol
     return dict(trial.about) | {
         "arch": trial.arch,
         "protocol": protocol.name,
         "protocol_version": protocol.version,
         "seed": trial.seed,
+        "lr": protocol.lr,
+        "recipe": as_dict(protocol),
+        "key": trial.key,
+    }
+
+
+def _row(trial: Trial, outcome: Outcome) -> dict[str, Any]:
+    last = outcome.last
+    small = len(last.confusion) <= CONFUSION_CLASSES
+    return describe(trial) | {
         "top1_last": last.top1,
         "top1_best": outcome.best_top1,
         "best_epoch": outcome.best_epoch,
         "top5_last": last.top5,
-        "lr": protocol.lr,
+        "top5_best": outcome.best_top5,
         "seconds": outcome.seconds,
         "images_per_second": outcome.images_per_second,
         "per_class": [float(c) for c in last.confusion.diagonal() / last.confusion.sum(1).clip(min=1)],
         "confusion": last.confusion.tolist() if small else None,
-        "recipe": as_dict(protocol),
-        "key": trial.key,
     }
 
 

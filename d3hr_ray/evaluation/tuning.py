@@ -18,7 +18,7 @@ from d3hr_ray.config import RunError
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.launch import SCRATCH, counting
 from d3hr_ray.evaluation.teachers import Target, load_teachers
-from d3hr_ray.evaluation.trials import LOOKS, Trial, run_trial, untrained
+from d3hr_ray.evaluation.trials import LOOKS, Trial, describe, run_trial, untrained
 from d3hr_ray.store import Store
 
 Scheduler = Literal["grid", "asha"]
@@ -35,14 +35,15 @@ def tune_trials(
     gpus: float,
     at_once: int | None,
     name: str,
-) -> tuple[dict[str, float], str]:
-    """Run the trials that have no record => key and last top-1 of those that ASHA stopped, and why some failed.
+) -> tuple[list[dict[str, Any]], str]:
+    """Run the trials that have no record => rows of those that ASHA stopped, and why some failed.
 
     A trial needs one CPU (and its GPU share) and nothing beside it, so a machine of 1 CPU cannot deadlock.
     """
     marks = f"sweeps/{name}/stopped"
     stopped = _stopped(store, marks, trials)
-    missing = [t for t in untrained(store, trials) if scheduler == "grid" or t.key not in stopped]
+    ended = {row["key"] for row in stopped}
+    missing = [t for t in untrained(store, trials) if scheduler == "grid" or t.key not in ended]
     if not missing:
         return stopped, ""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -97,15 +98,24 @@ def tune_trials(
     return _stopped(store, marks, trials), failed
 
 
-def _stopped(store: Store, marks: str, trials: Sequence[Trial]) -> dict[str, float]:
-    """Key and last top-1 of the trials that were stopped once and that no other sweep has finished since."""
+def _stopped(store: Store, marks: str, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Rows of the trials that were stopped once and that no other sweep has finished since.
+
+    Each has the last known top-1, and the epoch of that (None in marks of before). As in `rows_of`, equal sets of two
+    settings have a row each.
+    """
     there = set(store.list(marks))
-    found = untrained(store, [t for t in trials if f"{t.key}.json" in there])
-    return {t.key: store.read_json(f"{marks}/{t.key}.json")["top1"] for t in found}
+    keys = {t.key for t in untrained(store, [t for t in trials if f"{t.key}.json" in there])}
+    found = {key: store.read_json(f"{marks}/{key}.json") for key in keys}
+    return [
+        describe(t) | {"top1_last": found[t.key]["top1"], "epoch": found[t.key].get("epoch")}
+        for t in trials
+        if t.key in keys
+    ]
 
 
 class Stops(tune.Callback):
-    """Marks a trial that the scheduler stopped, with its last top-1, so that --resume does not train it again."""
+    """Marks a trial that the scheduler stopped, with its last top-1 and epoch; --resume does not train it again."""
 
     def __init__(self, store: Store, folder: str, trials: Sequence[Trial]) -> None:
         self.store, self.folder, self.trials = store, folder, trials
@@ -114,7 +124,8 @@ class Stops(tune.Callback):
         """Called by Tune in the driver, for what ended and for what was stopped."""
         ended = self.trials[trial.config["index"]]
         if not self.store.exists(ended.record):
-            self.store.write_json(f"{self.folder}/{ended.key}.json", {"top1": trial.last_result["top1"]})
+            last = trial.last_result
+            self.store.write_json(f"{self.folder}/{ended.key}.json", {"top1": last["top1"], "epoch": last.get("epoch")})
 
 
 def _train(

@@ -5,7 +5,7 @@ rows hold nothing to plot. Accuracies are last-epoch top-1 in percent; bars and 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -36,15 +36,16 @@ def by_timestep(rows: Rows) -> bytes | None:
     if len({r["timestep"] for r in rows}) < 2:
         return None
     figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.4), squeeze=False)
+    named = [r | {"set": label_of(r)} for r in rows]
+    colours = _colours(_line_name(r) for r in named)
     for axis, ipc in zip(axes[0], panels, strict=True):
-        named = [r | {"set": label_of(r)} for r in rows if r["ipc"] == ipc]
-        cells = summarise(named, [*LINE, "timestep"])
-        for line in sorted({tuple(c[name] for name in LINE) for c in cells}, key=str):
-            points = sorted((c for c in cells if tuple(c[n] for n in LINE) == line), key=lambda c: c["timestep"])
-            _line(axis, [p["timestep"] for p in points], points, _line_name(points[0]))
+        cells = summarise([r for r in named if r["ipc"] == ipc], [*LINE, "timestep"])
+        for name in sorted({_line_name(c) for c in cells}):
+            points = sorted((c for c in cells if _line_name(c) == name), key=lambda c: c["timestep"])
+            _line(axis, [p["timestep"] for p in points], points, name, colours[name])
         axis.set(title=f"IPC {ipc}", xlabel="timestep t of the Gaussians", ylabel="top-1 (%)")
         axis.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize=7)
+    _legend(figure)
     return save_figure(figure)
 
 
@@ -56,11 +57,31 @@ def _line_name(cell: dict[str, Any]) -> str:
     return f"{cell['set']} guidance {guidance}, {cell['arch']}, {cell['protocol']}"
 
 
-def _line(axis: plt.Axes, x: Sequence[float], cells: Rows, name: str, colour: Any = None) -> None:
+def _colours(names: Iterable[str]) -> dict[str, Any]:
+    """A colour of its own for every name, the same in all panels."""
+    found = sorted(set(names))
+    few = len(found) <= 20  # as many as tab20 has
+    shades = plt.get_cmap("tab20")(range(20)) if few else plt.get_cmap("turbo")(np.linspace(0, 1, len(found)))
+    return dict(zip(found, map(tuple, shades), strict=False))
+
+
+def _legend(figure: plt.Figure) -> None:
+    """One legend beside all panels, each name once."""
+    handles: dict[str, Any] = {}
+    for axis in figure.axes:
+        lines, names = axis.get_legend_handles_labels()
+        handles |= dict(zip(names, lines, strict=True))
+    figure.tight_layout()
+    found = sorted(handles)
+    drawn = [handles[name] for name in found]
+    figure.legend(drawn, found, fontsize=7, loc="upper left", bbox_to_anchor=(1, 0.97))
+
+
+def _line(axis: plt.Axes, x: Sequence[float], cells: Rows, name: str, colour: Any) -> None:
     mean = np.array([100 * c["top1_last"] for c in cells])
     half = np.nan_to_num(np.array([100 * c["top1_last_ci95"] for c in cells]))
-    (drawn,) = axis.plot(x, mean, marker="o", label=name, color=colour)
-    axis.fill_between(x, (mean - half).clip(0), (mean + half).clip(max=100), alpha=0.15, color=drawn.get_color())
+    axis.plot(x, mean, marker="o", label=name, color=colour)
+    axis.fill_between(x, (mean - half).clip(0), (mean + half).clip(max=100), alpha=0.15, color=colour)
 
 
 def one_setting(rows: Rows) -> list[dict[str, Any]]:
@@ -87,8 +108,7 @@ def by_ipc(rows: Rows) -> bytes | None:
     figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    kinds = sorted({label_of(r) for r in rows})
-    colours = {kind: plt.get_cmap("tab20")(i % 20) for i, kind in enumerate(kinds)}
+    colours = _colours(map(label_of, rows))
     for axis, panel in zip(axes.flat, panels, strict=False):
         here = [r for r in rows if (r["arch"], r["protocol"]) == panel]
         for kind in sorted({label_of(r) for r in here}):
@@ -101,21 +121,17 @@ def by_ipc(rows: Rows) -> bytes | None:
         ticks = sorted({r["ipc"] for r in here if r["method"] != "real-full"})
         axis.set_xticks(ticks, [str(t) for t in ticks], minor=False)
         axis.grid(alpha=0.3)
-    lines_of = dict(pair for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    figure.tight_layout()
-    names = sorted(lines_of)
-    handles = [lines_of[name] for name in names]
-    figure.legend(handles, names, fontsize=7, loc="upper left", bbox_to_anchor=(1, 0.97))
+    _legend(figure)
     return save_figure(figure)
 
 
 def boxes(rows: Rows) -> bytes | None:
-    """D3HR's Figure 4: accuracies over seeds as boxes, searches beside random draws, a panel per IPC."""
+    """D3HR's Figure 4: accuracies over seeds as boxes, kinds side by side, a panel per IPC, student and protocol."""
     rows = one_setting([r for r in rows if r["ipc"] and r["method"] != "real-full"])
     counts = summarise(rows, ["set", "arch", "protocol"])
     if not counts or max(c["n"] for c in counts) < 3:
         return None
-    panels = sorted({(r["ipc"], r["arch"], r["protocol"]) for r in rows})[:12]
+    panels = sorted({(r["ipc"], r["arch"], r["protocol"]) for r in rows})
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 3.2 * lines), squeeze=False)

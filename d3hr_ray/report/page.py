@@ -46,12 +46,12 @@ def write_page(store: Store) -> str:
 
 def apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows whose names tell apart what must not mix: protocols of several versions or teachers, sets of equal names."""
-    rows = _sets_apart(rows)
+    rows = sets_apart(rows)
     several = {r["protocol"] for r in rows if len({_rules(o) for o in rows if o["protocol"] == r["protocol"]}) > 1}
     return [r | {"protocol": " ".join(filter(None, _rules(r)))} if r["protocol"] in several else r for r in rows]
 
 
-def _sets_apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def sets_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Where settings differ in what neither a set's name nor its guidance tells, the name gets their fingerprint."""
     settings: dict[tuple[Any, ...], set[str | None]] = defaultdict(set)
     for row in rows:

@@ -23,16 +23,16 @@ def write_sweep(
     name: str,
     base: RunConfig,
     rows: Sequence[dict[str, Any]],
-    stopped: Mapping[str, float],
+    stopped: Sequence[dict[str, Any]],
     configs: Mapping[str, dict[str, Any]],
 ) -> str:
     """Write trials.parquet, trials.csv, cells.csv, settings.json and best.json; return what to tell.
 
-    `configs` are those that sets were made with, by the `settings` of their rows.
+    `configs` are those that sets were made with, by the `settings` of their rows. `stopped` are rows of students that a
+    scheduler stopped: they are in the trials' table alone, as what they would have reached is not known.
     """
     folder = f"sweeps/{name}"
-    schema = pa.schema([f for f in SCHEMA if f.name != "per_class"])
-    table = pa.Table.from_pylist(list(rows), schema)
+    table = all_trials(rows, stopped)
     store.write_table(f"{folder}/trials.parquet", table)
     store.write_csv(f"{folder}/trials.csv", table)
     cells = sorted(summarise(rows, AXES), key=lambda c: -c["top1_last"])
@@ -45,6 +45,14 @@ def write_sweep(
     line = f"{len(rows)} students finished, {len(stopped)} stopped early"
     words = ", ".join(f"{axis} {best[axis]}" for axis in SETTING[:-1] if best[axis] is not None)
     return f"{line}; best over IPCs and students: {words}\n{store.uri}/{folder}: trials.csv, cells.csv, best.json"
+
+
+def all_trials(rows: Sequence[dict[str, Any]], stopped: Sequence[dict[str, Any]]) -> pa.Table:
+    """A row per trial, `state` finished or stopped; a stopped one's `top1_last` is that after its `epoch`."""
+    fields = [f for f in SCHEMA if f.name != "per_class"]
+    schema = pa.schema([*fields, pa.field("state", pa.string()), pa.field("epoch", pa.int32())])
+    every = [r | {"state": "finished"} for r in rows] + [r | {"state": "stopped"} for r in stopped]
+    return pa.Table.from_pylist(every, schema)
 
 
 def best_cell(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
