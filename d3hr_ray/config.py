@@ -21,10 +21,12 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Sampler = Literal["ddpm", "ddim"]
 Selection = Literal["easy", "hard", "none"]
 Condition = Literal["class", "null"]
-# What the authors' code does and the papers do not say (FIELD.md 1.5, 2.1): D3HR samples from a grid step above t; CaO2
-# guides 3 of 4 channels, judges images that are not normalised, tells its network other noise levels than there are,
-# takes its noises from a bank of 1024, and fills up with the wrong images that the classifier is surest of.
-Quirk = Literal["start", "channels", "normalisation", "levels", "bank", "fill"]
+# What the authors' code does and the papers do not say (FIELD.md 1.1, 1.2, 2.1): D3HR samples from a grid step above t,
+# draws the same candidates for every class, and takes their skewness along the features; CaO2 guides 3 of 4 channels,
+# judges images that are not normalised, tells its network other noise levels than there are, takes its noises from a
+# bank of 1024, and fills up with the wrong images that the classifier is surest of.
+Quirk = Literal["start", "seeds", "skewness", "channels", "normalisation", "levels", "bank", "fill"]
+D3HR_QUIRKS: tuple[Quirk, ...] = ("start", "seeds", "skewness")  # the others are CaO2's
 
 # The authors' score weight of the skewness term (FIELD.md 1.1: code 0.1, paper 0.5) and their search block.
 OFFICIAL_SKEW_WEIGHT = 0.1
@@ -171,7 +173,8 @@ class CaO2Config:
     """CaO2's two stages (FIELD.md 2.1): what stays of a pool of `pool` x IPC images, and how its latents are optimised.
 
     `rematch` brings what stays back to the class moments. `levels` are the noise levels of stage 2, as places on the
-    even grid of --ddim-steps. `classifier` None is the model's own.
+    even grid of --ddim-steps. `classifier` None is the model's own. jobs/distill.py leaves stage 2 out of d3hr+cao2,
+    where it was measured not to help, unless it is asked for.
     """
 
     pool: int = 4

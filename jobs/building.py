@@ -10,7 +10,7 @@ from flags import DistillFlags
 from presets import PRESETS, as_cao2, as_official, with_classifier
 from settling import exactly
 
-from d3hr_ray.config import RunConfig, from_dict
+from d3hr_ray.config import D3HR_QUIRKS, RunConfig, from_dict
 from d3hr_ray.datasets.classes import read_classes
 from d3hr_ray.runs import stored_config
 from d3hr_ray.store import Store
@@ -70,7 +70,8 @@ def build_config(flags: DistillFlags) -> RunConfig:
 
 
 SEARCHES = ("search", "candidates", "skew_weight", "components", "rank", "single", "cluster_timestep")
-CHOOSES = ("pool", "classifier", "select", "optimise", "optimise_lr", "linf", "condition", "levels")
+STAGE_2 = ("optimise_lr", "linf", "condition", "levels")
+CHOOSES = ("pool", "classifier", "select", "optimise", *STAGE_2)
 
 
 def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
@@ -78,14 +79,17 @@ def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
     idle = {"rematch": config.method != "d3hr+cao2", "sampler": config.method != "cao2"}
     idle |= dict.fromkeys(SEARCHES, config.method not in ("d3hr", "d3hr+cao2"))
     idle |= dict.fromkeys(CHOOSES, not config.has_pool)
-    kinds = {quirk == "start" for quirk in flags.mend}
+    kinds = {quirk in D3HR_QUIRKS for quirk in flags.mend}
     idle["mend"] = (True in kinds and config.method != "d3hr") or (False in kinds and config.method != "cao2")
     for name, unused in idle.items():
         if unused and getattr(flags, name) not in (None, ()):
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} does nothing with --method {config.method}; leave it out")
-    if config.has_pool and config.cao2.iterations == 0 and (flags.linf is not None or flags.condition or flags.levels):
-        raise ValueError("--optimise 0 leaves stage 2 out; leave out --linf, --condition and --levels too")
+    if config.has_pool and config.cao2.iterations == 0:
+        for name in STAGE_2:
+            if getattr(flags, name) not in (None, ()):
+                flag, default = "--" + name.replace("_", "-"), ", the default here," * (flags.optimise is None)
+                raise ValueError(f"--optimise 0{default} leaves stage 2 out; leave out {flag} too, or give --optimise")
 
 
 def load_preset(name: str) -> RunConfig:
@@ -161,7 +165,7 @@ def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
             classifier=flags.classifier,
             select=flags.select,
             rematch=None if flags.rematch is None else flags.rematch == "yes",
-            iterations=flags.optimise,
+            iterations=_iterations(base, flags),
             lr=flags.optimise_lr,
             linf=flags.linf,
             condition=flags.condition,
@@ -173,6 +177,12 @@ def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
         mended=tuple(sorted(set(flags.mend))) or base.mended,
     )
     return with_classifier(made)
+
+
+def _iterations(base: RunConfig, flags: DistillFlags) -> int | None:
+    """Stage 2's steps; d3hr+cao2 has none unless they are asked for: there they were measured not to help (README)."""
+    composed = flags.method == "d3hr+cao2" and base.method != flags.method
+    return 0 if composed and flags.optimise is None else flags.optimise
 
 
 def _same_levels(base: RunConfig, steps: int | None) -> tuple[int, ...]:

@@ -45,10 +45,12 @@ class DistillFlags:
     pool drawn from D3HR's Gaussians; or a baseline: gaussian (one random draw), dit (plain sampling), random (real
     images)."""
     fidelity: Fidelity | None = None
-    """official reproduces the authors' code bug for bug, with their settings; fixed (the default) is right."""
+    """official reproduces the authors' code bug for bug, with their settings (they have none for the digits, which keep
+    their own guidance); fixed (the default) is right."""
     mend: Annotated[tuple[Quirk, ...], tyro.conf.arg(metavar="QUIRK ...")] = ()
-    """With --fidelity official, do right after all. d3hr: start (sampling starts a step above t). cao2: channels (3 of
-    4 are guided), normalisation (of what is judged), levels (of noise, in stage 2), bank (of 1024 noises), fill (by the
+    """With --fidelity official, do right after all. d3hr: start (sampling starts a step above t), seeds (shared by
+    all classes), skewness (taken along the features of an image, not along the images). cao2: channels (3 of 4 are
+    guided), normalisation (of what is judged), levels (of noise, in stage 2), bank (of 1024 noises), fill (by the
     surest wrong images)."""
     ipc: Ints = ()
     """Images per class, one or more. Default 10."""
@@ -93,7 +95,8 @@ class DistillFlags:
     rematch: Literal["yes", "no"] | None = None
     """d3hr+cao2: move and scale the chosen latents back to the class moments, and sample them again. Default yes."""
     optimise: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
-    """cao2, d3hr+cao2, stage 2: Adam steps on each clean latent; 0 leaves it out. Default 100."""
+    """cao2, d3hr+cao2, stage 2: Adam steps on each clean latent; 0 leaves it out. Default 100; for d3hr+cao2 0, because
+    it was measured not to help there."""
     optimise_lr: float | None = None
     """Its learning rate. Default 6e-4."""
     linf: float | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from d3hr_ray.config import (
     OFFICIAL_SKEW_WEIGHT,
+    CaO2Config,
     DataConfig,
     InversionConfig,
     ModelConfig,
@@ -108,14 +109,20 @@ CLASSES = {
 
 
 def as_official(config: RunConfig) -> RunConfig:
-    """The authors' settings (FIELD.md 8): guidance 4 both ways, random search over 10^6 subsets, 224-pixel PNGs."""
-    return replace(
+    """The authors' settings (FIELD.md 8): guidance 4 both ways, random search over 10^6 subsets, 224-pixel PNGs.
+
+    They have none for the digits, which keep their own guidance: it would confound a comparison with `fixed`.
+    """
+    config = replace(
         config,
         fidelity="official",
-        inversion=replace(config.inversion, guidance=4.0, posterior="sample"),
+        inversion=replace(config.inversion, posterior="sample"),
         search=replace(config.search, method="random", candidates=1_000_000, skew_weight=OFFICIAL_SKEW_WEIGHT),
-        synthesis=SynthesisConfig(guidance=4.0, image_size=None if config.data.format == "digits" else 224),
     )
+    if config.data.format == "digits":
+        return config
+    inversion = replace(config.inversion, guidance=4.0)
+    return replace(config, inversion=inversion, synthesis=SynthesisConfig(guidance=4.0, image_size=224))
 
 
 def with_classifier(config: RunConfig) -> RunConfig:
@@ -128,8 +135,10 @@ def with_classifier(config: RunConfig) -> RunConfig:
 def as_cao2(config: RunConfig, preset: str) -> RunConfig:
     """CaO2's settings: per dataset those of its authors' scripts if official (FIELD.md 2.1), else one for all.
 
-    Their scripts for the digits do not exist; the digits keep their own guidance and a classifier that comes along.
+    There is no script for the digits; they keep their own guidance and a classifier that comes along.
     """
+    if config.method == "d3hr+cao2":  # an earlier setting's, whose default is to leave stage 2 out
+        config = replace(config, cao2=replace(config.cao2, iterations=CaO2Config().iterations))
     if config.data.format == "digits":
         return config
     synthesis = replace(config.synthesis, guidance=CAO2_GUIDANCE, image_size=config.synthesis.image_size)

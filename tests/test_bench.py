@@ -5,6 +5,10 @@ import sys
 
 import bench
 import pytest
+import torch
+
+from d3hr_ray.benchmarks import search
+from d3hr_ray.benchmarks.measure import Result, peak_mb
 
 RATIOS = {
     "search": {"moments_loss_ratio", "moments_skew_ratio", "moments_cost_ratio", "random_speedup_ipc10"},
@@ -26,7 +30,26 @@ def test_a_benchmark_saves_its_ratios(name, monkeypatch, tmp_path, capsys):
     assert all(isinstance(value, float) for value in saved["ratios"].values())
     assert saved["machine"]["cores"] >= 1 and "load_average" in saved["machine"]
     assert saved["command"].endswith(f"{name} --quick --json {out}")
-    assert "ratios:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "ratios:" in said and f"\ncommand: {saved['command']}\n" in said
+
+
+def test_a_search_is_measured_at_several_numbers_of_candidates():
+    rows = [r for r in search.run(quick=True).rows if r["ipc"] == 10 and "mean error" in r and r["seconds"] > 0]
+    for method in ("moments", "random"):
+        assert len({r["candidates"] for r in rows if r["method"] == method}) >= 2
+
+
+def test_the_memory_of_a_task_does_not_hide_behind_its_parents_peak():
+    held = torch.ones(100_000_000)  # 400 MB here, more than the task and its process
+    del held
+    assert peak_mb() > 400
+    assert 10 < search._memory("moments", 4096) < 400  # measured: 48
+
+
+def test_a_result_has_its_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["jobs/bench.py", "x", "--quick"])
+    assert "\ncommand: python jobs/bench.py x --quick\n" in str(Result("x", {}, [{"a": 1}]))
 
 
 def test_an_unknown_benchmark_is_refused(monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """Mixtures in the noise domain: D3HR as a special case, exact matching, low rank, sharing out, bounded reading."""
 
+import logging
+
 import pyarrow as pa
 import pytest
 import torch
@@ -123,8 +125,8 @@ def store_with(tmp_path, labels: list[int], files: int) -> Store:
 def test_classes_are_read_in_order_from_shuffled_files(tmp_path):
     labels = [i % 3 for i in range(60)]
     store = store_with(tmp_path, labels, 4)
-    at, by = stage.read_classes(store, range(1, 3), (600, 100), 100)
-    assert set(at) == {1, 2}
+    at, by, images = stage.read_classes(store, range(1, 3), (600, 100), 100)
+    assert set(at) == {1, 2} and images == {1: 20, 2: 20}
     for label in (1, 2):
         rows = torch.tensor(labels) == label
         assert torch.equal(at[label], latents(60, seed=600).half()[rows].float())
@@ -134,14 +136,55 @@ def test_classes_are_read_in_order_from_shuffled_files(tmp_path):
 def test_files_without_a_class_are_passed_over(tmp_path):
     """As those of an image folder are, which lists its classes one after the other."""
     store = store_with(tmp_path, [0] * 20 + [1] * 20, 4)
-    at, _ = stage.read_classes(store, range(1, 2), (600, 600), 100)
+    at, _, _ = stage.read_classes(store, range(1, 2), (600, 600), 100)
     assert torch.equal(at[1], latents(40, seed=600).half()[20:].float())
 
 
 def test_a_class_too_large_for_memory_is_thinned_evenly(tmp_path):
     store = store_with(tmp_path, [0] * 100, 5)
-    at, _ = stage.read_classes(store, range(1), (600, 600), 30)
+    at, _, images = stage.read_classes(store, range(1), (600, 600), 30)
     assert torch.equal(at[0], latents(100, seed=600).half()[::4].float())
+    assert len(at[0]) == stage.thin(100, 30) and images == {0: 100}
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Run tasks one by one in this process instead of on Ray."""
+    monkeypatch.setattr(stage, "bounded", lambda function, jobs, title: [(k, function(*args)) for k, args in jobs])
+
+
+def test_thinned_classes_are_said_once_and_recorded(tmp_path, monkeypatch, caplog, inline):
+    store, kinds = store_with(tmp_path, [0] * 101 + [1] * 20, 5), [stage.MixtureKind(600, 100, 2, 0, s) for s in (0, 1)]
+    counts = {"label": [0, 1], "count": [101, 20], "mean": [[0.0] * D] * 2}
+    store.write_table(stage.gaussian_file(600), pa.table(counts))
+    monkeypatch.setattr(stage, "CLASS_BYTES", 30 * D * 4)
+    with caplog.at_level(logging.WARNING, "d3hr_ray"):
+        stage.run_mixtures(store, store, kinds)
+        stage.run_mixtures(store, store, kinds)
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "class 0: 26 of 101" in said and "class 1" not in said
+    rows = store.read_table(kinds[1].folder).to_pylist()
+    assert {r["images"] for r in rows if r["label"] == 0} == {101}
+    assert {label: sum(r["count"] for r in rows if r["label"] == label) for label in (0, 1)} == {0: 26, 1: 20}
+
+
+def test_whole_classes_need_no_word(tmp_path, caplog, inline):
+    store, kind = store_with(tmp_path, [0] * 20, 1), stage.MixtureKind(600, 100, 2, 0, 0)
+    store.write_table(stage.gaussian_file(600), pa.table({"label": [0], "count": [20], "mean": [[0.0] * D]}))
+    stage.run_mixtures(store, store, [kind])
+    assert not caplog.records
+    assert {r["images"] for r in store.read_table(kind.folder).to_pylist()} == {20}
+
+
+def test_files_from_before_thinning_was_recorded_are_read_beside_new_ones(tmp_path):
+    store, kind = store_with(tmp_path, [i % 2 for i in range(40)], 1), stage.MixtureKind(600, 100, 2, 0, 0)
+    for labels in (range(0, 1), range(1, 2)):
+        stage.write_mixtures(store, store, kind, labels, D)
+    new = stage.read_mixtures(store, kind, range(2))
+    old = stage.part_file(kind, range(0, 1))
+    store.write_table(old, store.read_table(old).drop_columns(["images"]))
+    again = stage.read_mixtures(store, kind, range(2))
+    assert all(torch.equal(again[label].mean_CD, new[label].mean_CD) for label in (0, 1))
 
 
 def test_a_class_with_too_few_images_is_named(tmp_path):
@@ -167,7 +210,7 @@ def test_mixtures_survive_storing(tmp_path):
     kind = stage.MixtureKind(600, 100, 3, 2, 7)
     for labels in (range(0, 3), range(3, 4)):
         stage.write_mixtures(store, store, kind, labels, D)
-    at, by = stage.read_classes(store, range(4), (600, 100), 1000)
+    at, by, _ = stage.read_classes(store, range(4), (600, 100), 1000)
     read = stage.read_mixtures(store, kind, range(2, 4))
     for label in (2, 3):
         key = stage.digest(f"mixture of {label}, 7".encode())

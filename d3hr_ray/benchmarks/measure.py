@@ -3,6 +3,7 @@
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,13 +25,15 @@ class Result:
     rows: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=lambda: machine())
+    command: str = field(default_factory=lambda: " ".join(["python", *sys.argv]))
 
-    def as_json(self, command: str) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Name, machine, command, ratios, and the rest."""
-        return {"command": command} | asdict(self)
+        return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.name} on {self.machine['summary']}", *table(self.rows), "", "ratios:"]
+        head = [f"{self.name} on {self.machine['summary']}", f"command: {self.command}"]
+        lines = [*head, *table(self.rows), "", "ratios:"]
         lines += [f"  {key:<32} {value:.4g}" for key, value in self.ratios.items()]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
@@ -51,6 +54,12 @@ def in_turns(sides: Mapping[str, Callable[[], Any]], repeats: int, clock: Clock 
 def median_ratio(above: list[float], below: list[float]) -> float:
     """Median over turns of above / below."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def peak_mb() -> float:
+    """Peak memory of this process in MB (Linux). ru_maxrss of a new process starts at its parent's; VmHWM does not."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

@@ -4,7 +4,6 @@ This proves the scheduling, not a GPU's or a disk's speed. Actors hold fake GPUs
 """
 
 import os
-import resource
 import tempfile
 from typing import Any
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 import ray
 
 from d3hr_ray.benchmarks.fake_device import SIDE, FakeDevice, NoiseImages, entries
-from d3hr_ray.benchmarks.measure import WALL, Result
+from d3hr_ray.benchmarks.measure import WALL, Result, peak_mb
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.read import ReadShard, shard_unit
 from d3hr_ray.store import Store
@@ -71,10 +70,10 @@ def _ray_rate(actors: int, shards: int, size: int, seconds: float) -> tuple[floa
             (FakeDevice, {"fn_constructor_args": (Store(folder), seconds), **pool.options(shards)}),
         ]
         units = _units(shards, size)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_mb()
         for _ in run_units(units, steps, "pipeline", "image", shards * size, 0):
             pass
-        growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        growth = peak_mb() - before
         # When shards were written, not when the driver heard of it: news of the first comes late.
         times = sorted(file.stat().st_mtime for file in os.scandir(f"{folder}/latents"))
         assert len(times) == shards, "every shard is written"

@@ -4,20 +4,27 @@ CPU seconds of one thread, so that "per core" is what is measured. D = 4096, std
 """
 
 import multiprocessing
-import resource
 import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from scipy import stats
 
-from d3hr_ray.benchmarks.measure import Result, in_turns, median_ratio
+from d3hr_ray.benchmarks.measure import Result, in_turns, median_ratio, peak_mb
+from d3hr_ray.config import DataConfig, ModelConfig, RunConfig, Search, SearchConfig
+from d3hr_ray.methods.variants import variants
 from d3hr_ray.numerics import groups
 from d3hr_ray.numerics.random_search import BLOCK, RandomSearch
+from d3hr_ray.stages.search import Block, search_range, write_block
+from d3hr_ray.store import Store
 
 SKEW_WEIGHT = 0.5  # the paper's
 LOOP_NUMBERS = 1 << 21  # normal numbers per batch of the plain loop: 8 MB
 MILLION, SKEWED = 1_000_000, 200_000  # candidates of a search; with skewness divided by n
+MEMORY_OF: tuple[Search, ...] = ("moments", "random")
 
 
 def run(quick: bool) -> Result:
@@ -32,13 +39,14 @@ def run(quick: bool) -> Result:
         losses = _losses(mean_D, std_D, n, MILLION if not quick else BLOCK)
         rows += [{"ipc": n, "method": k, **v, **losses.get(k, {})} for k, v in speeds.items()]
         ratios |= _ratios(n, speeds, losses)
+    rows += _further_counts(mean_D, std_D, quick, repeats)
     for weight in (0.0, SKEW_WEIGHT):
         for n in (10,) if quick else (10, 50):
             repeats, count = (30, 10) if quick else (200, 50)
             ratios[f"score_p_value_ipc{n}{'_skew' if weight else ''}"] = _p_value(
                 mean_D, std_D, n, weight, repeats, count
             )
-    for method in () if quick else ("moments", "random"):
+    for method in () if quick else MEMORY_OF:
         ratios[f"memory_mb_{method}_ipc100"] = _memory(method, dims)
     notes = [
         f"loop: torch.randn(m, n, D) in batches of 8 MB, score, keep the best; ours counts a whole search of "
@@ -97,6 +105,22 @@ def _speeds(
     return speeds
 
 
+def _further_counts(mean_D: torch.Tensor, std_D: torch.Tensor, quick: bool, repeats: int) -> list[dict[str, Any]]:
+    """Time and losses at IPC 10 of other numbers of candidates than the other rows'."""
+    ways: dict[str, tuple[Callable[[int], torch.Tensor], tuple[int, ...]]] = {
+        "random": (lambda m: _whole_search(mean_D, std_D, 10, m, 0.0), (100,) if quick else (1_000, 100_000)),
+        "moments": (lambda m: groups.match_moments(mean_D, std_D, 10, m, 0, 0), (16,) if quick else (64, 1_024)),
+    }
+    rows = []
+    for method, (way, counts) in ways.items():
+        seconds = in_turns({str(m): partial(way, m) for m in counts}, repeats)
+        for m in counts:
+            median = statistics.median(seconds[str(m)])
+            speed = {"candidates": m, "seconds": median, "candidates/s": m / median}
+            rows.append({"ipc": 10, "method": method, **speed, **_norms(way(m), mean_D, std_D)})
+    return rows
+
+
 def _whole_search(mean_D: torch.Tensor, std_D: torch.Tensor, n: int, count: int, weight: float) -> torch.Tensor:
     search = RandomSearch(mean_D, std_D, n, 0, 0, weight)
     _, block, index = search.over(range(-(-count // BLOCK)), count)
@@ -142,17 +166,29 @@ def _p_value(mean_D: torch.Tensor, std_D: torch.Tensor, n: int, weight: float, r
     return float(stats.ks_2samp(ours, plain).pvalue)
 
 
-def _memory(method: str, dims: int) -> float:
-    """Peak memory in MB that a task of IPC 100 adds to a fresh process that has imported all it needs."""
+def _memory(method: Search, dims: int) -> float:
+    """Peak memory in MB that the tasks of IPC 100 add to a fresh process that has loaded all it needs."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_of_task, (method, dims))
 
 
-def _peak_of_task(method: str, dims: int) -> float:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    mean_D, std_D = torch.zeros(dims), torch.linspace(0.8, 1.2, dims)
-    if method == "moments":
-        groups.match_moments(mean_D, std_D, 100, 16, 0, 0)
-    else:
-        _whole_search(mean_D, std_D, 100, 100, SKEW_WEIGHT)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+def _peak_of_task(method: Search, dims: int) -> float:
+    _task(method, 64)  # loads what is loaded on first use
+    before = peak_mb()
+    _task(method, dims)
+    return peak_mb() - before
+
+
+def _task(method: Search, dims: int) -> None:
+    """What the stage does: search a block of candidates with skewness (`random`), and write a file of subsets."""
+    candidates = SearchConfig().candidates if method == "moments" else BLOCK
+    search = SearchConfig((100,), method, candidates, SKEW_WEIGHT)
+    config = RunConfig(DataConfig(""), ModelConfig(""), search=search)
+    (variant,) = variants(config)
+    block = Block(config, variant, 0, variant.blocks(1000)[0])
+    gaussians = torch.zeros(len(block.labels), dims), torch.linspace(0.8, 1.2, dims).repeat(len(block.labels), 1)
+    winners = None
+    if not block.is_matched:  # the winner of one label does for the others
+        winners = dict.fromkeys(block.labels, search_range(block, 0, range(1), gaussians))
+    with tempfile.TemporaryDirectory() as folder:
+        write_block(Store(folder), block, gaussians, winners)

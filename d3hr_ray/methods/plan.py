@@ -3,10 +3,11 @@
 import torch
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.methods.variants import variants
+from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.models.flops import Cost, count_flop
 from d3hr_ray.models.loading import ModelCard
 from d3hr_ray.numerics.schedule import Schedule
+from d3hr_ray.stages.mixture import label_blocks, mixture_kind
 
 NORMALS_PER_SECOND = 1e8  # standard normal float32 numbers that one core draws (numpy Philox, measured: 1.2e8)
 # Measured by jobs/bench.py search (D = 4096, one core): what a number of a candidate costs, in draws of a normal.
@@ -36,13 +37,27 @@ def plan(config: RunConfig, card: ModelCard, schedule: Schedule, images: int, cl
         note = f"{walk}, guidance {config.inversion.guidance:g}"
         lines.append(_row("invert", images, forwards, flop, flop / hour, images * stored * dims * 2, note))
         lines.append(_row("fit", images, 0, 0, 0, classes * stored * dims * 8, "reads latents/ once per timestep"))
-        seconds = sum(search_seconds(config, n.ipc, dims) for n in sets) * classes
-        bytes_ = sum(classes * n.ipc * dims * 4 for n in sets)
+        if config.has_mixture:
+            lines.append(_mixture_row(config, images, classes, dims))
+        wanted = [(pool_variant(config, n) if config.has_pool else n).ipc for n in sets]
+        seconds = sum(search_seconds(config, n, dims) for n in wanted) * classes
         note = f"about {seconds / 3600:.3g} CPU-core-hours, {search_note(config)}"
-        lines.append(_row("search", sum(classes * n.ipc for n in sets), 0, 0, 0, bytes_, note))
+        found = classes * sum(wanted)
+        lines.append(_row("search", found, 0, 0, 0, found * dims * 4, note))
     lines += _making_rows(config, card, schedule, cost, classes, hour)
     lines.append(f"GPU-hours at {tflops:g} sustained TFLOP/s per GPU (--tflops); nothing was run")
     return "\n".join(lines)
+
+
+def _mixture_row(config: RunConfig, images: int, classes: int, dims: int) -> str:
+    """Mixtures of all sets: sets that differ in IPC alone share one, unless it has a component per image."""
+    kinds = {mixture_kind(config, t, n) for t in config.inversion.timesteps for n in config.search.ipc}
+    read = sum(images * dims * 2 * len({kind.timestep, kind.cluster_timestep}) for kind in kinds)
+    rows = classes * sum(3 * kind.components + kind.rank for kind in kinds)  # mean, medoid, variance; directions
+    tasks = len(kinds) * len(list(label_blocks([images // classes] * classes, dims)))
+    work = " and ".join(["k-means"] * (config.search.components != 1) + ["SVD"] * (config.search.rank > 0))
+    note = f"{work} on CPUs, {tasks:,} task(s); reads {_si(read)}B of latents/, each class once"
+    return _row("mixture", images, 0, 0, 0, rows * dims * 4, f"{note} (each task all of it if files mix classes)")
 
 
 def _making_rows(
@@ -79,7 +94,7 @@ def search_seconds(config: RunConfig, n: int, dims: int) -> float:
         return n * dims / NORMALS_PER_SECOND
     if search.method == "moments":
         return search.candidates * n * dims * MOMENTS_COST / NORMALS_PER_SECOND
-    if config.fidelity == "official":
+    if config.has_quirk("seeds") or config.has_quirk("skewness"):
         return search.candidates * n * dims * LOOP_COST / NORMALS_PER_SECOND
     if n > 2 and search.skew_weight:
         return search.candidates * n * dims * SKEWED_COST / NORMALS_PER_SECOND

@@ -17,9 +17,11 @@ from d3hr_ray.numerics.mixture import Mixture, fit_mixture
 from d3hr_ray.numerics.seeds import digest
 from d3hr_ray.stages.fit import gaussian_file, to_tensors
 from d3hr_ray.stages.tasks import bounded
+from d3hr_ray.stages.telemetry import LOG
 from d3hr_ray.store import Store
 
 CLASS_BYTES = 512 << 20  # of float32 latents that a task holds; of a larger class it takes every so manieth image
+LISTED = 20  # thinned classes that are named
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,18 @@ def mixture_kind(config: RunConfig, timestep: int, ipc: int) -> MixtureKind:
 def run_mixtures(latents: Store, store: Store, kinds: Sequence[MixtureKind]) -> None:
     """Fit every class that has no mixture yet, from the stored latents of `latents` (a run folder, maybe another)."""
     jobs = []
+    thinned: dict[int, tuple[int, int]] = {}
     for kind in kinds:
         table = store.read_table(gaussian_file(kind.timestep)).sort_by("label")
         counts, dims = table["count"].to_pylist(), len(table["mean"][0])
         blocks = [labels for labels in label_blocks(counts, dims) if not store.exists(part_file(kind, labels))]
         if blocks:
             _check_latents(latents, kind, sum(counts))
+            most = most_images(dims)
+            thinned |= {label: (thin(n, most), n) for label, n in enumerate(counts) if n > most}
         jobs += [((kind, labels), (latents, store, kind, labels, dims)) for labels in blocks]
+    if thinned:
+        LOG.warning(_thinned_text(thinned))
     names = {kind.folder.removeprefix("mixtures/") for (kind, _), _ in jobs}
     for _ in bounded(write_mixtures, jobs, f"fit {names.pop() if len(names) == 1 else f'{len(names)} mixtures'}"):
         pass
@@ -71,6 +78,28 @@ def label_blocks(counts: list[int], dims: int) -> Iterator[range]:
             start, total = label, 0
         total += count * dims * 4
     yield range(start, len(counts))
+
+
+def most_images(dims: int) -> int:
+    """Images of a class that a task holds."""
+    return max(2, CLASS_BYTES // (dims * 4))
+
+
+def thin(count: int, most: int) -> int:
+    """How many images `read_classes` keeps of a class: every second is dropped again and again."""
+    while count > most:
+        count = -(-count // 2)
+    return count
+
+
+def _thinned_text(thinned: dict[int, tuple[int, int]]) -> str:
+    """{label: (used, images)} => one line."""
+    named = [f"class {label}: {used:,} of {images:,}" for label, (used, images) in thinned.items()]
+    more = f" and {len(named) - LISTED} more" if len(named) > LISTED else ""
+    return (
+        f"mixture: {len(named)} classes have more than {CLASS_BYTES >> 20} MB of latents and are fitted to every so "
+        f"manieth image: {', '.join(named[:LISTED])}{more}"
+    )
 
 
 def part_file(kind: MixtureKind, labels: range) -> str:
@@ -93,8 +122,7 @@ def _check_latents(latents: Store, kind: MixtureKind, images: int) -> None:
 
 def write_mixtures(latents: Store, store: Store, kind: MixtureKind, labels: range, dims: int) -> None:
     """Fit the mixtures of some labels and write their file. Raises RunError for a class with too few images."""
-    most = max(2, CLASS_BYTES // (dims * 4))
-    at, by = read_classes(latents, labels, (kind.timestep, kind.cluster_timestep), most)
+    at, by, images = read_classes(latents, labels, (kind.timestep, kind.cluster_timestep), most_images(dims))
     rows: list[dict[str, object]] = []
     for label in labels:
         key = digest(f"mixture of {label}, {kind.seed}".encode())
@@ -102,14 +130,14 @@ def write_mixtures(latents: Store, store: Store, kind: MixtureKind, labels: rang
             mixture = fit_mixture(by[label], at[label], kind.components, kind.rank, key)
         except ValueError as error:
             raise RunError(f"mixture: class {label}: {error}") from error
-        rows += mixture_rows(label, kind.timestep, mixture)
+        rows += mixture_rows(label, kind.timestep, mixture, images[label])
     store.write_table(part_file(kind, labels), pa.Table.from_pylist(rows, MIXTURE_SCHEMA))
 
 
 def read_classes(
     latents: Store, labels: range, timesteps: tuple[int, int], most: int
-) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-    """Latents (N, D) float32 of each label at two timesteps, in the order of the files.
+) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor], dict[int, int]]:
+    """Latents (N, D) float32 of each label at two timesteps, in the order of the files, and its images in all.
 
     Of a class with more than `most` images, every second is dropped again and again.
     """
@@ -134,7 +162,7 @@ def read_classes(
     for label in labels:
         columns_of = [torch.cat(z) for z in zip(*found.pop(label), strict=True)] or [torch.zeros(0, 1)]
         joined[0][label], joined[1][label] = columns_of[0], columns_of[-1]  # one tensor if the timesteps are equal
-    return joined[0], joined[1]
+    return joined[0], joined[1], seen
 
 
 _LIST = pa.list_(pa.float32())
@@ -143,7 +171,8 @@ MIXTURE_SCHEMA = pa.schema(
         ("label", pa.int32()),
         ("timestep", pa.int32()),
         ("component", pa.int32()),
-        ("count", pa.int64()),
+        ("count", pa.int64()),  # of the component, among those that were used
+        ("images", pa.int64()),  # of the class in all: more than its counts together if it was thinned
         ("mean", _LIST),
         ("medoid", _LIST),  # the stored latent nearest to the cluster's centre
         ("variance", _LIST),  # beside the factors
@@ -152,14 +181,15 @@ MIXTURE_SCHEMA = pa.schema(
 )
 
 
-def mixture_rows(label: int, timestep: int, mixture: Mixture) -> list[dict[str, object]]:
-    """One row per component of a class."""
+def mixture_rows(label: int, timestep: int, mixture: Mixture, images: int) -> list[dict[str, object]]:
+    """One row per component of a class of so many images."""
     return [
         {
             "label": label,
             "timestep": timestep,
             "component": c,
             "count": int(mixture.count_C[c]),
+            "images": images,
             "mean": mixture.mean_CD[c].numpy(),
             "medoid": mixture.medoid_CD[c].numpy(),
             "variance": mixture.variance_CD[c].numpy(),
@@ -172,10 +202,11 @@ def mixture_rows(label: int, timestep: int, mixture: Mixture) -> list[dict[str, 
 def read_mixtures(store: Store, kind: MixtureKind, labels: range) -> dict[int, Mixture]:
     """The stored mixtures of some labels."""
     tables = []
+    columns = [name for name in MIXTURE_SCHEMA.names if name != "images"]  # which files of older versions do not have
     for name in store.list(kind.folder):
         start, stop = (int(word) for word in name.removesuffix(".parquet").split("-")[1:])
         if start < labels.stop and labels.start < stop:
-            tables.append(store.read_table(f"{kind.folder}/{name}"))
+            tables.append(store.read_table(f"{kind.folder}/{name}", columns))
     rows = pa.concat_tables(tables).sort_by([("label", "ascending"), ("component", "ascending")])
     return {label: _mixture(rows.filter(pc.equal(rows["label"], label))) for label in labels}
 

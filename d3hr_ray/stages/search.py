@@ -17,7 +17,7 @@ from d3hr_ray.config import OFFICIAL_BLOCK, RunConfig
 from d3hr_ray.numerics import groups, random_search
 from d3hr_ray.numerics.mixture import Mixture, match_mixture
 from d3hr_ray.numerics.random_search import RandomSearch
-from d3hr_ray.numerics.seeds import normal
+from d3hr_ray.numerics.seeds import digest, normal
 from d3hr_ray.stages.fit import read_gaussians
 from d3hr_ray.stages.mixture import mixture_kind, read_mixtures
 from d3hr_ray.stages.tasks import bounded, fetch
@@ -150,7 +150,7 @@ def _unwritten(writes: list[ray.ObjectRef], timeout: float | None) -> list[ray.O
 
 def _candidate_ranges(block: Block) -> list[range]:
     """Blocks of candidates, a task's worth each."""
-    if block.config.fidelity == "official":
+    if _loops(block.config):
         size, per_task = OFFICIAL_BLOCK, OFFICIAL_PER_TASK
     elif block.variant.ipc > 2 and block.config.search.skew_weight:
         size, per_task = random_search.BLOCK, SKEWED_PER_TASK
@@ -163,16 +163,32 @@ def _candidate_ranges(block: Block) -> list[range]:
 def search_range(block: Block, label: int, part: range, gaussians: Gaussians) -> tuple[float, int, int]:
     """Best (score, block, index) of one label over some blocks of its candidates."""
     config, n, count = block.config, block.variant.ipc, block.candidates
-    if config.fidelity != "official":
+    if not _loops(config):
         return _search(config, n, label, gaussians).over(part, count)
     mean_D, std_D = (g[label] for g in gaussians)
     found = []
     for place in part:
         here = min(OFFICIAL_BLOCK, count - place * OFFICIAL_BLOCK)
-        chunks = groups.official_candidates(mean_D, std_D, n, place, here)
-        score_M = torch.cat([groups.scores(c, mean_D, std_D, config.search.skew_weight, "features") for c in chunks])
+        chunks = groups.official_candidates(mean_D, std_D, n, _loop(config, place, label), here)
+        score_M = torch.cat([groups.scores(c, mean_D, std_D, config.search.skew_weight, _axis(config)) for c in chunks])
         found.append((float(score_M.min()), place, int(score_M.argmin())))
     return min(found)
+
+
+def _loops(config: RunConfig) -> bool:
+    """Whether all candidates are drawn, as the authors do: to share them between classes or score them their way."""
+    return config.has_quirk("seeds") or config.has_quirk("skewness")
+
+
+def _loop(config: RunConfig, place: int, label: int) -> int:
+    """Which of the authors' loops a label's candidates come from: every label's, or one of its own."""
+    if config.has_quirk("seeds"):
+        return place
+    return digest(f"loop {place} of {label}, {config.seed}".encode()) % 2**32
+
+
+def _axis(config: RunConfig) -> groups.SkewAxis:
+    return "features" if config.has_quirk("skewness") else "dims"
 
 
 def _search(config: RunConfig, n: int, label: int, gaussians: Gaussians) -> RandomSearch:
@@ -191,8 +207,7 @@ def write_block(store: Store, block: Block, gaussians: Gaussians, winners: Winne
     else:
         make = partial(_winner, config, variant.ipc, gaussians, winners)
     subsets = [(label, make(label)) for label in block.labels]
-    axis: groups.SkewAxis = "features" if config.fidelity == "official" else "dims"
-    weight = config.search.skew_weight
+    weight, axis = config.search.skew_weight, _axis(config)
     scored = [
         (label, subset, float(groups.scores(subset[None], gaussians[0][label], gaussians[1][label], weight, axis)))
         for label, subset in subsets
@@ -212,8 +227,9 @@ def _of_mixture(config: RunConfig, n: int, mixtures: dict[int, Mixture], label: 
 
 def _winner(config: RunConfig, n: int, gaussians: Gaussians, winners: Winners, label: int) -> torch.Tensor:
     (mean_D, std_D), (_, block, index) = (g[label] for g in gaussians), winners[label]
-    if config.fidelity == "official":
-        (last_MND,) = deque(groups.official_candidates(mean_D, std_D, n, block, index + 1), maxlen=1)
+    if _loops(config):
+        loop = _loop(config, block, label)
+        (last_MND,) = deque(groups.official_candidates(mean_D, std_D, n, loop, index + 1), maxlen=1)
         return last_MND[-1]
     return _search(config, n, label, gaussians).subset(block, index)
 
