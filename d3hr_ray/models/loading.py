@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
+from diffusers.utils import is_accelerate_available
 from safetensors import SafetensorError, safe_open
 
 from d3hr_ray.config import Solver
@@ -129,7 +130,8 @@ def _config(kind: Any, where: str, part: str) -> dict[str, Any]:
 
 def _load(kind: Any, where: str, part: str, dtype: torch.dtype) -> Any:
     try:
-        return kind.from_pretrained(where, subfolder=part, torch_dtype=dtype)
+        frugal = is_accelerate_available()  # without it the loading that saves memory is not there, and diffusers nags
+        return kind.from_pretrained(where, subfolder=part, torch_dtype=dtype, low_cpu_mem_usage=frugal)
     except OSError as error:
         raise ValueError(_missing(where, part)) from error
 

@@ -15,6 +15,7 @@ from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations
 from d3hr_ray.runs import base_of
 from d3hr_ray.stages.judge import Judge, judge_name, load_classifier
 from d3hr_ray.stages.publish import made_with
+from d3hr_ray.stages.tasks import progress
 from d3hr_ray.store import Store
 
 FILE, CORRELATIONS = "report/scores.csv", "report/scores-correlations.csv"
@@ -90,10 +91,12 @@ def check_alike(stores: Sequence[Store], sets: Sequence[DistilledSet], manifests
 def score_all(scoring: Scoring, real: Measured) -> list[dict[str, Any]]:
     """A row of scores per set."""
     rows = []
-    for found, run, manifest in zip(scoring.sets, scoring.runs, scoring.manifests, strict=True):
-        scores = score_set(found, run, manifest, scoring.judge, real, scoring.device)
-        words = {"set": found.name, "seed": found.set_seed, "ipc": found.about["ipc"], "set_hash": found.set_hash}
-        rows.append(words | {"fidelity": found.about["fidelity"], "settings": found.about["settings"]} | scores)
+    with progress(len(scoring.sets), "score", "set", False) as bar:
+        for found, run, manifest in zip(scoring.sets, scoring.runs, scoring.manifests, strict=True):
+            scores = score_set(found, run, manifest, scoring.judge, real, scoring.device)
+            bar.update()
+            words = {"set": found.name, "seed": found.set_seed, "ipc": found.about["ipc"], "set_hash": found.set_hash}
+            rows.append(words | {"fidelity": found.about["fidelity"], "settings": found.about["settings"]} | scores)
     return rows
 
 
