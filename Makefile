@@ -28,7 +28,7 @@ demo: install  ## distil the embedded digits: the whole pipeline on a laptop
 	$(BIN)/python jobs/distill.py --preset digits
 
 test: install  ## all tests but those that need a GPU or take minutes (`make chaos`)
-	$(BIN)/python -m pytest -m "not gpu and not chaos" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not gpu and not chaos" -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: install  ## faults that take minutes: drivers, nodes and jobs killed, clusters that grow
 	$(BIN)/python -m pytest -m chaos --timeout 1800

@@ -1,14 +1,17 @@
-"""bench pipeline: what Ray costs, with a fake device of fixed time per batch: overhead, scaling, the driver's memory.
+"""bench pipeline: what Ray costs, with a fake device of fixed time per batch: overhead, scaling, memory.
 
-This proves the scheduling, not a GPU's or a disk's speed. Actors hold fake GPUs, one each, of one local Ray.
+This proves the scheduling, not a GPU's, a network's or a disk's speed: nodes are simulated, with a fake GPU each.
 """
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.cluster_utils import Cluster
 
 from d3hr_ray.benchmarks.fake_device import SIDE, FakeDevice, NoiseImages, entries
 from d3hr_ray.benchmarks.measure import WALL, Result, peak_mb
@@ -17,32 +20,55 @@ from d3hr_ray.stages.read import ReadShard, shard_unit
 from d3hr_ray.store import Store
 
 SHARD, BATCH_SECONDS = 512, 0.5  # 4 batches a shard: 2 s, where DiT-XL on one GPU takes about 7
+STORE = 100 << 20  # bytes of a node's object store
 
 
 def run(quick: bool) -> Result:
     """Measure; `quick` is for tests: two actors, small shards."""
     counts, per_actor, seconds, shard = ((1, 2), 3, 0.05, 32) if quick else ((1, 2, 4, 8), 8, BATCH_SECONDS, SHARD)
-    if not ray.is_initialized():
-        cpus = max(counts) + 4
-        ray.init(address="local", num_cpus=cpus, num_gpus=max(counts), include_dashboard=False, log_to_driver=False)
     bare = _bare_rate(per_actor, shard, seconds)
     rows: list[dict[str, Any]] = [{"actors": "no Ray", "images/s": bare * shard}]
     rates = {}
-    for count in counts:
-        rates[count], _ = _ray_rate(count, per_actor * count, shard, seconds)
-        ideal = count / (seconds * -(-shard // 128))
-        rows.append({"actors": count, "images/s": rates[count] * shard, "device idle": 1 - rates[count] / ideal})
     top = max(counts)
-    ratios = {"overhead": bare / rates[1] - 1, f"efficiency_{top}": rates[top] / (top * rates[1])}
     many = 20 if quick else 391  # 391 shards are 1,000 classes x 200 images
-    _, growth = _ray_rate(top, many, shard, 0.0)
-    ratios["driver_growth_mb"] = growth
-    rows.append({"actors": top, "images": many * shard, "driver grows by MB": growth})
+    shared = _shared_mb()
+    with _nodes(top):
+        for count in counts:
+            rates[count], _ = _ray_rate(count, per_actor * count, shard, seconds)
+            ideal = count / (seconds * -(-shard // 128))
+            rows.append({"actors": count, "images/s": rates[count] * shard, "device idle": 1 - rates[count] / ideal})
+        _, growth = _ray_rate(top, many, shard, 0.0)
+        stores = _shared_mb() - shared
+    rows.append({"actors": top, "images": many * shard, "driver grows by MB": growth, "object stores MB": stores})
+    ratios = {"overhead": bare / rates[1] - 1, f"efficiency_{top}": rates[top] / (top * rates[1])}
+    ratios |= {"driver_growth_mb": growth, "object_stores_mb": stores}
     notes = [
         f"{per_actor} shards of {shard} images an actor, {seconds:g} s per batch of 128; rates of their second half",
-        "images of 16 pixels, latents of 4096 numbers; fake GPUs on one machine: says nothing of network or disk",
+        f"images of 16 pixels, latents of 4096 numbers; a head and {top} simulated nodes with a fake GPU each",
+        f"object stores: memory that all together ever touched, of {(top + 1) * (STORE >> 20)} MB; it never shrinks",
     ]
     return Result("pipeline", ratios, rows, notes)
+
+
+@contextmanager
+def _nodes(count: int) -> Iterator[None]:
+    """A simulated cluster: a head with CPUs to read, and nodes with one CPU and one fake GPU each."""
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=4, include_dashboard=False, object_store_memory=STORE)
+        for _ in range(count):
+            cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=STORE)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def _shared_mb() -> float:
+    """Shared memory in use, where object stores live (Linux): a page that one has touched stays with it."""
+    status = os.statvfs("/dev/shm")
+    return (status.f_blocks - status.f_bfree) * status.f_frsize / 2**20
 
 
 def _units(shards: int, size: int) -> list[dict[str, Any]]:
