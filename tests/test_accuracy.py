@@ -157,9 +157,9 @@ def test_seeds_have_a_box_per_kind_and_a_panel_for_every_ipc_student_and_protoco
     figure = plotted(accuracy.boxes, [r | {"ipc": n, "arch": a, "protocol": p} for n, a, p in axes for r in one])
     assert {axis.get_title() for axis in panels(figure)} == {f"IPC {n}, {a}, {p}" for n, a, p in axes}
     for axis in panels(figure):
-        ticks = [text.get_text() for text in axis.get_xticklabels()]
-        assert ticks == ["d3hr-moments\nn=3", "gaussian\nn=3", "real-random\nn=3"]
-    medians = [line.get_ydata()[0] for line in figure.axes[0].get_lines() if len(set(line.get_ydata())) == 1]
+        ticks = [text.get_text() for text in axis.get_yticklabels()]
+        assert ticks == ["real-random, n=3", "gaussian, n=3", "d3hr-moments, n=3"]
+    medians = [line.get_xdata()[0] for line in figure.axes[0].get_lines() if len(set(line.get_xdata())) == 1]
     assert {68.0, 58.0, 42.0} <= {round(float(m), 6) for m in medians}
 
 

@@ -126,26 +126,29 @@ def by_ipc(rows: Rows) -> bytes | None:
 
 
 def boxes(rows: Rows) -> bytes | None:
-    """D3HR's Figure 4: accuracies over seeds as boxes, kinds side by side, a panel per IPC, student and protocol."""
+    """D3HR's Figure 4: accuracies over seeds as boxes, a row per kind, a panel per IPC, student and protocol."""
     rows = one_setting([r for r in rows if r["ipc"] and r["method"] != "real-full"])
     counts = summarise(rows, ["set", "arch", "protocol"])
     if not counts or max(c["n"] for c in counts) < 3:
         return None
     panels = sorted({(r["ipc"], r["arch"], r["protocol"]) for r in rows})
-    columns = min(4, len(panels))
+    columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 3.2 * lines), squeeze=False)
+    most = max(len({label_of(r) for r in rows if (r["ipc"], r["arch"], r["protocol"]) == panel}) for panel in panels)
+    size = (5 * columns, (1 + 0.17 * most) * lines)  # inches: a line of text per kind
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, panel in zip(axes.flat, panels, strict=False):
         here = [r for r in rows if (r["ipc"], r["arch"], r["protocol"]) == panel]
-        kinds = sorted({label_of(r) for r in here})
+        kinds = sorted({label_of(r) for r in here}, reverse=True)  # the first on top
         values = [[100 * r["top1_last"] for r in here if label_of(r) == kind] for kind in kinds]
-        axis.boxplot(values, tick_labels=[f"{k}\nn={len(v)}" for k, v in zip(kinds, values, strict=True)], widths=0.6)
-        axis.tick_params(axis="x", rotation=60, labelsize=6)
+        names = [f"{k}, n={len(v)}" for k, v in zip(kinds, values, strict=True)]
+        axis.boxplot(values, tick_labels=names, widths=0.6, orientation="horizontal")
+        axis.tick_params(axis="y", labelsize=6)
         axis.set_title(f"IPC {panel[0]}, {panel[1]}, {panel[2]}", fontsize=8)
-        axis.set_ylabel("top-1 (%)", fontsize=8)
-        axis.grid(alpha=0.3, axis="y")
+        axis.set_xlabel("top-1 (%)", fontsize=8)
+        axis.grid(alpha=0.3, axis="x")
     figure.tight_layout()
     return save_figure(figure)
 
