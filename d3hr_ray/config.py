@@ -220,6 +220,11 @@ class RunConfig:
         return self.fidelity == "official" and quirk not in self.mended
 
     @property
+    def draws_all(self) -> bool:
+        """Whether a random search draws all candidates, as the authors do: to share them or score them their way."""
+        return self.has_quirk("seeds") or self.has_quirk("skewness")
+
+    @property
     def has_pool(self) -> bool:
         """Whether images are chosen from a pool: CaO2, and its composition with D3HR."""
         return self.method in ("cao2", "d3hr+cao2")

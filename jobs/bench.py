@@ -9,7 +9,7 @@ One figure is as good as the machine is quiet: the load average is part of the o
 import importlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,7 +40,7 @@ def main() -> None:
     result = benchmark.run(flags.quick)
     print(result)
     if flags.json:
-        Path(flags.json).write_text(json.dumps(result.as_json(), indent=2) + "\n")
+        Path(flags.json).write_text(json.dumps(asdict(result), indent=2) + "\n")
         announce(f"written to {flags.json}")
 
 

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,10 +26,6 @@ class Result:
     notes: list[str] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=lambda: machine())
     command: str = field(default_factory=lambda: " ".join(["python", *sys.argv]))
-
-    def as_json(self) -> dict[str, Any]:
-        """Name, machine, command, ratios, and the rest."""
-        return asdict(self)
 
     def __str__(self) -> str:
         head = [f"{self.name} on {self.machine['summary']}", f"command: {self.command}"]

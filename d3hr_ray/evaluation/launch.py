@@ -26,7 +26,7 @@ from d3hr_ray.evaluation.teachers import Target, load_teachers, preflight
 from d3hr_ray.evaluation.training import Share
 from d3hr_ray.evaluation.trials import Trial, run_trial, untrained
 from d3hr_ray.stages import capacity
-from d3hr_ray.stages.tasks import progress
+from d3hr_ray.stages.tasks import fetch, progress
 from d3hr_ray.store import Store
 
 SCRATCH = "evaluations/.training"
@@ -192,8 +192,5 @@ def check_teachers(names: tuple[str, ...], target: Target, test: Images, workers
     if workers.count == 0:
         return check(test)
     task = ray.remote(num_cpus=1, num_gpus=workers.gpus, max_retries=3)(check)
-    try:
-        top1: float = ray.get(task.remote(ray.put(test)))
-    except (RunError, ValueError) as error:
-        raise getattr(error, "cause", error) from error
+    top1: float = fetch(task.remote(ray.put(test)))
     return top1

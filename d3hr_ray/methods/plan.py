@@ -94,7 +94,7 @@ def search_seconds(config: RunConfig, n: int, dims: int) -> float:
         return n * dims / NORMALS_PER_SECOND
     if search.method == "moments":
         return search.candidates * n * dims * MOMENTS_COST / NORMALS_PER_SECOND
-    if config.has_quirk("seeds") or config.has_quirk("skewness"):
+    if config.draws_all:
         return search.candidates * n * dims * LOOP_COST / NORMALS_PER_SECOND
     if n > 2 and search.skew_weight:
         return search.candidates * n * dims * SKEWED_COST / NORMALS_PER_SECOND

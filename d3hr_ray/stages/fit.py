@@ -13,7 +13,7 @@ import torch
 
 from d3hr_ray.config import RunError
 from d3hr_ray.numerics.moments import Moments, PowerSums
-from d3hr_ray.stages.tasks import progress
+from d3hr_ray.stages.tasks import fetch, progress
 from d3hr_ray.store import Store
 
 FILES_PER_TASK = 64  # at 512 images of 4096 fp16 each, a task reads 268 MB, one file at a time
@@ -44,10 +44,7 @@ def fit_tree(store: Store, groups: list[list[str]], t: int) -> PerClass:
     join = ray.remote(num_cpus=1, max_retries=3)(merge)
     root = merge_tree([partial.remote(store, group, t) for group in groups], join.remote)
     with progress(1, f"fit t={t}", "tree", False) as bar:
-        try:
-            moments: PerClass = ray.get(root)
-        except (ValueError, OSError) as error:
-            raise getattr(error, "cause", error) from error
+        moments: PerClass = fetch(root)
         bar.update()
     return moments
 

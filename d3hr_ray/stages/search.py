@@ -150,7 +150,7 @@ def _unwritten(writes: list[ray.ObjectRef], timeout: float | None) -> list[ray.O
 
 def _candidate_ranges(block: Block) -> list[range]:
     """Blocks of candidates, a task's worth each."""
-    if _loops(block.config):
+    if block.config.draws_all:
         size, per_task = OFFICIAL_BLOCK, OFFICIAL_PER_TASK
     elif block.variant.ipc > 2 and block.config.search.skew_weight:
         size, per_task = random_search.BLOCK, SKEWED_PER_TASK
@@ -163,7 +163,7 @@ def _candidate_ranges(block: Block) -> list[range]:
 def search_range(block: Block, label: int, part: range, gaussians: Gaussians) -> tuple[float, int, int]:
     """Best (score, block, index) of one label over some blocks of its candidates."""
     config, n, count = block.config, block.variant.ipc, block.candidates
-    if not _loops(config):
+    if not config.draws_all:
         return _search(config, n, label, gaussians).over(part, count)
     mean_D, std_D = (g[label] for g in gaussians)
     found = []
@@ -173,11 +173,6 @@ def search_range(block: Block, label: int, part: range, gaussians: Gaussians) ->
         score_M = torch.cat([groups.scores(c, mean_D, std_D, config.search.skew_weight, _axis(config)) for c in chunks])
         found.append((float(score_M.min()), place, int(score_M.argmin())))
     return min(found)
-
-
-def _loops(config: RunConfig) -> bool:
-    """Whether all candidates are drawn, as the authors do: to share them between classes or score them their way."""
-    return config.has_quirk("seeds") or config.has_quirk("skewness")
 
 
 def _loop(config: RunConfig, place: int, label: int) -> int:
@@ -227,7 +222,7 @@ def _of_mixture(config: RunConfig, n: int, mixtures: dict[int, Mixture], label: 
 
 def _winner(config: RunConfig, n: int, gaussians: Gaussians, winners: Winners, label: int) -> torch.Tensor:
     (mean_D, std_D), (_, block, index) = (g[label] for g in gaussians), winners[label]
-    if _loops(config):
+    if config.draws_all:
         loop = _loop(config, block, label)
         (last_MND,) = deque(groups.official_candidates(mean_D, std_D, n, loop, index + 1), maxlen=1)
         return last_MND[-1]
