@@ -23,9 +23,9 @@ def main() -> None:
     from evaluateinputs import add_baselines, find_out, make_teachers, open_all, protocols
 
     from d3hr_ray.evaluation.launch import find_workers, launch
-    from d3hr_ray.evaluation.results import format_summary, rows_of, summarise
+    from d3hr_ray.evaluation.results import format_summary, rows_of
     from d3hr_ray.evaluation.teachers import teacher_id
-    from d3hr_ray.report.evaluated import report
+    from d3hr_ray.report.evaluated import report, write_summary
 
     with refusing():
         store = find_out(flags)
@@ -42,8 +42,9 @@ def main() -> None:
         announce(f"{len(comparison.sets)} sets, {len(trials)} students on {tested} -> {store.uri}/evaluations")
         launch(store, trials, comparison.images(), comparison.test, comparison.target, workers, {teachers: top1})
         rows = rows_of(store, trials)
-        print(format_summary(summarise(rows)))
-        print(report(store, comparison.test, rows))
+        print(format_summary(rows))
+        write_summary(store, rows)
+        print(report(store, comparison.test, rows, comparison.sets))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ on held-out images. No image is inverted twice and no set synthesised twice. The
 `jobs/distill.py --preset runs/digits/sweeps/<name>/best.json`.
 """
 
+import json
+
 from cli import announce, connect, guard, parse, refusing
 from sweepflags import SweepFlags, check_flags
 
@@ -24,7 +26,7 @@ def main() -> None:
     # Imported late: torch and Ray take seconds, and --help or a wrong flag should not wait for them.
     from sweepinputs import Sweep, compare, invert_all, open_sweep, synthesise_all
 
-    from d3hr_ray.evaluation.results import format_summary, rows_of, summarise
+    from d3hr_ray.evaluation.results import format_summary, rows_of
     from d3hr_ray.evaluation.tuning import tune_trials
     from d3hr_ray.report.evaluated import report
     from d3hr_ray.report.swept import write_sweep
@@ -56,10 +58,10 @@ def main() -> None:
             sweep.name,
         )
         rows = rows_of(store, trials)
-        print(format_summary(summarise(rows)))
-        configs = {found.about["settings"]: found.about["config"] for found in comparison.sets}
+        print(format_summary(rows))
+        configs = {found.about["settings"]: json.loads(found.about["config"]) for found in comparison.sets}
         print(write_sweep(store, sweep.name, sweep.base, rows, stopped, configs))
-        print(report(store, comparison.test))
+        print(report(store, comparison.test, rows, comparison.sets))
         if failed:  # said last, after the table of those that did not
             raise RunError(failed)
 

@@ -57,6 +57,8 @@ class SweepFlags:
     """Peak learning rates. Default: the protocol's."""
     weight_decay: Floats = ()
     """Weight decays. Default: the protocol's."""
+    epochs: Ints = ()
+    """Epochs; they change the protocol's version. Default: the protocol's."""
     batch_size: Ints = ()
     """Images per step. Default: the protocol's."""
     temperature: Floats = ()
@@ -100,6 +102,8 @@ def check_flags(flags: SweepFlags) -> None:
         raise ValueError("--scheduler asha compares students: give one --ipc, one --arch and one --protocol")
     if flags.scheduler == "asha" and (len(flags.seeds) > 1 or flags.repeats > 1):
         raise ValueError("--scheduler asha would keep the lucky ones of several --seeds or --repeats: give one of each")
+    if flags.scheduler == "asha" and len(flags.epochs) > 1:
+        raise ValueError("--scheduler asha compares students at the same share of their training: give one of --epochs")
     if flags.matched and flags.guidance:
         raise ValueError("--matched contradicts --guidance: it samples with the guidance of the inversion")
     if any(p.endswith("soft") for p in flags.protocol) and not flags.teacher:

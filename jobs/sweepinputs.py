@@ -25,8 +25,11 @@ from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.methods import d3hr
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.many import make_many
+from d3hr_ray.methods.variants import variants
+from d3hr_ray.report.chosen import pools_table, pools_text
 from d3hr_ray.runs import stored_config
 from d3hr_ray.stages.pool import Pool, find_pool
+from d3hr_ray.stages.search import Variant
 from d3hr_ray.store import Store, absolute
 
 
@@ -130,7 +133,7 @@ class Sweep:
 
     def overrides(self) -> list[Overrides]:
         """The product of the training hyperparameters."""
-        axes = ("lr", "weight_decay", "batch_size", "temperature")
+        axes = ("epochs", "lr", "weight_decay", "batch_size", "temperature")
         values = [getattr(self.flags, axis) or (None,) for axis in axes]
         return [Overrides(**dict(zip(axes, combination, strict=True))) for combination in product(*values)]
 
@@ -182,11 +185,12 @@ def _kept(flags: SweepFlags) -> dict[str, Any]:
 
 
 def synthesise_all(sweep: Sweep, runs: Mapping[float, Run]) -> list[str]:
-    """Every combination's set => their folders; those that are there are kept.
+    """Every combination's set => their folders; those that are there are kept. What pools held goes to pools.csv.
 
     Sets that no inversion decides (dit, cao2) are made under the first one alone.
     """
     sets: list[str] = []
+    chosen: dict[str, Variant] = {}
     first = next(iter(runs))
     wanted: dict[float, list[RunConfig]] = {guidance: [] for guidance in runs}
     for guidance in runs:
@@ -196,8 +200,14 @@ def synthesise_all(sweep: Sweep, runs: Mapping[float, Run]) -> list[str]:
             else:
                 wanted[first].append(replace(config, inversion=replace(config.inversion, guidance=first)))
     for guidance, run in runs.items():
-        for uris in make_many(run, wanted[guidance]).values():
+        for config, uris in make_many(run, wanted[guidance]).items():
             sets += [u for u in uris if u not in sets]
+            if config.has_pool:
+                chosen |= dict(zip(uris, variants(config), strict=True))
+    if chosen:
+        table = pools_table(list(chosen.items()), runs[first].classes["name"].to_pylist())
+        sweep.store.write_csv(f"sweeps/{sweep.name}/pools.csv", table)
+        announce(pools_text(table))
     return sets
 
 

@@ -3,8 +3,10 @@
 import io
 import os
 import shlex
+import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +144,15 @@ def write_parquet(root: Path, images, per_file: int = 20, group: int = 7) -> str
         )
         pq.write_table(table, root / f"data-{at:05d}.parquet", row_group_size=group)
     return str(root)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds: float) -> None:
+    """Wait until something is so, and fail if the process ends before or it takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "too slow"
+        time.sleep(0.05)
 
 
 CALM = "--preset digits --timesteps 200 --ipc 2 30 --batch-size 32 --actors 1 1"

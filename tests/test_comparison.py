@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -32,8 +31,6 @@ from d3hr_ray.evaluation.training import (
     train_student,
 )
 from d3hr_ray.evaluation.trials import make_trial, run_trial
-from d3hr_ray.report.evaluated import format_ranking, ranking, report
-from d3hr_ray.report.swept import all_trials
 from d3hr_ray.store import Store
 
 # Teachers
@@ -217,67 +214,6 @@ def test_rankings_are_on_fractions():
     assert scores["LRS"] == pytest.approx((np.exp(-0.175) - np.exp(-1)) / (np.e - np.exp(-1)))
     aug_scores = augmentation_robust_score({"set-soft": 0.6, "random-soft": 0.5, "set-noaug": 0.4, "random-noaug": 0.5})
     assert aug_scores["ARS"] == pytest.approx(robust(0.0))
-
-
-def ranked_rows(*sets, ipcs=(1,)):
-    """Rows of a student on sets ({what differs}, hard accuracy), with all that a ranking needs beside them."""
-    full = {"set": "real-full", "ipc": None, "top1_last": 0.95}
-    kinds = [full, *({"set": "real-random", "ipc": ipc, "top1_last": 0.4} for ipc in ipcs)]
-    kinds += [{"set": "mine", "ipc": ipc} | changes | {"top1_last": top1} for changes, top1 in sets for ipc in ipcs]
-    protocols = ("hard", "fixed-soft", "fixed-soft-noaug")
-    shared = dict.fromkeys(SCHEMA.names) | {"method": "m", "arch": "a", "protocol_version": "1"}
-    rows = [shared | kind | {"protocol": p, "seed": s} for kind in kinds for p in protocols for s in (0, 1)]
-    same = {"top1_best": 0.5, "top5_last": 0.9, "top5_best": 0.9, "per_class": [0.5], "data": "d"}
-    return [row | same | {"set_hash": f"{row['set']}-{row['settings']}-{row['seed']}"} for row in rows]
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "seen"),
-    [
-        ({"guidance": 1.0, "inversion_guidance": 1.0}, {"guidance": 2.0, "inversion_guidance": 1.0}, ("1/1", "1/2")),
-        ({"guidance": 1.0, "inversion_guidance": 1.0}, {"guidance": 1.0, "inversion_guidance": 2.0}, ("1/1", "2/1")),
-        ({"fidelity": "fixed"}, {"fidelity": "official"}, ("mine ", "mine official")),
-        ({"settings": "aaaa1111"}, {"settings": "bbbb2222"}, ("mine aaaa", "mine bbbb")),
-    ],
-)
-def test_a_ranking_never_averages_sets_of_two_settings(one, other, seen):
-    rows = ranked_rows((one, 0.5), (other, 0.7))
-    assert [s["HLR"] for s in ranking(rows)] == pytest.approx([0.45, 0.25])
-    printed = format_ranking(ranking(rows)).splitlines()[1:]
-    assert all(word in line for word, line in zip(seen, printed, strict=True))
-
-
-def test_a_ranking_says_the_ipc_of_every_row():
-    rows = ranked_rows(({}, 0.5), ipcs=(1, 2, 10))
-    printed = format_ranking(ranking(rows)).splitlines()
-    assert [line.split()[1] for line in printed[1:]] == ["1", "2", "10"]
-    assert printed[0].split()[5:7] == ["ipc", "student"]
-
-
-def test_the_means_of_an_evaluation_are_a_table_of_their_own(tmp_path):
-    rows = ranked_rows(({"guidance": 2.0, "inversion_guidance": 2.0}, 0.5), ipcs=(1, 10))
-    rows += [rows[-1] | {"top1_last": 0.8, "set_hash": "another"}]
-    said = report(Store(str(tmp_path)), rows=rows)
-    table = pacsv.read_csv(tmp_path / "evaluations" / "summary.csv").to_pylist()
-    cells = {(c["set"], c["ipc"], c["arch"], c["protocol"]): c for c in summarise(rows)}
-    assert len(table) == len(cells) == 5 * 3  # (real-full and two kinds at two IPCs) x protocols
-    for line in table:
-        cell = cells[line["set"], line["ipc"], line["arch"], line["protocol"]]
-        assert set(line) == set(cell)
-        for name in ("n", "students", "top1_last", "top1_last_std", "top1_last_ci95", "top1_best"):
-            assert line[name] == pytest.approx(cell[name], nan_ok=True)
-    assert max(line["n"] for line in table) == 3
-    assert "summary" not in said
-
-
-def test_stopped_trials_are_in_the_sweeps_table_with_their_state_and_epoch():
-    rows = ranked_rows(({}, 0.5))[:2]
-    stopped = [{"set": "mine", "top1_last": 0.3, "epoch": 8}, {"set": "old", "top1_last": 0.2, "epoch": None}]
-    table = all_trials(rows, stopped)
-    assert {*SCHEMA.names, "state", "epoch"} - {"per_class"} == set(table.column_names)
-    told = [(r["state"], r["top1_last"], r["epoch"], r["top5_best"]) for r in table.to_pylist()]
-    assert told[:2] == [("finished", 0.95, None, 0.9)] * 2
-    assert told[2:] == [("stopped", 0.3, 8, None), ("stopped", 0.2, None, None)]
 
 
 def test_test_images_are_the_centre_of_a_larger_resize(tmp_path):

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simulated
-from conftest import CALM, ROOT, assert_same, encode, run
+from conftest import CALM, ROOT, assert_same, encode, run, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, "too slow"
-        time.sleep(0.05)
 
 
 def test_a_run_killed_mid_invert_resumes_to_the_same_bytes(calm, monkeypatch, tmp_path):

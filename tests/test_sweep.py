@@ -1,11 +1,19 @@
-"""What a sweep goes through: axes, variants, pools, and what its flags refuse. Its job runs in test_evaluate.py."""
+"""What a sweep goes through: axes, variants, pools, and what its flags refuse. Its job runs in test_evaluate.py too."""
 
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.csv as pacsv
 import pytest
+import sweep as job
 import sweepinputs
+from conftest import ROOT, wait_for
 from presets import PRESETS
 from stripes import hard, stripes
 from sweepflags import SweepFlags, check_flags
@@ -143,6 +151,33 @@ def test_sets_that_no_inversion_decides_are_made_under_the_first_alone(monkeypat
     assert asked == {"a": [("d3hr", 2.0), ("dit", 2.0), ("dit", 2.0)], "b": [("d3hr", 4.0)]}
 
 
+def outcomes(root: Path) -> dict[str, list[float]]:
+    """What every student of a folder reached, by the name of its record."""
+    return {p.name: json.loads(p.read_text())["per_class"] for p in (root / "evaluations" / "runs").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_among_its_students_resumes_to_the_same_table(digits, tmp_path, monkeypatch):
+    killed, calm = (Path(shutil.copytree(digits, tmp_path / name)) for name in ("killed", "calm"))
+    axes = "--search moments random --candidates 64 --ipc 1 5 --seeds 0 1 --arch convnet-d3-w32 --at-once 2"
+    command = [sys.executable, "jobs/sweep.py", "--run", str(killed), *axes.split()]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(killed.glob("evaluations/runs/*.json")), process, 240)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {p: p.stat().st_mtime_ns for p in killed.glob("evaluations/runs/*.json")}
+    assert 1 <= len(before) < 16 and not (killed / "sweeps" / "sweep" / "trials.csv").exists()
+
+    for arguments in (f"--run {killed} --resume", f"--run {calm} {axes}"):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *arguments.split()])
+        job.main()
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert outcomes(killed) == outcomes(calm) and len(outcomes(calm)) == 16
+    images = {str(p.relative_to(calm)): p.read_bytes() for p in calm.glob("sets/**/*.png")}
+    assert images == {str(p.relative_to(killed)): p.read_bytes() for p in killed.glob("sets/**/*.png")}
+    assert len(pacsv.read_csv(killed / "sweeps" / "sweep" / "trials.csv")) == 16
+
+
 @pytest.mark.slow
 def test_a_sweep_judges_a_pool_once_and_what_is_lost_comes_back_the_same(digits, tmp_path):
     root = tmp_path / "run"
@@ -153,6 +188,10 @@ def test_a_sweep_judges_a_pool_once_and_what_is_lost_comes_back_the_same(digits,
     images = {p: p.read_bytes() for p in root.glob("sets/*/distilled/**/*.png")}
     judged = {p: p.stat().st_mtime_ns for p in root.glob("sets/pools-*/pools/*/part-*.parquet")}
     assert (len(sets), len(images), len(judged)) == (2, 20, 2)
+    table = pacsv.read_csv(root / "sweeps" / "sweep" / "pools.csv").to_pylist()
+    assert [(r["set"], r["candidates"], r["kept"]) for r in table] == [(uri, 20, 10) for uri in sets]
+    assert all(r["kept_correct"] <= min(r["correct"], 10) for r in table)
+    assert all((r["classes_filled_up"] > 0) == (r["kept_correct"] < 10) for r in table)
     shutil.rmtree(sets[0])
     shutil.rmtree(Path(sets[0]).parents[1] / "subsets")
     assert synthesise_all(plan, invert_all(plan)) == sets

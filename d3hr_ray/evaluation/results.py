@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
+from d3hr_ray.evaluation.naming import name_of, sets_apart
 from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.store import Store
 
@@ -44,7 +45,8 @@ SCHEMA = pa.schema(
         ("lr", pa.float64()),
         ("score", pa.float64()),
         ("fidelity", pa.string()),
-        ("settings", pa.string()),
+        ("settings", pa.string()),  # fingerprint of `config`
+        ("config", pa.string()),  # JSON: all that made the set but its seed, timestep and IPC
         ("data", pa.string()),
         ("test", pa.string()),
         ("per_class", pa.list_(pa.float64())),
@@ -119,22 +121,17 @@ def in_order(summary: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(summary, key=lambda s: (s["arch"], s["protocol"], s["ipc"] or 0, -s["top1_last"]))
 
 
-def name_of(cell: dict[str, Any]) -> str:
-    """What a printed table calls a cell's sets: their name, guidances, and whose code they follow if not ours."""
-    guidance = "" if cell["guidance"] is None else f" {cell['inversion_guidance']:g}/{cell['guidance']:g}"
-    fidelity = "" if cell["fidelity"] in (None, "fixed") else f" {cell['fidelity']}"
-    return f"{cell['set']}{guidance}{fidelity}"
-
-
-def format_summary(summary: Sequence[dict[str, Any]]) -> str:
-    """The cells as text, accuracies in percent: last epoch with its interval, and the best epoch beside it."""
-    head = f"{'set, guidance in / out':<38} {'ipc':>5} {'student':<18} {'protocol':<14} {'n':>3}"
+def format_summary(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows' cells as text, accuracies in percent: last epoch with its interval, and the best epoch beside it."""
+    summary = in_order(summarise(sets_apart(rows)))
+    width = max([38, *(len(name_of(s)) for s in summary)])
+    head = f"{'set, guidance in / out':<{width}} {'ipc':>5} {'student':<18} {'protocol':<14} {'n':>3}"
     lines = [f"{head} {'top-1 last':>14} {'std':>5} {'best':>6}"]
-    for s in in_order(summary):
+    for s in summary:
         last = f"{100 * s['top1_last']:.1f}" + (f" ± {100 * s['top1_last_ci95']:.1f}" if s["n"] > 1 else "")
         std = f"{100 * s['top1_last_std']:.1f}" if s["n"] > 1 else ""
         lines.append(
-            f"{name_of(s):<38} {s['ipc'] or '':>5} {s['arch']:<18} {s['protocol']:<14} {s['n']:>3} "
+            f"{name_of(s):<{width}} {s['ipc'] or '':>5} {s['arch']:<18} {s['protocol']:<14} {s['n']:>3} "
             f"{last:>14} {std:>5} {100 * s['top1_best']:>6.1f}"
         )
     return "\n".join(lines)

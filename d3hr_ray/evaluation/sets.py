@@ -4,6 +4,7 @@ Classes are matched by name, never by position (FIELD.md 5: most reports of chan
 """
 
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -91,7 +92,7 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
         "fidelity": " but ".join([config["fidelity"], *config.get("mended", ())]),
         # Of all that made the set but its seed, timestep and IPC: two settings never share a mean.
         "settings": fingerprint(without_axes(config))[:8],
-        "config": config,
+        "config": json.dumps(without_axes(config)),
     }
     wnids = _wnids(rows)
     images = Images(np.stack(pixels), labels, classes)

@@ -25,7 +25,7 @@ CONFUSION_CLASSES = 100  # a larger confusion is not kept: 1,000 classes would b
 CHECKPOINT_SECONDS = 60.0
 WORDS = (
     "method", "search", "timestep", "ipc", "candidates", "components", "rank", "guidance", "inversion_guidance",
-    "score", "fidelity", "settings",
+    "score", "fidelity", "settings", "config",
 )  # fmt: skip
 LOOKS = 8  # evaluations along the way, for a scheduler that stops the worst
 

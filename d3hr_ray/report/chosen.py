@@ -1,14 +1,17 @@
 """What CaO2's first stage kept of each class's pool, and where it had to fill up with images of another class."""
 
+from collections.abc import Sequence
 from math import isnan
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from d3hr_ray.stages.choose import choice_file
 from d3hr_ray.stages.search import Variant
 from d3hr_ray.store import Store
 
 LISTED = 20  # classes that are named
+COUNTS = ("candidates", "correct", "kept", "kept_correct")
 
 
 def chosen_table(store: Store, variant: Variant, names: list[str]) -> pa.Table:
@@ -18,10 +21,32 @@ def chosen_table(store: Store, variant: Variant, names: list[str]) -> pa.Table:
     return table.add_column(1, "class", pa.array([names[label] for label in table["label"].to_pylist()]))
 
 
+def pools_table(sets: Sequence[tuple[str, Variant]], names: list[str]) -> pa.Table:
+    """A row per set, given as its URI and variant: what `chosen_table` says of its classes, summed."""
+    rows = []
+    for uri, variant in sets:
+        table = chosen_table(Store(uri).at("../.."), variant, names)
+        sums = {key: pc.sum(table[key]).as_py() for key in COUNTS}
+        filled = pc.sum(pc.less(table["kept_correct"], table["kept"])).as_py()
+        rows.append({"set": uri} | sums | {"classes_filled_up": 0 if isnan(table["kept_own"][0].as_py()) else filled})
+    return pa.Table.from_pylist(rows)
+
+
+def pools_text(table: pa.Table) -> str:
+    """One line on all sets of a sweep."""
+    filled = sum(n > 0 for n in table["classes_filled_up"].to_pylist())
+    if not filled:
+        return f"pools: none of {len(table)} sets had to fill up a class with images of another"
+    return (
+        f"pools: {filled} of {len(table)} sets had to fill up classes with images that the classifier takes for "
+        "another; a larger pool has more to choose from"
+    )
+
+
 def chosen_text(table: pa.Table) -> str:
     """One line for all classes, and one for each that had too few candidates on class."""
     rows = table.to_pylist()
-    total = {key: sum(r[key] for r in rows) for key in ("candidates", "correct", "kept", "kept_correct")}
+    total = {key: sum(r[key] for r in rows) for key in COUNTS}
     if isnan(rows[0]["kept_own"]):
         return f"pool: the first {total['kept']} of {total['candidates']} candidates, not judged (--select none)"
     short = [r for r in rows if r["kept_correct"] < r["kept"]]

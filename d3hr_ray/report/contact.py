@@ -1,6 +1,8 @@
-"""Contact sheets: a distilled set at a glance, one row per class."""
+"""Contact sheets: a set at a glance, one row per class."""
 
 import io
+from collections import defaultdict
+from collections.abc import Sequence
 
 import matplotlib
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from d3hr_ray.evaluation.images import Images
 from d3hr_ray.store import Store
 
 ROWS, COLUMNS = 20, 10
@@ -18,22 +21,35 @@ CELL = 0.8  # inches
 
 def contact_sheet(store: Store, variant: str, images: pa.Table) -> bytes:
     """IMAGE_SCHEMA rows of a variant => PNG with the first images of the first classes."""
-    rows = [r for r in images.to_pylist() if r["label"] < ROWS and r["index"] < COLUMNS]
-    labels = sorted({r["label"] for r in rows})
-    columns = max(r["index"] for r in rows) + 1
-    figure, axes = plt.subplots(
-        len(labels), columns, figsize=(CELL * columns + 1.6, CELL * len(labels) + 0.5), squeeze=False
-    )
+    shown: dict[int, list[np.ndarray]] = defaultdict(list)
+    names = {}
+    for r in images.sort_by([("label", "ascending"), ("index", "ascending")]).to_pylist():
+        if r["label"] < ROWS and r["index"] < COLUMNS:
+            data = store.read_bytes(f"distilled/{variant}/{r['file_name']}")
+            shown[r["label"]].append(np.asarray(Image.open(io.BytesIO(data))))
+            names[r["label"]] = r["class_name"]
+    classes = len(set(images["label"].to_pylist()))
+    title = f"{variant}: {len(images)} images, {classes} classes"
+    return _draw([(names[label], pixels) for label, pixels in shown.items()], title)
+
+
+def sheet_of(images: Images, title: str) -> bytes:
+    """Images in memory => PNG with the first images of the first classes."""
+    classes = range(min(ROWS, len(images.classes)))
+    return _draw([(images.classes[k], images.pixels[images.labels == k][:COLUMNS]) for k in classes], title)
+
+
+def _draw(rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: str) -> bytes:
+    columns = max(len(pixels) for _, pixels in rows)
+    size = (CELL * columns + 1.6, CELL * len(rows) + 0.5)
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for r in rows:
-        data = store.read_bytes(f"distilled/{variant}/{r['file_name']}")
-        axis = axes[labels.index(r["label"])][r["index"]]
-        axis.imshow(np.asarray(Image.open(io.BytesIO(data))), interpolation="nearest")
-        if r["index"] == 0:
-            axis.text(-0.1, 0.5, r["class_name"][:16], transform=axis.transAxes, ha="right", va="center", fontsize=9)
-    classes = len(set(images["label"].to_pylist()))
-    figure.suptitle(f"{variant}: {len(images)} images, {classes} classes", fontsize=9, y=0.9, va="bottom")
+    for line, (name, shown) in zip(axes, rows, strict=True):
+        line[0].text(-0.1, 0.5, name[:16], transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+        for axis, pixels in zip(line, shown, strict=False):
+            axis.imshow(pixels, interpolation="nearest")
+    figure.suptitle(title, fontsize=9, y=0.9, va="bottom")
     return save_figure(figure)
 
 

@@ -4,47 +4,60 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-from matplotlib import pyplot as plt
 
 from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.naming import name_of, sets_apart
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score
-from d3hr_ray.evaluation.results import in_order, name_of, summarise
-from d3hr_ray.report.contact import CELL, COLUMNS, ROWS, save_figure
-from d3hr_ray.report.page import sets_apart, write_page
+from d3hr_ray.evaluation.results import in_order, summarise
+from d3hr_ray.evaluation.sets import DistilledSet
+from d3hr_ray.report.contact import sheet_of
+from d3hr_ray.report.page import SHEETS, write_page
 from d3hr_ray.store import Store
 
+MOST_SHEETS = 12
 
-def report(store: Store, real: Images | None = None, rows: Sequence[dict[str, Any]] = ()) -> str:
-    """Write report/ and say where. `real` for a contact sheet of real images.
 
-    `rows` for evaluations/summary.csv, the means that are printed, and for DD-Ranking's scores.
+def report(store: Store, real: Images, rows: Sequence[dict[str, Any]], sets: Sequence[DistilledSet]) -> str:
+    """Write report/ and say where: the page, contact sheets of `sets` and of real images, DD-Ranking's scores.
+
+    The scores are of `rows` alone; the page's tables are of all that the folder's records tell.
     """
     lines = []
-    if rows:
-        store.write_csv("evaluations/summary.csv", pa.Table.from_pylist(in_order(summarise(rows))))
-    if real is not None:
-        store.write_bytes("report/real.png", real_sheet(real))
+    store.write_bytes("report/real.png", sheet_of(real, "real test images"))
+    _write_sheets(store, rows, sets)
     if scores := ranking(rows):
         store.write_csv("report/ranking.csv", pa.Table.from_pylist(scores))
         lines = [format_ranking(scores)]
     return "\n".join([*lines, f"report: {write_page(store)}"])
 
 
-def real_sheet(real: Images) -> bytes:
-    """The first images of the first classes, a row per class."""
-    classes = min(ROWS, len(real.classes))
-    figure, axes = plt.subplots(classes, COLUMNS, figsize=(CELL * COLUMNS + 1.6, CELL * classes + 0.5), squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for label in range(classes):
-        chosen = real.pixels[real.labels == label][:COLUMNS]
-        axes[label][0].text(
-            -0.1, 0.5, real.classes[label][:16], transform=axes[label][0].transAxes, ha="right", va="center", fontsize=9
-        )
-        for axis, pixels in zip(axes[label], chosen, strict=False):
-            axis.imshow(pixels, interpolation="nearest")
-    figure.suptitle("real test images", fontsize=9, y=0.9, va="bottom")
-    return save_figure(figure)
+def write_summary(store: Store, rows: Sequence[dict[str, Any]]) -> None:
+    """The rows' means, as they are printed, to evaluations/summary.csv."""
+    store.write_csv("evaluations/summary.csv", pa.Table.from_pylist(in_order(summarise(rows))))
+
+
+def _write_sheets(store: Store, rows: Sequence[dict[str, Any]], sets: Sequence[DistilledSet]) -> None:
+    """report/sheets/: a sheet for each kind of set at one IPC, the best kinds first; those of before go.
+
+    The IPC is 10 or the nearest to it, the seed the first. What jobs/distill.py made a sheet of is left out.
+    """
+    store.delete(SHEETS)
+    there = set(store.read_json("run.json").get("sets", {}).values()) if store.exists("run.json") else set()
+    ipc = min({row["ipc"] for row in rows}, key=lambda n: (abs(n - 10), n))
+    held = {found.set_hash: found for found in sets}
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in sets_apart([row for row in rows if row["ipc"] == ipc and row["set_hash"] in held]):
+        kinds.setdefault(name_of(row), []).append(row)
+    top1 = {name: sum(row["top1_last"] for row in members) / len(members) for name, members in kinds.items()}
+    best = [name for name in sorted(kinds, key=lambda name: -top1[name]) if _first(kinds[name]) not in there]
+    for at, name in enumerate(best[:MOST_SHEETS]):
+        found = held[_first(kinds[name])]
+        title = f"{name}, seed {found.set_seed}: {len(found.images)} images, {len(found.images.classes)} classes"
+        store.write_bytes(f"{SHEETS}/{at:02d} {name.replace('/', '-')}.png", sheet_of(found.images, title))
+
+
+def _first(rows: Sequence[dict[str, Any]]) -> str:
+    return str(min(rows, key=lambda row: row["set_seed"])["set_hash"])
 
 
 def ranking(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

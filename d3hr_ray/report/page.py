@@ -1,11 +1,11 @@
 """report/index.html: one page that holds everything, images embedded, readable on a phone, no script and no network."""
 
 import base64
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from d3hr_ray.evaluation.naming import sets_apart
 from d3hr_ray.evaluation.results import records, summarise
 from d3hr_ray.report import accuracy
 from d3hr_ray.store import Store
@@ -23,6 +23,9 @@ code{background:#f0f2f6;padding:0 .25rem;border-radius:3px}
 @media(prefers-color-scheme:dark){body{background:#12161d;color:#dde3ee}th,td,h2{border-color:#333c4a}
 tr:hover td{background:#1b212b}code{background:#222936}img{background:#fff}figcaption{color:#9ab}}
 """
+
+
+SHEETS = "report/sheets"  # contact sheets of what was evaluated last
 
 
 def write_page(store: Store) -> str:
@@ -49,19 +52,6 @@ def apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = sets_apart(rows)
     several = {r["protocol"] for r in rows if len({_rules(o) for o in rows if o["protocol"] == r["protocol"]}) > 1}
     return [r | {"protocol": " ".join(filter(None, _rules(r)))} if r["protocol"] in several else r for r in rows]
-
-
-def sets_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where settings differ in what neither a set's name nor its guidance tells, the name gets their fingerprint."""
-    settings: dict[tuple[Any, ...], set[str | None]] = defaultdict(set)
-    for row in rows:
-        settings[_name(row)].add(row.get("settings"))
-    several = {name for name, found in settings.items() if len(found) > 1}
-    return [r | {"set": f"{r['set']} {(r.get('settings') or '')[:4]}"} if _name(r) in several else r for r in rows]
-
-
-def _name(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(key) for key in ("set", "fidelity", "inversion_guidance", "guidance"))
 
 
 def _rules(row: dict[str, Any]) -> tuple[str, str, str]:
@@ -160,15 +150,17 @@ def _cell(cell: dict[str, Any] | None, best: float) -> str:
 
 
 def _sheets(store: Store) -> Iterable[str]:
-    """Contact sheets of the run's sets, the first beside real images."""
-    names = [n for n in store.list("report") if n.endswith(".png") and "-ipc" in n and "seed" in n]
-    if names:
+    """Contact sheets, two and two: real images, the run's sets, then those evaluated last, the best first."""
+    own = [n for n in store.list("report") if n.endswith(".png") and "-ipc" in n and "seed" in n]
+    captions = {f"report/{name}": name.removesuffix(".png") for name in own}
+    captions |= {f"{SHEETS}/{name}": name[3:].removesuffix(".png") for name in store.list(SHEETS)}
+    if captions:
         yield "<h2>Images</h2>"
-    real = store.read_bytes("report/real.png") if store.exists("report/real.png") else None
-    for at, name in enumerate(names):
-        pair = figure(store.read_bytes(f"report/{name}"), name.removesuffix(".png"))
-        beside = figure(real, "real images: the first of each class in the test set") if real and at == 0 else ""
-        yield f'<div class="pair">{pair}{beside}</div>'
+    if captions and store.exists("report/real.png"):
+        captions = {"report/real.png": "real images: the first of each class in the test set"} | captions
+    sheets = [figure(store.read_bytes(file), caption) for file, caption in captions.items()]
+    for at in range(0, len(sheets), 2):
+        yield f'<div class="pair">{"".join(sheets[at : at + 2])}</div>'
 
 
 def _stored(store: Store) -> Iterable[str]:

@@ -28,8 +28,9 @@ def write_sweep(
 ) -> str:
     """Write trials.parquet, trials.csv, cells.csv, settings.json and best.json; return what to tell.
 
-    `configs` are those that sets were made with, by the `settings` of their rows. `stopped` are rows of students that a
-    scheduler stopped: they are in the trials' table alone, as what they would have reached is not known.
+    `configs` are those that sets were made with but for seed, timestep and IPC, by the `settings` of their rows.
+    `stopped` are rows of students that a scheduler stopped: they are in the trials' table alone, as what they would
+    have reached is not known.
     """
     folder = f"sweeps/{name}"
     table = all_trials(rows, stopped)

@@ -1,0 +1,115 @@
+"""Tables of what was measured: names that tell settings apart, means and rankings that never mix them, sheets."""
+
+import json
+
+import pyarrow.csv as pacsv
+import pytest
+from presets import PRESETS
+from stripes import stripes
+
+from d3hr_ray.config import as_dict
+from d3hr_ray.evaluation.naming import sets_apart
+from d3hr_ray.evaluation.results import SCHEMA, format_summary, summarise
+from d3hr_ray.evaluation.sets import DistilledSet
+from d3hr_ray.report.evaluated import format_ranking, ranking, report, write_summary
+from d3hr_ray.report.swept import all_trials
+from d3hr_ray.store import Store
+
+
+def with_config(**search):
+    """What rows of one setting have in common."""
+    return {"settings": f"{search}", "config": json.dumps({"search": search, "method": "d3hr", "cao2": None})}
+
+
+def ranked_rows(*sets, ipcs=(1,)):
+    """Rows of a student on sets ({what differs}, hard accuracy), with all that a ranking needs beside them."""
+    full = {"set": "real-full", "ipc": None, "top1_last": 0.95}
+    kinds = [full, *({"set": "real-random", "ipc": ipc, "top1_last": 0.4} for ipc in ipcs)]
+    kinds += [{"set": "mine", "ipc": ipc} | changes | {"top1_last": top1} for changes, top1 in sets for ipc in ipcs]
+    protocols = ("hard", "fixed-soft", "fixed-soft-noaug")
+    shared = dict.fromkeys(SCHEMA.names) | {"method": "m", "arch": "a", "protocol_version": "1"}
+    rows = [shared | kind | {"protocol": p, "seed": s} for kind in kinds for p in protocols for s in (0, 1)]
+    same = {"top1_best": 0.5, "top5_last": 0.9, "top5_best": 0.9, "per_class": [0.5], "data": "d"}
+    return [row | same | {"set_hash": f"{row['set']}-{row['settings']}-{row['seed']}"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "seen"),
+    [
+        ({"guidance": 1.0, "inversion_guidance": 1.0}, {"guidance": 2.0, "inversion_guidance": 1.0}, ("1/1", "1/2")),
+        ({"guidance": 1.0, "inversion_guidance": 1.0}, {"guidance": 1.0, "inversion_guidance": 2.0}, ("1/1", "2/1")),
+        ({"fidelity": "fixed"}, {"fidelity": "official"}, ("mine ", "mine official")),
+        ({"settings": "aaaa1111"}, {"settings": "bbbb2222"}, ("mine aaaa", "mine bbbb")),
+        (with_config(rank=0, candidates=9), with_config(rank=4, candidates=9), ("mine rank=0 ", "mine rank=4 ")),
+    ],
+)
+def test_a_table_never_averages_sets_of_two_settings(one, other, seen):
+    rows = ranked_rows((one, 0.5), (other, 0.7))
+    assert [s["HLR"] for s in ranking(rows)] == pytest.approx([0.45, 0.25])
+    printed = format_ranking(ranking(rows)).splitlines()[1:]
+    assert all(word in line for word, line in zip(seen, printed, strict=True))
+    table = format_summary(rows)
+    assert all(word in table for word in seen) and "nan" not in table
+
+
+def test_a_ranking_says_the_ipc_of_every_row():
+    rows = ranked_rows(({}, 0.5), ipcs=(1, 2, 10))
+    printed = format_ranking(ranking(rows)).splitlines()
+    assert [line.split()[1] for line in printed[1:]] == ["1", "2", "10"]
+    assert printed[0].split()[5:7] == ["ipc", "student"]
+
+
+def test_the_means_of_an_evaluation_are_a_table_of_their_own(tmp_path):
+    rows = ranked_rows(({"guidance": 2.0, "inversion_guidance": 2.0}, 0.5), ipcs=(1, 10))
+    rows += [rows[-1] | {"top1_last": 0.8, "set_hash": "another"}]
+    write_summary(Store(str(tmp_path)), rows)
+    table = pacsv.read_csv(tmp_path / "evaluations" / "summary.csv").to_pylist()
+    cells = {(c["set"], c["ipc"], c["arch"], c["protocol"]): c for c in summarise(rows)}
+    assert len(table) == len(cells) == 5 * 3  # (real-full and two kinds at two IPCs) x protocols
+    for line in table:
+        cell = cells[line["set"], line["ipc"], line["arch"], line["protocol"]]
+        assert set(line) == set(cell)
+        for name in ("n", "students", "top1_last", "top1_last_std", "top1_last_ci95", "top1_best"):
+            assert line[name] == pytest.approx(cell[name], nan_ok=True)
+    assert max(line["n"] for line in table) == 3
+
+
+def test_stopped_trials_are_in_the_sweeps_table_with_their_state_and_epoch():
+    rows = ranked_rows(({}, 0.5))[:2]
+    stopped = [{"set": "mine", "top1_last": 0.3, "epoch": 8}, {"set": "old", "top1_last": 0.2, "epoch": None}]
+    table = all_trials(rows, stopped)
+    assert {*SCHEMA.names, "state", "epoch"} - {"per_class"} == set(table.column_names)
+    told = [(r["state"], r["top1_last"], r["epoch"], r["top5_best"]) for r in table.to_pylist()]
+    assert told[:2] == [("finished", 0.95, None, 0.9)] * 2
+    assert told[2:] == [("stopped", 0.3, 8, None), ("stopped", 0.2, None, None)]
+
+
+def test_names_tell_what_settings_differ_in_and_no_more():
+    def named(**cao2):
+        return {"set": "cao2", "settings": repr(cao2), "config": json.dumps({"cao2": {"linf": 10.0} | cao2})}
+
+    rows = [named(iterations=100, select="easy", rematch=True), named(iterations=0, select="none", rematch=False)]
+    assert [r["set"] for r in sets_apart(rows)] == [
+        "cao2 optimise=100 rematch=yes select=easy",
+        "cao2 optimise=0 rematch=no select=none",
+    ]
+    assert [r["set"] for r in sets_apart([rows[0], rows[1] | {"guidance": 1.0}])] == ["cao2", "cao2"]
+    old = [rows[0] | {"config": None, "settings": "0123abcd"}, rows[1]]
+    assert sets_apart(old)[0]["set"] == "cao2 0123"
+
+
+def test_a_sheet_for_each_kind_at_about_ten_images_the_best_first(tmp_path):
+    store = Store(str(tmp_path))
+    plain = {"config": as_dict(PRESETS["digits"]()), "inputs": {"images": 0}, "seed": 0, "versions": {}}
+    store.write_json("run.json", plain | {"sets": {"d3hr-seed0": "own"}})
+    store.write_json("report/sheets/00 before.png", {})
+    kinds = {"own": 0.9, "fair": 0.7, "good": 0.8}
+    sets = [DistilledSet(name, stripes(2), name, 0, {}) for name in kinds]
+    blank = dict.fromkeys(SCHEMA.names) | {"ipc": 9, "set_seed": 0, "method": "m", "arch": "a", "protocol": "hard"}
+    blank |= {"protocol_version": "1", "seed": 0, "top5_last": 0.9, "per_class": [0.5] * 3, "data": "d"}
+    rows = [blank | {"set": name, "set_hash": name, "top1_last": x, "top1_best": x} for name, x in kinds.items()]
+    rows += [r | {"ipc": 50, "set_hash": "other"} for r in rows]
+    report(store, stripes(3), rows, sets)
+    assert store.list("report/sheets") == ["00 good.png", "01 fair.png"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.index("real images: the first") < page.index(">good<") < page.index(">fair<")
