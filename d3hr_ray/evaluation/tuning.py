@@ -48,6 +48,7 @@ def tune_trials(
         return stopped, ""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints a header, whatever the verbosity
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune's own would let a stopped sweep end as a whole one
     used = {t.set_key for t in missing}
     held = {key: images for key, images in sets.items() if key in used}
