@@ -12,8 +12,9 @@ NAME = ("set", "fidelity", "inversion_guidance", "guidance")  # what every table
 
 def name_of(cell: dict[str, Any]) -> str:
     """What a printed table calls a cell's sets: their name, guidances, and whose code they follow if not ours."""
-    guidance = "" if cell["guidance"] is None else f" {cell['inversion_guidance']:g}/{cell['guidance']:g}"
-    fidelity = "" if cell["fidelity"] in (None, "fixed") else f" {cell['fidelity']}"
+    guided = cell.get("guidance") is not None
+    guidance = f" {cell['inversion_guidance']:g}/{cell['guidance']:g}" if guided else ""
+    fidelity = "" if cell.get("fidelity") in (None, "fixed") else f" {cell['fidelity']}"
     return f"{cell['set']}{guidance}{fidelity}"
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from d3hr_ray.evaluation.comparison import image_side, source_of
+from d3hr_ray.evaluation.naming import name_of, sets_apart
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, list_real, load_set, read_listing
 from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
 from d3hr_ray.runs import base_of
@@ -23,6 +24,7 @@ CORRELATION_SCHEMA = pa.schema(
     [("ipc", pa.int64()), ("sets", pa.int64()), ("score", pa.string()), ("rho", pa.float64()), ("p", pa.float64())]
 )
 MOST_REAL = 20_000
+SETTING = ("guidance", "inversion_guidance", "fidelity", "settings", "config")  # of a set, in its row
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def score_all(scoring: Scoring, real: Measured) -> list[dict[str, Any]]:
             scores = score_set(found, run, manifest, scoring.judge, real, scoring.device)
             bar.update()
             words = {"set": found.name, "seed": found.set_seed, "ipc": found.about["ipc"], "set_hash": found.set_hash}
-            rows.append(words | {"fidelity": found.about["fidelity"], "settings": found.about["settings"]} | scores)
+            rows.append(words | {key: found.about[key] for key in SETTING} | scores)
     return rows
 
 
@@ -166,16 +168,15 @@ def format_scores(rows: Sequence[dict[str, Any]], accuracy: Accuracy) -> str:
     """Means over seeds as text; below them, per IPC, the rank correlations of single sets with accuracy, if known."""
     top1 = accuracy.top1
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        kinds[row["ipc"], row["set"], row["fidelity"], row["settings"]].append(row)
-    names = {key: key[1] + ("" if key[2] == "fixed" else f" {key[2]}") for key in kinds}
-    width = max(24, *map(len, names.values()))
+    for row in sets_apart(rows):
+        kinds[row["ipc"], name_of(row)].append(row)
+    width = max(24, *(len(name) for _, name in kinds))
     lines = [" ".join(["set".ljust(width), "  n", *(f"{c:>10}" for c in COLUMNS), f"{'top-1':>7}"])]
     for key in sorted(kinds):
         known = [100 * top1[row["set_hash"]] for row in kinds[key] if row["set_hash"] in top1]
         means = [f"{np.mean([row[c] for row in kinds[key]]):>10.4g}" for c in COLUMNS]
         end = [f"{np.mean(known):7.1f}"] if known else []
-        lines.append(" ".join([names[key].ljust(width), f"{len(kinds[key]):>3}", *means, *end]))
+        lines.append(" ".join([key[1].ljust(width), f"{len(kinds[key]):>3}", *means, *end]))
     told = [accuracy.told] if top1 else []
     return "\n".join([*lines, *told, *_correlation_lines(correlate(rows, accuracy), width)])
 
