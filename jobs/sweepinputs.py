@@ -18,7 +18,7 @@ from sweepvariants import PLAIN, vary
 from d3hr_ray.config import DataConfig, RunConfig, SearchConfig, fingerprint, from_dict
 from d3hr_ray.evaluation.comparison import Comparison, open_comparison
 from d3hr_ray.evaluation.launch import Workers
-from d3hr_ray.evaluation.protocols import Overrides, Recipe
+from d3hr_ray.evaluation.protocols import Overrides, Recipe, Setting
 from d3hr_ray.evaluation.students import build_student
 from d3hr_ray.evaluation.teachers import resolve, teacher_id
 from d3hr_ray.evaluation.trials import Trial
@@ -38,7 +38,7 @@ def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
     assert flags.run is not None
     store, file = Store(absolute(flags.run)), f"sweeps/{flags.name}/sweep.json"
     if not flags.resume:
-        if store.exists(file) and store.read_json(file) != json.loads(json.dumps(_kept(flags))):
+        if store.exists(file) and _plain(SweepFlags()) | store.read_json(file) != _plain(flags):
             raise ValueError(
                 f"--name {flags.name}: {store.uri} has another sweep of this name; give another --name (students and "
                 "sets are shared all the same), or --resume to go on with that one"
@@ -116,8 +116,11 @@ class Sweep:
         for guidance in self.flags.inversion_guidance or (self.base.inversion.guidance,):
             list(self.configs(guidance))
         card, _ = read_model(self.base, planning=False)
+        side = self.base.synthesis.image_size or card.image_size
         for arch in self.flags.arch:
-            build_student(arch, card.num_classes, self.base.synthesis.image_size or card.image_size, 0)
+            build_student(arch, card.num_classes, side, 0)
+            for protocol, changes in product(self.flags.protocol, self.overrides()):
+                Recipe(overrides=changes).make(protocol, Setting(arch, side, self.flags.ipc[0], card.num_classes))
         for name in self.flags.teacher:
             teacher_id((resolve(name),))
 
@@ -178,6 +181,12 @@ def _holds(own: RunConfig, wanted: RunConfig) -> bool:
 def remember(sweep: Sweep) -> None:
     """Keep the flags, for --resume."""
     sweep.store.write_json(f"sweeps/{sweep.name}/sweep.json", _kept(sweep.flags))
+
+
+def _plain(flags: SweepFlags) -> dict[str, Any]:
+    """As they come back from JSON. A flag that an earlier version did not have had today's default."""
+    plain: dict[str, Any] = json.loads(json.dumps(_kept(flags)))
+    return plain
 
 
 def _kept(flags: SweepFlags) -> dict[str, Any]:

@@ -89,6 +89,9 @@ def test_a_sweep_is_resumed_by_name_and_another_is_refused(tmp_path):
     flags, _ = open_sweep(SweepFlags(run=str(tmp_path), resume=True))
     assert flags.ipc == (1,) and flags.components == ("ipc",)
     assert open_sweep(made.flags)[0] == made.flags
+    stored = made.store.read_json("sweeps/sweep/sweep.json")
+    made.store.write_json("sweeps/sweep/sweep.json", {k: v for k, v in stored.items() if k != "epochs"})
+    assert open_sweep(made.flags)[0] == made.flags  # one of an earlier version, which had no such flag
     with pytest.raises(ValueError, match="has another sweep of this name; give another --name"):
         open_sweep(SweepFlags(run=str(tmp_path), ipc=(2,)))
     with pytest.raises(ValueError, match="leave out --ipc, or --resume"):
@@ -134,6 +137,8 @@ def test_settings_that_draw_and_judge_alike_share_their_pools(tmp_path):
 
 def test_a_student_that_cannot_take_the_images_is_refused_before_any_inversion():
     sweep(arch=("convnet-d3-w32",)).check()
+    with pytest.raises(ValueError, match="epochs 0"):
+        sweep(arch=("convnet-d3-w32",), epochs=(3, 0)).check()
     with pytest.raises(ValueError, match="convnet-d6 halves 16 pixels too often"):
         sweep(arch=("convnet-d3-w32", "convnet-d6")).check()
 
@@ -185,11 +190,12 @@ def test_a_sweep_judges_a_pool_once_and_what_is_lost_comes_back_the_same(digits,
     judged = {p: p.stat().st_mtime_ns for p in root.glob("sets/pools-*/pools/*/part-*.parquet")}
     assert (len(sets), len(images), len(judged)) == (2, 20, 2)
     table = pacsv.read_csv(root / "sweeps" / "sweep" / "pools.csv").to_pylist()
-    assert [(r["set"], r["candidates"], r["kept"]) for r in table] == [(uri, 20, 10) for uri in sets]
+    assert [(r["uri"], r["candidates"], r["kept"]) for r in table] == [(uri, 20, 10) for uri in sets]
     assert all(r["kept_correct"] <= min(r["correct"], 10) for r in table)
-    assert all((r["classes_filled_up"] > 0) == (r["kept_correct"] < 10) for r in table)
+    assert all((r["filled_up"] > 0) == (r["kept_correct"] < 10) for r in table)
     shutil.rmtree(sets[0])
     shutil.rmtree(Path(sets[0]).parents[1] / "subsets")
+    shutil.rmtree(Path(sets[1]).parents[1] / "pools")
     assert synthesise_all(plan, invert_all(plan)) == sets
     assert images == {p: p.read_bytes() for p in root.glob("sets/*/distilled/**/*.png")}
     assert judged == {p: p.stat().st_mtime_ns for p in judged}

@@ -8,7 +8,7 @@ from presets import PRESETS
 from stripes import stripes
 
 from d3hr_ray.config import as_dict
-from d3hr_ray.evaluation.naming import sets_apart
+from d3hr_ray.evaluation.naming import apart, sets_apart
 from d3hr_ray.evaluation.results import SCHEMA, format_summary, summarise
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.report.evaluated import format_ranking, ranking, report, write_summary
@@ -78,7 +78,7 @@ def test_stopped_trials_are_in_the_sweeps_table_with_their_state_and_epoch():
     rows = ranked_rows(({}, 0.5))[:2]
     stopped = [{"set": "mine", "top1_last": 0.3, "epoch": 8}, {"set": "old", "top1_last": 0.2, "epoch": None}]
     table = all_trials(rows, stopped)
-    assert {*SCHEMA.names, "state", "epoch"} - {"per_class"} == set(table.column_names)
+    assert {*SCHEMA.names, "state", "epoch"} - {"per_class", "config"} == set(table.column_names)
     told = [(r["state"], r["top1_last"], r["epoch"], r["top5_best"]) for r in table.to_pylist()]
     assert told[:2] == [("finished", 0.95, None, 0.9)] * 2
     assert told[2:] == [("stopped", 0.3, 8, None), ("stopped", 0.2, None, None)]
@@ -94,8 +94,24 @@ def test_names_tell_what_settings_differ_in_and_no_more():
         "cao2 optimise=0 rematch=no select=none",
     ]
     assert [r["set"] for r in sets_apart([rows[0], rows[1] | {"guidance": 1.0}])] == ["cao2", "cao2"]
+    ipcs = [named(linf=linf) | {"set": f"cao2-ipc{ipc}"} for ipc, linf in ((1, 5), (1, 6), (10, 7))]
+    assert [r["set"] for r in sets_apart(ipcs)] == ["cao2-ipc1 linf=5", "cao2-ipc1 linf=6", "cao2-ipc10 linf=7"]
+    unsaid = [named(pool=None) | {"settings": "0123abcd"}, named() | {"settings": "4567abcd"}]
+    assert [r["set"] for r in sets_apart(unsaid)] == ["cao2 0123", "cao2 4567"]
+    assert sets_apart([named(levels=[1, 11]), named(levels=list(range(9)))])[1]["set"] == "cao2 levels=0,...(9)"
     old = [rows[0] | {"config": None, "settings": "0123abcd"}, rows[1]]
     assert sets_apart(old)[0]["set"] == "cao2 0123"
+
+
+def test_protocols_of_several_versions_are_told_apart_but_for_the_full_set():
+    rows = ranked_rows(({}, 0.5))
+    rows = [r | {"method": r["set"], "protocol_version": "1+epochs=90"} if r["set"] == "real-full" else r for r in rows]
+    assert {r["protocol"] for r in apart(rows)} == {"hard", "fixed-soft", "fixed-soft-noaug"}
+    several = [*rows, *(r | {"protocol_version": "1+epochs=3"} for r in rows if r["set"] == "mine")]
+    assert {r["protocol"] for r in apart(several) if r["set"] == "mine"} == {
+        f"{name} {version}" for name in ("hard", "fixed-soft", "fixed-soft-noaug") for version in ("1", "1+epochs=3")
+    }
+    assert "hard 1+epochs=3" in format_summary(several)
 
 
 def test_a_sheet_for_each_kind_at_about_ten_images_the_best_first(tmp_path):
@@ -109,7 +125,9 @@ def test_a_sheet_for_each_kind_at_about_ten_images_the_best_first(tmp_path):
     blank |= {"protocol_version": "1", "seed": 0, "top5_last": 0.9, "per_class": [0.5] * 3, "data": "d"}
     rows = [blank | {"set": name, "set_hash": name, "top1_last": x, "top1_best": x} for name, x in kinds.items()]
     rows += [r | {"ipc": 50, "set_hash": "other"} for r in rows]
+    rows += [rows[0] | {"set": "real-full", "method": "real-full", "ipc": 10, "set_hash": "full"}]
     report(store, stripes(3), rows, sets)
-    assert store.list("report/sheets") == ["00 good.png", "01 fair.png"]
+    assert store.read_json("report/sheets/names.json") == {"00.png": "good", "01.png": "fair"}
+    assert store.list("report/sheets") == ["00.png", "01.png", "names.json"]
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.index("real images: the first") < page.index(">good<") < page.index(">fair<")

@@ -1,13 +1,28 @@
 """What tables and plots call a set: its name, and where several settings share one, what they differ in."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 # Of a config's field, the flag of jobs/distill.py that sets it; others are called as the field is.
-FLAGS = {"cao2.iterations": "optimise", "cao2.lr": "optimise-lr", "search.method": "search", "mended": "mend"}
-NAME = ("set", "fidelity", "inversion_guidance", "guidance")  # what every table tells of a set
+FLAGS = {
+    "cao2.iterations": "optimise",
+    "cao2.lr": "optimise-lr",
+    "data.uri": "data",
+    "inversion.steps": "ddim-steps",
+    "model.name": "model",
+    "search.method": "search",
+}
+LISTED = 4  # items of a longer list are counted
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """What a plot calls a set's kind: its name without timestep and IPC, and whose code it follows if not ours."""
+    whose = row.get("fidelity") or "fixed"
+    kind = re.sub(r"-(t|ipc)\d+", "", row["set"]) + (f" {whose}" if whose != "fixed" else "")
+    return re.sub(r"-k\d+(-c\d+)?", "-kipc", kind) if row.get("components") == "ipc" else kind
 
 
 def name_of(cell: dict[str, Any]) -> str:
@@ -18,37 +33,51 @@ def name_of(cell: dict[str, Any]) -> str:
     return f"{cell['set']}{guidance}{fidelity}"
 
 
+def apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows whose names tell apart what must not mix: protocols of several versions or teachers, sets of equal names."""
+    rows = sets_apart(rows)
+    rules: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["method"] != "real-full":  # which may be seen fewer times, and stands beside the others all the same
+            rules[row["protocol"]].add(_rules(row))
+    return [r | {"protocol": _rules(r)} if len(rules[r["protocol"]]) > 1 else r for r in rows]
+
+
+def _rules(row: dict[str, Any]) -> str:
+    return " ".join(filter(None, (row["protocol"], row["protocol_version"], row["teacher"])))
+
+
 def sets_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows whose sets are named apart: what their settings differ in joins a name that several share.
 
-    That is flag=value for each difference, such as `optimise=0`, or the settings' fingerprint where a row of before has
-    no config.
+    That is flag=value for each difference, such as `optimise=0`, the same at every timestep and IPC; or the settings'
+    fingerprint, where a row of before has no config or a difference has no words.
     """
     namesakes: dict[tuple[Any, ...], dict[str | None, str | None]] = defaultdict(dict)
     for row in rows:
-        known = namesakes[_name(row)]
+        known = namesakes[_kind(row)]
         known[row.get("settings")] = known.get(row.get("settings")) or row.get("config")
-    words = {name: _words(configs) for name, configs in namesakes.items()}
-    return [r | {"set": " ".join([r["set"], *words[_name(r)][r.get("settings")]])} for r in rows]
+    words = {kind: _words(configs) for kind, configs in namesakes.items()}
+    return [r | {"set": " ".join(filter(None, [r["set"], words[_kind(r)][r.get("settings")]]))} for r in rows]
 
 
-def _name(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(key) for key in NAME)
+def _kind(row: dict[str, Any]) -> tuple[Any, ...]:
+    return label_of(row), row.get("inversion_guidance"), row.get("guidance")
 
 
-def _words(configs: dict[str | None, str | None]) -> dict[str | None, list[str]]:
+def _words(configs: dict[str | None, str | None]) -> dict[str | None, str]:
     """The config of each of some settings, as JSON => what tells each apart from the others."""
     if len(configs) == 1:
-        return {settings: [] for settings in configs}
-    if not all(configs.values()):
-        return {settings: [(settings or "")[:4]] for settings in configs}
+        return {settings: "" for settings in configs}
     leaves = {settings: dict(_leaves(json.loads(text or "{}"))) for settings, text in configs.items()}
     every = sorted({path for own in leaves.values() for path in own})
     differ = [path for path in every if len({repr(own.get(path)) for own in leaves.values()}) > 1]
-    return {
-        settings: [f"{_flag(path)}={_value(own[path])}" for path in differ if path in own]
+    words = {
+        settings: " ".join(f"{_flag(path)}={_value(own[path])}" for path in differ if path in own)
         for settings, own in leaves.items()
     }
+    told = all(configs.values()) and len(set(words.values())) == len(words)
+    return words if told else {settings: (settings or "")[:4] for settings in configs}
 
 
 def _leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -66,4 +95,6 @@ def _flag(path: str) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ",".join(map(str, value)) if len(value) <= LISTED else f"{value[0]},...({len(value)})"
+    return str(value)

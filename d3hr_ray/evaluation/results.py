@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from d3hr_ray.evaluation.naming import name_of, sets_apart
+from d3hr_ray.evaluation.naming import apart, name_of
 from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.store import Store
 
@@ -123,15 +123,16 @@ def in_order(summary: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def format_summary(rows: Sequence[dict[str, Any]]) -> str:
     """The rows' cells as text, accuracies in percent: last epoch with its interval, and the best epoch beside it."""
-    summary = in_order(summarise(sets_apart(rows)))
+    summary = in_order(summarise(apart(rows)))
     width = max([38, *(len(name_of(s)) for s in summary)])
-    head = f"{'set, guidance in / out':<{width}} {'ipc':>5} {'student':<18} {'protocol':<14} {'n':>3}"
+    other = max([14, *(len(s["protocol"]) for s in summary)])
+    head = f"{'set, guidance in / out':<{width}} {'ipc':>5} {'student':<18} {'protocol':<{other}} {'n':>3}"
     lines = [f"{head} {'top-1 last':>14} {'std':>5} {'best':>6}"]
     for s in summary:
         last = f"{100 * s['top1_last']:.1f}" + (f" ± {100 * s['top1_last_ci95']:.1f}" if s["n"] > 1 else "")
         std = f"{100 * s['top1_last_std']:.1f}" if s["n"] > 1 else ""
         lines.append(
-            f"{name_of(s):<{width}} {s['ipc'] or '':>5} {s['arch']:<18} {s['protocol']:<14} {s['n']:>3} "
+            f"{name_of(s):<{width}} {s['ipc'] or '':>5} {s['arch']:<18} {s['protocol']:<{other}} {s['n']:>3} "
             f"{last:>14} {std:>5} {100 * s['top1_best']:>6.1f}"
         )
     return "\n".join(lines)

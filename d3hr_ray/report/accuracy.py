@@ -4,7 +4,6 @@ Every plot takes rows of evaluations/results.parquet (accuracies in [0, 1]) and 
 rows hold nothing to plot. Accuracies are last-epoch top-1 in percent; bars and bands are 95 % intervals.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,18 +14,12 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from d3hr_ray.evaluation.baselines import DRAWN
+from d3hr_ray.evaluation.naming import label_of
 from d3hr_ray.evaluation.results import interval, summarise
 from d3hr_ray.report.contact import save_figure
 
 Rows = Sequence[dict[str, Any]]
 MOST_CLASSES = 30  # in plots that show every class
-
-
-def label_of(row: dict[str, Any]) -> str:
-    """What a plot calls a set's kind: its name without timestep and IPC, and whose code it follows if not ours."""
-    whose = row.get("fidelity") or "fixed"
-    kind = re.sub(r"-(t|ipc)\d+", "", row["set"]) + (f" {whose}" if whose != "fixed" else "")
-    return re.sub(r"-k\d+(-c\d+)?", "-kipc", kind) if row.get("components") == "ipc" else kind
 
 
 def by_timestep(rows: Rows) -> bytes | None:

@@ -22,24 +22,28 @@ def chosen_table(store: Store, variant: Variant, names: list[str]) -> pa.Table:
 
 
 def pools_table(sets: Sequence[tuple[str, Variant]], names: list[str]) -> pa.Table:
-    """A row per set, given as its URI and variant: what `chosen_table` says of its classes, summed."""
+    """A row per set, given as its URI and variant: sums over its classes, and how many of these had to fill up.
+
+    What a classifier tells is None where none judged (--select none).
+    """
     rows = []
     for uri, variant in sets:
         table = chosen_table(Store(uri).at("../.."), variant, names)
-        sums = {key: pc.sum(table[key]).as_py() for key in COUNTS}
-        filled = pc.sum(pc.less(table["kept_correct"], table["kept"])).as_py()
-        rows.append({"set": uri} | sums | {"classes_filled_up": 0 if isnan(table["kept_own"][0].as_py()) else filled})
+        told = {key: pc.sum(table[key]).as_py() for key in COUNTS}
+        told["filled_up"] = pc.sum(pc.less(table["kept_correct"], table["kept"])).as_py()
+        unjudged = dict.fromkeys(("correct", "kept_correct", "filled_up"))
+        rows.append({"uri": uri} | told | (unjudged if isnan(table["kept_own"][0].as_py()) else {}))
     return pa.Table.from_pylist(rows)
 
 
 def pools_text(table: pa.Table) -> str:
     """One line on all sets of a sweep."""
-    filled = sum(n > 0 for n in table["classes_filled_up"].to_pylist())
-    if not filled:
-        return f"pools: none of {len(table)} sets had to fill up a class with images of another"
+    judged = [n for n in table["filled_up"].to_pylist() if n is not None]
+    if not any(judged):
+        return f"pools: {len(judged)} judged sets, none with a class that had to fill up"
     return (
-        f"pools: {filled} of {len(table)} sets had to fill up classes with images that the classifier takes for "
-        "another; a larger pool has more to choose from"
+        f"pools: {sum(n > 0 for n in judged)} of {len(judged)} judged sets had to fill up classes with images that the "
+        "classifier takes for another; a larger pool has more to choose from"
     )
 
 

@@ -32,7 +32,7 @@ def report(store: Store, real: Images, rows: Sequence[dict[str, Any]], sets: Seq
 
 
 def write_summary(store: Store, rows: Sequence[dict[str, Any]]) -> None:
-    """The rows' means, as they are printed, to evaluations/summary.csv."""
+    """The rows' means and intervals to evaluations/summary.csv."""
     store.write_csv("evaluations/summary.csv", pa.Table.from_pylist(in_order(summarise(rows))))
 
 
@@ -43,21 +43,21 @@ def _write_sheets(store: Store, rows: Sequence[dict[str, Any]], sets: Sequence[D
     """
     store.delete(SHEETS)
     there = set(store.read_json("run.json").get("sets", {}).values()) if store.exists("run.json") else set()
-    ipc = min({row["ipc"] for row in rows}, key=lambda n: (abs(n - 10), n))
-    held = {found.set_hash: found for found in sets}
+    rows = [row for row in rows if row["method"] != "real-full"]
+    ipc = min({row["ipc"] for row in rows}, key=lambda n: (abs(n - 10), n), default=None)
     kinds: dict[str, list[dict[str, Any]]] = {}
-    for row in sets_apart([row for row in rows if row["ipc"] == ipc and row["set_hash"] in held]):
+    for row in sets_apart([row for row in rows if row["ipc"] == ipc]):
         kinds.setdefault(name_of(row), []).append(row)
     top1 = {name: sum(row["top1_last"] for row in members) / len(members) for name, members in kinds.items()}
-    best = [name for name in sorted(kinds, key=lambda name: -top1[name]) if _first(kinds[name]) not in there]
-    for at, name in enumerate(best[:MOST_SHEETS]):
-        found = held[_first(kinds[name])]
-        title = f"{name}, seed {found.set_seed}: {len(found.images)} images, {len(found.images.classes)} classes"
-        store.write_bytes(f"{SHEETS}/{at:02d} {name.replace('/', '-')}.png", sheet_of(found.images, title))
-
-
-def _first(rows: Sequence[dict[str, Any]]) -> str:
-    return str(min(rows, key=lambda row: row["set_seed"])["set_hash"])
+    firsts = {name: min(kinds[name], key=lambda row: row["set_seed"]) for name in sorted(kinds, key=lambda n: -top1[n])}
+    wanted = [(name, row) for name, row in firsts.items() if row["set_hash"] not in there][:MOST_SHEETS]
+    held, names = {found.set_hash: found.images for found in sets}, {}
+    for at, (name, row) in enumerate(wanted):
+        images = held[row["set_hash"]]
+        title = f"{name}, seed {row['set_seed']}: {len(images)} images, {len(images.classes)} classes"
+        store.write_bytes(f"{SHEETS}/{at:02d}.png", sheet_of(images, title))
+        names[f"{at:02d}.png"] = name
+    store.write_json(f"{SHEETS}/names.json", names)
 
 
 def ranking(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,9 +86,10 @@ RANKED = (*KIND, "ipc", "arch", "protocol")  # of one evaluation: its flags sett
 
 def format_ranking(scores: Sequence[dict[str, Any]]) -> str:
     """The scores as text, sets named as in the table of accuracies."""
-    head = f"{'set, guidance in / out':<38} {'ipc':>5} {'student':<18}"
+    width = max([38, *(len(name_of(s)) for s in scores)])
+    head = f"{'set, guidance in / out':<{width}} {'ipc':>5} {'student':<18}"
     lines = [f"{head} {'HLR':>7} {'IOR':>7} {'LRS':>6} {'ARS':>6}  (fractions)"]
     for s in scores:
         values = f"{s['HLR']:>7.3f} {s['IOR']:>7.3f} {s['LRS']:>6.3f} {s['ARS']:>6.3f}"
-        lines.append(f"{name_of(s):<38} {s['ipc'] or '':>5} {s['arch']:<18} {values}")
+        lines.append(f"{name_of(s):<{width}} {s['ipc'] or '':>5} {s['arch']:<18} {values}")
     return "\n".join(lines)

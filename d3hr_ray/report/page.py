@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from d3hr_ray.evaluation.naming import sets_apart
+from d3hr_ray.evaluation.naming import apart, label_of
 from d3hr_ray.evaluation.results import records, summarise
 from d3hr_ray.report import accuracy
 from d3hr_ray.store import Store
@@ -45,17 +45,6 @@ def write_page(store: Store) -> str:
     )
     store.write_bytes("report/index.html", page.encode())
     return f"{store.uri}/report/index.html"
-
-
-def apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows whose names tell apart what must not mix: protocols of several versions or teachers, sets of equal names."""
-    rows = sets_apart(rows)
-    several = {r["protocol"] for r in rows if len({_rules(o) for o in rows if o["protocol"] == r["protocol"]}) > 1}
-    return [r | {"protocol": " ".join(filter(None, _rules(r)))} if r["protocol"] in several else r for r in rows]
-
-
-def _rules(row: dict[str, Any]) -> tuple[str, str, str]:
-    return row["protocol"], row["protocol_version"], row["teacher"] or ""
 
 
 GUIDED = ("inversion", "synthesis")
@@ -133,7 +122,7 @@ SHOWN = ("set", "fidelity", "method", "search", "guidance", "inversion_guidance"
 
 
 def _kind(cell: dict[str, Any]) -> str:
-    name = accuracy.label_of(cell)
+    name = label_of(cell)
     if cell["timestep"] is not None:
         name += f" t={cell['timestep']}"
     if cell["guidance"] is not None and cell["method"] not in ("random", "real-random"):
@@ -153,7 +142,8 @@ def _sheets(store: Store) -> Iterable[str]:
     """Contact sheets, two and two: real images, the run's sets, then those evaluated last, the best first."""
     own = [n for n in store.list("report") if n.endswith(".png") and "-ipc" in n and "seed" in n]
     captions = {f"report/{name}": name.removesuffix(".png") for name in own}
-    captions |= {f"{SHEETS}/{name}": name[3:].removesuffix(".png") for name in store.list(SHEETS)}
+    if store.exists(f"{SHEETS}/names.json"):
+        captions |= {f"{SHEETS}/{file}": name for file, name in store.read_json(f"{SHEETS}/names.json").items()}
     if captions:
         yield "<h2>Images</h2>"
     if captions and store.exists("report/real.png"):

@@ -50,7 +50,7 @@ def write_sweep(
 
 def all_trials(rows: Sequence[dict[str, Any]], stopped: Sequence[dict[str, Any]]) -> pa.Table:
     """A row per trial, `state` finished or stopped; a stopped one's `top1_last` is that after its `epoch`."""
-    fields = [f for f in SCHEMA if f.name != "per_class"]
+    fields = [f for f in SCHEMA if f.name not in ("per_class", "config")]  # settings.json has the configs
     schema = pa.schema([*fields, pa.field("state", pa.string()), pa.field("epoch", pa.int32())])
     every = [r | {"state": "finished"} for r in rows] + [r | {"state": "stopped"} for r in stopped]
     return pa.Table.from_pylist(every, schema)

@@ -56,7 +56,7 @@ def recipe(config: RunConfig, variant: Variant, inputs: dict[str, Any]) -> dict[
 
 
 def made_with(plain: Mapping[str, Any]) -> RunConfig:
-    """The config in a recipe or manifest. What its variant did not look at has its default, and so has what lacks."""
+    """The config in a recipe or manifest. What its variant did not look at, or it lacks, has its default."""
     inversion = dict(plain["inversion"])
     inversion["timesteps"] = inversion.get("timesteps") or list(InversionConfig().timesteps)
     return from_dict({**plain, "inversion": inversion, "cao2": plain.get("cao2") or {}})
