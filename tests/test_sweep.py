@@ -160,7 +160,7 @@ def test_sets_that_no_inversion_decides_are_made_under_the_first_alone(monkeypat
 def test_a_sweep_killed_among_its_students_resumes_to_the_same_table(digits, tmp_path, monkeypatch):
     root = Path(shutil.copytree(digits, tmp_path / "run"))
     records, table = root / "evaluations" / "runs", root / "sweeps" / "sweep" / "trials.csv"
-    axes = "--ipc 1 5 --seeds 0 1 --arch convnet-d3-w32 --at-once 1"
+    axes = "--ipc 1 5 --repeats 2 --arch convnet-d3-w32 --at-once 1"  # its sets are the run's own
     command = [sys.executable, "jobs/sweep.py", "--run", str(root), *axes.split()]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(records.glob("*.json")), process, 240)
