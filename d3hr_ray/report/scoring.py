@@ -123,8 +123,9 @@ class Accuracy:
 def write_scores(run: Store, rows: Sequence[dict[str, Any]], accuracy: Accuracy) -> str:
     """Write the table and its correlations as CSV beside the run's other reports and return the table's URI."""
     store = base_of(run)
-    table = pa.Table.from_pylist([row | {"top1": accuracy.top1.get(row["set_hash"])} for row in rows])
-    store.write_csv(FILE, table.drop_columns([name for name in ("config",) if name in table.column_names]))
+    known = [row | {"top1": accuracy.top1.get(row["set_hash"])} for row in rows]
+    told = [{key: value for key, value in row.items() if key != "config"} for row in known]  # manifests have it
+    store.write_csv(FILE, pa.Table.from_pylist(told))
     store.write_csv(CORRELATIONS, pa.Table.from_pylist(correlate(rows, accuracy), CORRELATION_SCHEMA))
     return f"{store.uri}/{FILE}"
 
