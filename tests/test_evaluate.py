@@ -223,7 +223,7 @@ def test_what_asha_stops_is_in_the_table_of_trials_and_in_no_mean(ray_session, t
     assert last["top1_last"] < 0.3 < table[0]["top1_last"]
     assert '"stopped"' in (folder / "trials.csv").read_text()
     (cell,) = pacsv.read_csv(folder / "cells.csv").to_pylist()
-    assert (cell["settings"], cell["students"]) == ("good", 1)
+    assert (cell["set"], cell["settings"], cell["students"]) == ("s", "good", 1)
     assert json.loads((folder / "best.json").read_text())["found"]["settings"] == "good"
 
 

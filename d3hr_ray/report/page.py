@@ -156,7 +156,7 @@ def _sheets(store: Store) -> Iterable[str]:
 def _stored(store: Store) -> Iterable[str]:
     """What the distill run measured of its latents."""
     wanted = {
-        "normality.png": "Share of latent dimensions that look normal, before and after inversion.",
+        "normality.png": "How far latent dimensions are from normal, before and after inversion.",
         "tsne.png": "t-SNE of one class, before and after inversion (the paper's Figure 1).",
     }
     there = [n for n in wanted if store.exists(f"report/{n}")]

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from d3hr_ray.config import RunConfig, as_dict
+from d3hr_ray.evaluation.naming import sets_apart
 from d3hr_ray.evaluation.results import SCHEMA, summarise
 from d3hr_ray.stages.publish import made_with
 from d3hr_ray.store import Store
@@ -36,7 +37,7 @@ def write_sweep(
     table = all_trials(rows, stopped)
     store.write_table(f"{folder}/trials.parquet", table)
     store.write_csv(f"{folder}/trials.csv", table)
-    cells = sorted(summarise(rows, AXES), key=lambda c: -c["top1_last"])
+    cells = sorted(summarise(sets_apart(rows), ("set", *AXES)), key=lambda c: -c["top1_last"])
     store.write_csv(f"{folder}/cells.csv", pa.Table.from_pylist(cells))
     best = best_cell(cells)
     preset = preset_of(base, best, configs[best["settings"]])
