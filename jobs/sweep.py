@@ -8,8 +8,6 @@ on held-out images. No image is inverted twice and no set synthesised twice. The
 `jobs/distill.py --preset runs/digits/sweeps/<name>/best.json`.
 """
 
-import json
-
 from cli import announce, connect, guard, parse, refusing
 from sweepflags import SweepFlags, check_flags
 
@@ -59,8 +57,7 @@ def main() -> None:
         )
         rows = rows_of(store, trials)
         print(format_summary(rows))
-        configs = {found.about["settings"]: json.loads(found.about["config"]) for found in comparison.sets}
-        print(write_sweep(store, sweep.name, sweep.base, rows, stopped, configs))
+        print(write_sweep(store, sweep.name, sweep.base, rows, stopped))
         print(report(store, comparison.test, rows, comparison.sets))
         if failed:  # said last, after the table of those that did not
             raise RunError(failed)

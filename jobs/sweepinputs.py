@@ -1,8 +1,7 @@
 """What jobs/sweep.py goes through: inversions, sets and students, each once."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -15,7 +14,7 @@ from settling import check_timesteps, exactly, settle
 from sweepflags import UNKEPT, SweepFlags
 from sweepvariants import PLAIN, vary
 
-from d3hr_ray.config import DataConfig, RunConfig, SearchConfig, fingerprint, from_dict
+from d3hr_ray.config import DataConfig, RunConfig, SearchConfig, as_dict, fingerprint, from_dict
 from d3hr_ray.evaluation.comparison import Comparison, open_comparison
 from d3hr_ray.evaluation.launch import Workers
 from d3hr_ray.evaluation.protocols import Overrides, Recipe, Setting
@@ -38,7 +37,8 @@ def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
     assert flags.run is not None
     store, file = Store(absolute(flags.run)), f"sweeps/{flags.name}/sweep.json"
     if not flags.resume:
-        if store.exists(file) and _plain(SweepFlags()) | store.read_json(file) != _plain(flags):
+        # A flag that an earlier version did not have had today's default.
+        if store.exists(file) and _kept(SweepFlags()) | store.read_json(file) != _kept(flags):
             raise ValueError(
                 f"--name {flags.name}: {store.uri} has another sweep of this name; give another --name (students and "
                 "sets are shared all the same), or --resume to go on with that one"
@@ -183,14 +183,8 @@ def remember(sweep: Sweep) -> None:
     sweep.store.write_json(f"sweeps/{sweep.name}/sweep.json", _kept(sweep.flags))
 
 
-def _plain(flags: SweepFlags) -> dict[str, Any]:
-    """As they come back from JSON. A flag that an earlier version did not have had today's default."""
-    plain: dict[str, Any] = json.loads(json.dumps(_kept(flags)))
-    return plain
-
-
 def _kept(flags: SweepFlags) -> dict[str, Any]:
-    return {f.name: getattr(flags, f.name) for f in fields(flags) if f.name not in UNKEPT}
+    return {name: value for name, value in as_dict(flags).items() if name not in UNKEPT}
 
 
 def synthesise_all(sweep: Sweep, runs: Mapping[float, Run]) -> list[str]:
@@ -214,7 +208,7 @@ def synthesise_all(sweep: Sweep, runs: Mapping[float, Run]) -> list[str]:
             if config.has_pool:
                 chosen |= dict(zip(uris, variants(config), strict=True))
     if chosen:
-        table = pools_table(list(chosen.items()), runs[first].classes["name"].to_pylist())
+        table = pools_table(list(chosen.items()), len(runs[first].classes))
         sweep.store.write_csv(f"sweeps/{sweep.name}/pools.csv", table)
         announce(pools_text(table))
     return sets

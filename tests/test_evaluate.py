@@ -201,17 +201,16 @@ def test_what_asha_stops_is_in_the_table_of_trials_and_in_no_mean(ray_session, t
     """A good set before a bad one, one at a time: the second is stopped at its first look, and stays so."""
     store, base, images, test = Store(str(tmp_path)), PRESETS["digits"](), stripes(8), stripes(30, 1)
     noise = replace(images, labels=(images.labels + 1) % 3)  # what is learnt from it is wrong
-    about = {"method": "gaussian", "timestep": 600, "ipc": 8, "settings": "good"}
+    about = {"method": "gaussian", "timestep": 600, "ipc": 8, "settings": "good", "config": json.dumps(as_dict(base))}
     sets = [
         DistilledSet("s", images, "good", 0, about),
         DistilledSet("s", noise, "bad", 1, about | {"settings": "bad"}),
     ]
     trials = [make_trial(found, "convnet-d3-w32", hard(), 0, (), None, ("stripes", "digest")) for found in sets]
     held, target = {found.set_hash: found.images for found in sets}, Target(images.classes, None, 16)
-    configs = {name: as_dict(base) for name in ("good", "bad")}
     for _ in range(2):  # the second time nothing is left to train
         stopped, failed = tune_trials(store, trials, held, test, target, {}, "asha", 0.0, 1, "first")
-        said = write_sweep(store, "first", base, rows_of(store, trials), stopped, configs)
+        said = write_sweep(store, "first", base, rows_of(store, trials), stopped)
         assert failed == ""
         assert "1 students finished, 1 stopped early" in said
     folder = tmp_path / "sweeps" / "first"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from d3hr_ray.config import RunConfig, as_dict, fingerprint, without_axes
 from d3hr_ray.methods.d3hr import Run, make_together
 from d3hr_ray.methods.variants import pool_variant, variants
-from d3hr_ray.stages.choose import choice_file
+from d3hr_ray.stages.choose import choice_files
 from d3hr_ray.stages.fit import gaussian_file
 from d3hr_ray.stages.judge import judge_id
 from d3hr_ray.stages.publish import pool_recipe, recipe
@@ -54,16 +54,13 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
 def _published(base: Run, run: Run, variant: Variant) -> Store | None:
     """The folder that holds a set already: that of its settings, or the base's if it was made with the same recipe."""
     file = f"distilled/{variant.name}/manifest.json"
-    if run.store.exists(file) and (not run.config.has_pool or all(map(run.store.exists, _choices(run, variant)))):
+    choices = choice_files(variant, len(run.classes)) if run.config.has_pool else []
+    if run.store.exists(file) and all(map(run.store.exists, choices)):
         return run.store
     if run.config.has_pool or not base.store.exists(file):  # a pool's recipe knows its classifier, a manifest does not
         return None
     own, wanted = base.store.read_json(file), json.loads(json.dumps(recipe(run.config, variant, run.inputs)))
     return base.store if all(own.get(key) == value for key, value in wanted.items()) else None
-
-
-def _choices(run: Run, variant: Variant) -> list[str]:
-    return [choice_file(variant, block) for block in range(len(variant.blocks(len(run.classes))))]
 
 
 def with_pools(base: Run, wanted: Sequence[tuple[Run, Variant]]) -> list[tuple[Run, Variant]]:

@@ -6,7 +6,7 @@ from math import isnan
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d3hr_ray.stages.choose import choice_file
+from d3hr_ray.stages.choose import read_choices
 from d3hr_ray.stages.search import Variant
 from d3hr_ray.store import Store
 
@@ -16,19 +16,18 @@ COUNTS = ("candidates", "correct", "kept", "kept_correct")
 
 def chosen_table(store: Store, variant: Variant, names: list[str]) -> pa.Table:
     """Per class: candidates and those on class, kept ones and those on class, their mean probability of the class."""
-    blocks = range(len(variant.blocks(len(names))))
-    table = pa.concat_tables([store.read_table(choice_file(variant, b)) for b in blocks])
+    table = read_choices(store, variant, len(names))
     return table.add_column(1, "class", pa.array([names[label] for label in table["label"].to_pylist()]))
 
 
-def pools_table(sets: Sequence[tuple[str, Variant]], names: list[str]) -> pa.Table:
+def pools_table(sets: Sequence[tuple[str, Variant]], classes: int) -> pa.Table:
     """A row per set, given as its URI and variant: sums over its classes, and how many of these had to fill up.
 
     What a classifier tells is None where none judged (--select none).
     """
     rows = []
     for uri, variant in sets:
-        table = chosen_table(Store(uri).at("../.."), variant, names)
+        table = read_choices(Store(uri).at("../.."), variant, classes)
         told = {key: pc.sum(table[key]).as_py() for key in COUNTS}
         told["filled_up"] = pc.sum(pc.less(table["kept_correct"], table["kept"])).as_py()
         unjudged = dict.fromkeys(("correct", "kept_correct", "filled_up"))

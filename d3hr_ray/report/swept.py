@@ -1,5 +1,6 @@
 """A sweep's table, and its best setting as a preset that jobs/distill.py accepts."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,15 +26,14 @@ def write_sweep(
     base: RunConfig,
     rows: Sequence[dict[str, Any]],
     stopped: Sequence[dict[str, Any]],
-    configs: Mapping[str, dict[str, Any]],
 ) -> str:
     """Write trials.parquet, trials.csv, cells.csv, settings.json and best.json; return what to tell.
 
-    `configs` are those that sets were made with but for seed, timestep and IPC, by the `settings` of their rows.
     `stopped` are rows of students that a scheduler stopped: they are in the trials' table alone, as what they would
-    have reached is not known.
+    have reached is not known. settings.json has the configs, but for seed, timestep and IPC, by the rows' `settings`.
     """
     folder = f"sweeps/{name}"
+    configs = {row["settings"]: json.loads(row["config"]) for row in (*rows, *stopped)}
     table = all_trials(rows, stopped)
     store.write_table(f"{folder}/trials.parquet", table)
     store.write_csv(f"{folder}/trials.csv", table)
@@ -42,7 +42,7 @@ def write_sweep(
     best = best_cell(cells)
     preset = preset_of(base, best, configs[best["settings"]])
     found = {key: best[key] for key in (*AXES, "n", "top1_last")}
-    store.write_json(f"{folder}/settings.json", dict(configs))
+    store.write_json(f"{folder}/settings.json", configs)
     store.write_json(f"{folder}/best.json", {"config": as_dict(preset), "found": found})
     line = f"{len(rows)} students finished, {len(stopped)} stopped early"
     words = ", ".join(f"{axis} {best[axis]}" for axis in SETTING[:-1] if best[axis] is not None)

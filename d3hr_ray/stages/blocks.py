@@ -3,6 +3,7 @@
 Each block is one unit: an actor reads its subsets/ file and writes what it makes of it, last a file that marks it done.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +32,7 @@ class BlockJob:
     device: str
 
 
-class BlockActor:
+class BlockActor(ABC):
     """Actor: holds the networks and makes one block per call, by its class's `write`."""
 
     def __init__(self, job: BlockJob) -> None:
@@ -50,9 +51,9 @@ class BlockActor:
             error = f"{variant.name}, block {block}: {problem}"
         return pa.table([[count], [error]], schema=RESULT_SCHEMA)
 
+    @abstractmethod
     def write(self, variant: Variant, block: int) -> int:
         """Make and write one block. Returns its number of images."""
-        raise NotImplementedError
 
 
 def run_blocks(

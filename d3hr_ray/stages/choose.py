@@ -45,6 +45,16 @@ def choice_file(variant: Variant, block: int) -> str:
     return f"pools/{variant.name}/choice-{block:06d}.parquet"
 
 
+def choice_files(variant: Variant, classes: int) -> list[str]:
+    """Names of a set's tables of what was chosen, all of them."""
+    return [choice_file(variant, block) for block in range(len(variant.blocks(classes)))]
+
+
+def read_choices(store: Store, variant: Variant, classes: int) -> pa.Table:
+    """CHOICE_SCHEMA rows of a set, one per class."""
+    return pa.concat_tables([store.read_table(name) for name in choice_files(variant, classes)])
+
+
 def choose_block(
     store: Store, pools: Store, config: RunConfig, variant: Variant, pool_variant: Variant, block: int, labels: range
 ) -> None:
