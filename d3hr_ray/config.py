@@ -37,6 +37,14 @@ class RunError(RuntimeError):
     """A stage failed. The message says which stage, which input, and what to do about it."""
 
 
+def late(default: Any) -> Any:
+    """A field that runs of before do not have, with the default that was true of them.
+
+    Plain configs leave it out where it has that default, so that the fingerprints of those runs stay.
+    """
+    return field(default=default, metadata={"late": True})
+
+
 def _check(ok: bool, message: str) -> None:
     if not ok:
         raise ValueError(message)
@@ -271,8 +279,18 @@ class RunConfig:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """Config dataclass => plain JSON types, tuples as lists, so that it compares equal after a JSON round trip."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(_written(config)))
     return plain
+
+
+def _written(config: Any) -> dict[str, Any]:
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    unwritten = {f.name for f in dataclasses.fields(config) if f.metadata.get("late") and values[f.name] == f.default}
+    return {
+        name: _written(value) if dataclasses.is_dataclass(value) else value
+        for name, value in values.items()
+        if name not in unwritten
+    }
 
 
 def fingerprint(*parts: Any) -> str:

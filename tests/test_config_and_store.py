@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pytest
@@ -18,6 +18,7 @@ from d3hr_ray.config import (
     differences,
     fingerprint,
     from_dict,
+    late,
 )
 from d3hr_ray.models.loading import portable, read_card
 from d3hr_ray.runs import OWN, claim_recipe, open_run
@@ -190,3 +191,17 @@ def test_folders_within_keep_a_uris_query():
     assert store.at("sets/x").uri == "s3://bucket/runs/a/sets/x?endpoint_override=localhost:9000&scheme=http"
     assert store.at("sets/x").at("../..") == store and store.name == "a"
     assert Store("/runs/a").at("../b").uri == "/runs/b"
+
+
+def test_a_late_field_leaves_the_fingerprints_of_before_alone():
+    @dataclass(frozen=True)
+    class Before:
+        steps: int = 3
+
+    @dataclass(frozen=True)
+    class Now(Before):
+        spread: str = late("std")
+
+    assert as_dict(Now()) == as_dict(Before()) == {"steps": 3}
+    assert fingerprint(Now()) == fingerprint(Before())
+    assert as_dict(Now(spread="radius")) == {"steps": 3, "spread": "radius"}
