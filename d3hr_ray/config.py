@@ -17,6 +17,7 @@ Posterior = Literal["sample", "mode"]
 Solver = Literal["ddim", "adams"]
 Search = Literal["moments", "random"]
 Single = Literal["mean", "medoid"]
+Spread = Literal["std", "radius"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Sampler = Literal["ddpm", "ddim"]
 Selection = Literal["easy", "hard", "none"]
@@ -33,16 +34,13 @@ OFFICIAL_SKEW_WEIGHT = 0.1
 OFFICIAL_BLOCK = 10_000
 
 
+# Metadata of a field that runs of before do not have; its default is what was true of them. Plain configs leave it out
+# where it has that default, so that the fingerprints of those runs stay.
+LATE = {"late": True}
+
+
 class RunError(RuntimeError):
     """A stage failed. The message says which stage, which input, and what to do about it."""
-
-
-def late(default: Any) -> Any:
-    """A field that runs of before do not have, with the default that was true of them.
-
-    Plain configs leave it out where it has that default, so that the fingerprints of those runs stay.
-    """
-    return field(default=default, metadata={"late": True})
 
 
 def _check(ok: bool, message: str) -> None:
@@ -125,7 +123,8 @@ class SearchConfig:
     """How subsets are found: exact `moments` matching, or the paper's best of `candidates` random subsets.
 
     A class is one diagonal Gaussian, or `components` of them ("ipc": as many as images), with `rank` directions each.
-    A component that gets a single image gives its mean or its medoid.
+    A component that gets a single image gives its mean or its medoid. `spread` is what exact matching gives the
+    Gaussian's to: the latents' unbiased std, or their mean distance from the centre.
     """
 
     ipc: tuple[int, ...] = (10,)
@@ -135,6 +134,7 @@ class SearchConfig:
     components: int | Literal["ipc"] = 1
     rank: int = 0
     single: Single = "mean"
+    spread: Spread = field(default="std", metadata=LATE)
 
     @property
     def is_mixture(self) -> bool:
@@ -152,6 +152,7 @@ class SearchConfig:
         enough = self.components == "ipc" or (isinstance(self.components, int) and self.components >= 1)
         _check(enough, f"--components {self.components} must be at least 1, or ipc for one per image")
         _one_of("--single", self.single, Single)
+        _one_of("--spread", self.spread, Spread)
         _check(
             self.single == "mean" or self.components != 1,
             "--single medoid needs --components: one Gaussian has the class mean alone",

@@ -69,7 +69,7 @@ def build_config(flags: DistillFlags) -> RunConfig:
     return config
 
 
-SEARCHES = ("search", "candidates", "skew_weight", "components", "rank", "single", "cluster_timestep")
+SEARCHES = ("search", "candidates", "skew_weight", "components", "rank", "single", "spread", "cluster_timestep")
 STAGE_2 = ("optimise_lr", "linf", "condition", "levels")
 CHOOSES = ("pool", "classifier", "select", "optimise", *STAGE_2)
 
@@ -81,6 +81,8 @@ def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
     idle |= dict.fromkeys(CHOOSES, not config.has_pool)
     kinds = {quirk in D3HR_QUIRKS for quirk in flags.mend}
     idle["mend"] = (True in kinds and config.method != "d3hr") or (False in kinds and config.method != "cao2")
+    if config.search.method == "random" and flags.spread is not None:
+        raise ValueError("--spread is of exact matching and does nothing with --search random; leave it out")
     for name, unused in idle.items():
         if unused and getattr(flags, name) not in (None, ()):
             flag = "--" + name.replace("_", "-")
@@ -130,6 +132,7 @@ def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
         components=flags.components,
         rank=flags.rank,
         single=flags.single,
+        spread=flags.spread,
     )
     if flags.candidates is not None:
         search = replace(search, candidates=flags.candidates)

@@ -19,6 +19,7 @@ from d3hr_ray.config import (
     Selection,
     Single,
     Solver,
+    Spread,
 )
 
 
@@ -77,6 +78,9 @@ class DistillFlags:
     single: Single | None = None
     """What a component with one image gives: its mean (better at low IPC) or its medoid, the stored latent nearest to
     its centre (better at high IPC, and close to a real image). Default mean."""
+    spread: Spread | None = None
+    """What exact matching matches beside the mean. std: the unbiased std; radius: the distance from the mean, larger by
+    sqrt(n / (n - 1)), as far out as the Gaussian's own draws. Default std."""
     rank: int | None = None
     """Principal directions beside each Gaussian's diagonal covariance. Default 0, D3HR's."""
     cluster_timestep: int | None = None

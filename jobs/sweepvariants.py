@@ -12,8 +12,9 @@ from d3hr_ray.datasets.subsets import SUBSETS
 
 # What a variant may change. All else is an axis of the sweep, settled by the inversion, or says where and how it runs.
 OPEN = (
-    "method", "fidelity", "mend", "search", "candidates", "skew_weight", "components", "single", "rank", "pool",
-    "sampler", "classifier", "select", "rematch", "optimise", "optimise_lr", "linf", "condition", "levels", "guidance",
+    "method", "fidelity", "mend", "search", "candidates", "skew_weight", "components", "single", "spread", "rank",
+    "pool", "sampler", "classifier", "select", "rematch", "optimise", "optimise_lr", "linf", "condition", "levels",
+    "guidance",
 )  # fmt: skip
 PLAIN = "run"  # the variant that changes nothing
 

@@ -2,13 +2,14 @@
 
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pytest
 from conftest import PIPELINE
 
 from d3hr_ray.config import (
+    LATE,
     DataConfig,
     InversionConfig,
     ModelConfig,
@@ -18,7 +19,6 @@ from d3hr_ray.config import (
     differences,
     fingerprint,
     from_dict,
-    late,
 )
 from d3hr_ray.models.loading import portable, read_card
 from d3hr_ray.runs import OWN, claim_recipe, open_run
@@ -200,7 +200,7 @@ def test_a_late_field_leaves_the_fingerprints_of_before_alone():
 
     @dataclass(frozen=True)
     class Now(Before):
-        spread: str = late("std")
+        spread: str = field(default="std", metadata=LATE)
 
     assert as_dict(Now()) == as_dict(Before()) == {"steps": 3}
     assert fingerprint(Now()) == fingerprint(Before())

@@ -47,6 +47,17 @@ def test_score_does_not_depend_on_the_order_within_a_subset(n, seed):
         assert torch.allclose(a, b, rtol=1e-4)
 
 
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_spread_radius_puts_latents_on_the_gaussians_own_shell(n):
+    std, radius = (groups.match_moments(MEAN, STD, n, 16, 0, 4, spread) for spread in ("std", "radius"))
+    mean_square = {"std": (n - 1) / n, "radius": 1.0}  # of a dim's distance from the mean, in variances; closed form
+    for spread, subset in (("std", std), ("radius", radius)):
+        z = ((subset - MEAN) / STD).double()
+        assert z.mean(0).abs().max() < 1e-5
+        assert (z.square().mean(0) - mean_square[spread]).abs().max() < 1e-4
+    assert torch.allclose((radius - MEAN) / (std - MEAN), torch.tensor((n / (n - 1)) ** 0.5), rtol=1e-3)
+
+
 @pytest.mark.parametrize("n", [2, 3, 10, 50])
 def test_moments_matches_exactly_and_loses_its_skewness(n):
     subset = groups.match_moments(MEAN, STD, n, 256, seed=0, label=4)

@@ -12,6 +12,7 @@ import torch
 from d3hr_ray.numerics.seeds import normal
 
 SkewAxis = Literal["dims", "features"]
+Spread = Literal["std", "radius"]
 CHUNK = 50  # candidates drawn in full at once: 8 MB at n = 10, D = 4096
 
 
@@ -50,9 +51,15 @@ def scores(
 
 
 def match_moments(
-    mean_D: torch.Tensor, std_D: torch.Tensor, n: int, candidates: int, seed: int, label: int
+    mean_D: torch.Tensor,
+    std_D: torch.Tensor,
+    n: int,
+    candidates: int,
+    seed: int,
+    label: int,
+    spread: Spread = "std",
 ) -> torch.Tensor:
-    """n latents (n, D) whose mean and unbiased std are the Gaussian's to rounding, and whose skewness is near 0.
+    """n latents (n, D) whose mean and `spread` are the Gaussian's to rounding, and whose skewness is near 0.
 
     Per dim, of `candidates` columns of n normal values the least skewed wins (skewness does not change when a column
     is centred and scaled) and is standardised, so the set is exact. A price: columns without skewness have lighter
@@ -72,7 +79,17 @@ def match_moments(
         if n < 3:
             break
     z_ND = _nested(_standardised(best_ND.double()))
-    return (mean_D + std_D * z_ND).float()
+    return (mean_D + spread_scale(n, spread) * std_D * z_ND).float()
+
+
+def spread_scale(n: int, spread: Spread) -> float:
+    """What n latents of mean 0 and unbiased std 1 are scaled by.
+
+    std: 1, D3HR's statistic. Their mean squared distance from their mean is then (n - 1) / n of the Gaussian's, as that
+    mean is their own: 0.71 of its radius at n = 2, 0.95 at n = 10, less noise than a denoiser is told. radius:
+    sqrt(n / (n - 1)), which brings them back to the shell that the Gaussian's own draws lie on.
+    """
+    return (n / (n - 1)) ** 0.5 if spread == "radius" else 1.0
 
 
 def _standardised(x_ND: torch.Tensor) -> torch.Tensor:

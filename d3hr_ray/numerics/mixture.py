@@ -118,11 +118,17 @@ def share_out(count_C: torch.Tensor, n: int) -> list[int]:
 
 
 def match_mixture(
-    mixture: Mixture, n: int, candidates: int, seed: int, label: int, medoids: bool = False
+    mixture: Mixture,
+    n: int,
+    candidates: int,
+    seed: int,
+    label: int,
+    medoids: bool = False,
+    spread: groups.Spread = "std",
 ) -> torch.Tensor:
     """n latents (n, D): each component's share is matched to it exactly, in the space where it is white.
 
-    A latent is mean + e_R factors + e_D sqrt(variance); all R + D columns of e have mean 0 and unbiased std 1. A
+    A latent is mean + e_R factors + e_D sqrt(variance); all R + D columns of e have mean 0 and the `spread` of 1. A
     component with one image gives its mean, or with `medoids` its medoid. With one component and no directions this is
     groups.match_moments.
     """
@@ -136,7 +142,7 @@ def match_mixture(
             parts.append((mixture.medoid_CD if medoids else mixture.mean_CD)[c : c + 1])
             continue
         zero, one = torch.zeros(rank + dims), torch.ones(rank + dims)
-        e_N = groups.match_moments(zero, one, share, candidates, key, label)
+        e_N = groups.match_moments(zero, one, share, candidates, key, label, spread)
         own_ND = e_N[:, rank:] * mixture.variance_CD[c].sqrt() + e_N[:, :rank] @ mixture.factors_RD
         parts.append(mixture.mean_CD[c] + own_ND)
     return torch.cat(parts)

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from d3hr_ray.numerics.groups import Spread, spread_scale
+
 Order = Literal["easy", "hard"]
 
 
@@ -35,8 +37,10 @@ def select(right_P: torch.Tensor, own_P: torch.Tensor, fill_P: torch.Tensor, n: 
     return Choice(tuple(places.tolist()), int(right_P[places].sum()))
 
 
-def rematch(latents_ND: torch.Tensor, mean_D: torch.Tensor, std_D: torch.Tensor) -> torch.Tensor:
-    """Chosen latents (n, D) => moved and scaled per dim to the class's mean and unbiased std: what choosing undid.
+def rematch(
+    latents_ND: torch.Tensor, mean_D: torch.Tensor, std_D: torch.Tensor, spread: Spread = "std"
+) -> torch.Tensor:
+    """Chosen latents (n, D) => moved and scaled per dim to the class's mean and `spread`: what choosing undid.
 
     A single latent is left as it is: its class mean would be the same whatever was chosen.
     """
@@ -45,4 +49,4 @@ def rematch(latents_ND: torch.Tensor, mean_D: torch.Tensor, std_D: torch.Tensor)
     x_ND = latents_ND.double()
     own_D = x_ND.std(0)
     z_ND = (x_ND - x_ND.mean(0)) / torch.where(own_D > 0, own_D, torch.ones_like(own_D))
-    return (mean_D + std_D * z_ND).float()
+    return (mean_D + spread_scale(len(x_ND), spread) * std_D * z_ND).float()

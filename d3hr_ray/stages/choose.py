@@ -69,7 +69,7 @@ def choose_block(
         if not variant.clean and config.cao2.rematch:
             assert variant.timestep is not None
             mean_KD, std_KD = read_gaussians(store, variant.timestep)
-            latents_ND = rematch(latents_ND, mean_KD[label], std_KD[label])
+            latents_ND = rematch(latents_ND, mean_KD[label], std_KD[label], config.search.spread)
         subsets.append((label, latents_ND, own))
         correct = int(pc.sum(pc.equal(rows["predicted"], label)).as_py())
         facts.append((label, len(rows), correct, variant.ipc, choice.correct, float(own.mean())))

@@ -212,12 +212,14 @@ def write_block(store: Store, block: Block, gaussians: Gaussians, winners: Winne
 
 def _matched(config: RunConfig, n: int, gaussians: Gaussians, label: int) -> torch.Tensor:
     mean_D, std_D = (g[label] for g in gaussians)
-    return groups.match_moments(mean_D, std_D, n, config.search.candidates, config.seed, label)
+    search = config.search
+    return groups.match_moments(mean_D, std_D, n, search.candidates, config.seed, label, search.spread)
 
 
 def _of_mixture(config: RunConfig, n: int, mixtures: dict[int, Mixture], label: int) -> torch.Tensor:
-    medoids = config.search.single == "medoid"
-    return match_mixture(mixtures[label], n, config.search.candidates, config.seed, label, medoids)
+    search = config.search
+    medoids = search.single == "medoid"
+    return match_mixture(mixtures[label], n, search.candidates, config.seed, label, medoids, search.spread)
 
 
 def _winner(config: RunConfig, n: int, gaussians: Gaussians, winners: Winners, label: int) -> torch.Tensor:
