@@ -29,8 +29,9 @@ Condition = Literal["class", "null"]
 Quirk = Literal["start", "seeds", "skewness", "channels", "normalisation", "levels", "bank", "fill"]
 D3HR_QUIRKS: tuple[Quirk, ...] = ("start", "seeds", "skewness")  # the others are CaO2's
 
-# The authors' score weight of the skewness term (FIELD.md 1.1: code 0.1, paper 0.5) and their search block.
-OFFICIAL_SKEW_WEIGHT = 0.1
+# The score's weight of the skewness term, of the D3HR paper and of the authors' code, which has it on another quantity
+# (numerics/groups.py); and their search block.
+PAPER_SKEW_WEIGHT, OFFICIAL_SKEW_WEIGHT = 0.5, 0.1
 OFFICIAL_BLOCK = 10_000
 
 
@@ -130,7 +131,7 @@ class SearchConfig:
     ipc: tuple[int, ...] = (10,)
     method: Search = "moments"
     candidates: int = 256
-    skew_weight: float = OFFICIAL_SKEW_WEIGHT
+    skew_weight: float = PAPER_SKEW_WEIGHT
     components: int | Literal["ipc"] = 1
     rank: int = 0
     single: Single = "mean"

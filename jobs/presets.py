@@ -14,14 +14,12 @@ from d3hr_ray.config import (
     InversionConfig,
     ModelConfig,
     RunConfig,
-    SearchConfig,
     SynthesisConfig,
 )
 from d3hr_ray.datasets.subsets import SUBSETS
 
 DIT_XL = "facebook/DiT-XL-2-256"
 CAO2_CLASSIFIER, CAO2_GUIDANCE = "resnet18.tv_in1k", 2.7  # torchvision's ResNet-18; on 3 of 4 channels if official
-PAPER_SKEW_WEIGHT = 0.5  # of the paper; the authors' code has 0.1 on another quantity (FIELD.md 1.1)
 
 
 def digits() -> RunConfig:
@@ -41,7 +39,6 @@ def imagenet1k() -> RunConfig:
         data=DataConfig(uri=""),
         model=ModelConfig(DIT_XL),
         inversion=InversionConfig(timesteps=(600,), guidance=1.0),
-        search=SearchConfig(skew_weight=PAPER_SKEW_WEIGHT),
         synthesis=SynthesisConfig(guidance=4.0),
     )
 
@@ -159,7 +156,6 @@ def _embedded(name: str) -> RunConfig:
         data=DataConfig(uri=name, format="digits", shard_size=256),
         model=ModelConfig(name),
         inversion=InversionConfig(timesteps=(600,), guidance=2.0),
-        search=SearchConfig(skew_weight=PAPER_SKEW_WEIGHT),
         synthesis=SynthesisConfig(guidance=2.0),
     )
 

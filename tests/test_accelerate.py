@@ -26,6 +26,29 @@ def test_a_compiled_denoiser_pads_to_sizes_it_knows_and_gives_the_same(networks)
     assert sizes == [8, 8, 8, 8, 4, 4, 4, 4, 1, 1]
 
 
+@torch.inference_mode()
+def test_tf32_is_the_vaes_alone(networks):
+    """What a GPU would round, seen by the settings under which each network runs."""
+    autoencoder, denoiser = copy.deepcopy(networks)
+    before, seen = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32), {}
+    for name, module in (("vae", autoencoder.vae.encoder), ("vae", autoencoder.vae.decoder), ("dit", denoiser)):
+        watched = module.transformer if name == "dit" else module
+        watched.register_forward_pre_hook(
+            lambda module, args, name=name: seen.setdefault(name, set()).add(
+                (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+            )
+        )
+    try:
+        accelerate(autoencoder, denoiser, backend="eager")
+        latents = autoencoder.encode(torch.zeros(1, 3, 32, 32), None)
+        autoencoder.decode(latents)
+        denoiser.eps(latents, 600, torch.zeros(1, dtype=torch.long))
+        assert seen == {"vae": {("high", True)}, "dit": {("highest", False)}}
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def test_copies_hold_the_same_numbers():
     x = torch.arange(6).reshape(2, 3)
     assert torch.equal(to_device(x, "cpu"), x)

@@ -12,7 +12,6 @@ import torch
 
 from d3hr_ray.benchmarks import invert, train
 from d3hr_ray.benchmarks.measure import CPU, Clock, Result, in_turns, median_ratio
-from d3hr_ray.models.autoencoder import Autoencoder
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.flops import count_flop
 
@@ -72,7 +71,7 @@ def encoders(bench: invert.Bench, tiny: bool) -> Part:
     exact = invert.random_networks(bench.card, torch.float32, bench.device)[0]
     half = invert.random_networks(bench.card, torch.float32, bench.device)[0]
     half.vae.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
-    sides = {"float32": partial(_plainly, exact, images), "TF32": partial(bench.ours[0].encode, images, None)}
+    sides = {"float32": partial(exact.encode, images, None), "TF32": partial(bench.ours[0].encode, images, None)}
     sides["bfloat16"] = partial(half.encode, images, None)
     seconds = in_turns(sides, 3, _clock(tiny))
     want = sides["float32"]()
@@ -85,18 +84,6 @@ def encoders(bench: invert.Bench, tiny: bool) -> Part:
         for name, side in sides.items()
     ]
     return {"vae_tf32_speedup": median_ratio(seconds["float32"], seconds["TF32"])}, rows
-
-
-def _plainly(autoencoder: Autoencoder, images: torch.Tensor) -> torch.Tensor:
-    """Encode in float32 without TF32."""
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        return autoencoder.encode(images, None)
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
 
 
 @torch.inference_mode()

@@ -178,12 +178,7 @@ def half_errors(bench: Bench) -> dict[str, float]:
         return {}
     reference = replace(bench, ours=random_networks(bench.card, torch.float32, bench.device))
     ways: dict[str, Callable[..., torch.Tensor]] = {"guidance4": equal_maths, "guidance1": our_defaults}
-    ours = {name: way(bench, 8) for name, way in ways.items()}
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    exact = {name: way(reference, 8) for name, way in ways.items()}
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
+    ours, exact = ({name: way(side, 8) for name, way in ways.items()} for side in (bench, reference))
     return {f"error_{n}": float((ours[n] - exact[n]).norm() / exact[n].norm()) for n in ways}
 
 

@@ -13,11 +13,14 @@ from d3hr_ray.models.dit import Denoiser
 def accelerate(autoencoder: Autoencoder, denoiser: Denoiser, backend: str = "inductor") -> None:
     """Compile the DiT's blocks, and let the float32 VAE use tensor cores (TF32) on channels-last images.
 
+    Nothing else is TF32: a DiT in float32 is one, its convolutions too, which torch would round by default.
+
     The blocks are alike, so that one is compiled for all: seconds instead of minutes for the whole network. Each batch
     size is compiled on its own; others are padded to one that is (dit.py), so that a shard's last batch costs little.
     """
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    autoencoder.tf32 = True
     autoencoder.vae.to(memory_format=torch.channels_last)
     for block in denoiser.transformer.transformer_blocks:
         block.compile(backend=backend, dynamic=False)

@@ -1,28 +1,51 @@
 """The VAE: images (float [-1, 1] BCHW) <=> latents (x0, scaled, float32)."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
 
 class Autoencoder(nn.Module):
-    """A diffusers AutoencoderKL with its scaling factor applied; in and out are float32 whatever its dtype."""
+    """A diffusers AutoencoderKL with its scaling factor applied; in and out are float32 whatever its dtype.
+
+    `tf32`: let a GPU's tensor cores round its products to TF32; what runs beside it is left as it is.
+    """
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
         self.scale = float(vae.config.scaling_factor)
+        self.tf32 = False
 
     def encode(self, images: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """images => latents: the posterior's sample made with `noise`, or its mode if that is None."""
-        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        with _tf32(self.tf32):
+            posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         mean = posterior.mean.float()
         latents = mean if noise is None else mean + posterior.std.float() * noise
         return latents * self.scale
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """latents => images, not clamped."""
-        return self.vae.decode((latents / self.scale).to(self.vae.dtype)).sample.float()
+        with _tf32(self.tf32):
+            return self.vae.decode((latents / self.scale).to(self.vae.dtype)).sample.float()
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Within this block float32 products of a GPU are TF32 if `allowed`; else as torch is set."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    if allowed:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def to_images(pixels: torch.Tensor) -> torch.Tensor:
