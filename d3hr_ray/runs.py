@@ -1,6 +1,7 @@
 """What a run folder says of itself: run.json, written first, so that a rerun resumes the same run or is refused."""
 
 import contextlib
+import logging
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,6 +31,7 @@ OWN = (
     "classes.parquet",
     "run.json",
 )
+LOG = logging.getLogger("d3hr_ray")
 LIBRARIES = ("d3hr-ray", "ray", "torch", "diffusers", "numpy", "pyarrow", "pillow")
 
 
@@ -116,6 +118,19 @@ def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any]) -> None:
         raise ValueError(
             f"--out {store.uri} holds a run with another config: {'; '.join(changed)}. Give another --out, or "
             "--overwrite to start anew, or --from-gaussians to make more sets from its Gaussians"
+        )
+    if old.get("finished") is None:
+        _tell_versions(store, old.get("versions", {}))
+
+
+def _tell_versions(store: Store, began: dict[str, str]) -> None:
+    """Warn of libraries that have other versions than when an unfinished run began: its bytes would be of both."""
+    now = versions()
+    changed = [f"{name} {was} -> {now[name]}" for name, was in began.items() if now.get(name, was) != was]
+    if changed:
+        LOG.warning(
+            f"{store.uri} was begun with other versions ({', '.join(changed)}): what is finished stays, and what is made "
+            "now may differ from it by rounding. For one set of bytes install those versions, or give another --out"
         )
 
 

@@ -205,3 +205,20 @@ def test_a_late_field_leaves_the_fingerprints_of_before_alone():
     assert as_dict(Now()) == as_dict(Before()) == {"steps": 3}
     assert fingerprint(Now()) == fingerprint(Before())
     assert as_dict(Now(spread="radius")) == {"steps": 3, "spread": "radius"}
+
+
+def test_a_resume_under_other_versions_says_which(tmp_path, caplog):
+    store = Store(str(tmp_path))
+    open_run(store, CONFIG, {"images": 3})
+    open_run(store, CONFIG, {"images": 3})
+    assert not caplog.records
+    record = store.read_json("run.json")
+    store.write_json("run.json", record | {"versions": record["versions"] | {"torch": "1.0", "numpy": "1.1"}})
+    open_run(store, CONFIG, {"images": 3})
+    assert f"torch 1.0 -> {record['versions']['torch']}" in caplog.text
+    assert "numpy 1.1 -> " in caplog.text
+    assert "pyarrow" not in caplog.text
+    caplog.clear()
+    store.write_json("run.json", store.read_json("run.json") | {"finished": "then"})
+    open_run(store, CONFIG, {"images": 3})
+    assert not caplog.records  # nothing is left to make

@@ -19,6 +19,7 @@ from d3hr_ray.numerics.ddim import invert
 from d3hr_ray.stages import invert as stage
 from d3hr_ray.stages.fit import gaussian_table, merge_tree, partial_moments, to_tensors
 from d3hr_ray.stages.pool import Pool
+from d3hr_ray.stages.publish import repeats_text
 from d3hr_ray.stages.search import Variant
 from d3hr_ray.store import Store
 
@@ -269,3 +270,11 @@ def test_an_image_that_fits_into_no_memory_is_rejected_after_the_batch_was_halve
     ]
     assert len(store.read_table("latents")) == len(IMAGES) - 1
     assert gaussians(store)["count"].to_pylist() == [7, 6, 7]
+
+
+def test_files_that_show_a_picture_twice_are_told_by_class():
+    classes = (("few", 2), ("many", 10))
+    rows = [{"class_name": name, "sha256": f"{name}{k % distinct}"} for name, distinct in classes for k in range(10)]
+    text = repeats_text(pa.Table.from_pylist(rows))
+    assert text == "class 'few' has 10 files of 2 pictures; give fewer --ipc, or more images of them"
+    assert repeats_text(pa.Table.from_pylist(rows[10:])) == ""

@@ -1,6 +1,8 @@
 """publish: a variant's images => a dataset that loads by itself: metadata.parquet, a card, and last manifest.json."""
 
 import hashlib
+import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +14,8 @@ from d3hr_ray.stages.search import Variant
 from d3hr_ray.stages.synthesize import written_images
 from d3hr_ray.store import Store
 
+LOG = logging.getLogger("d3hr_ray")
+LISTED = 20  # classes with repeated pictures that are named
 CARD = """---
 pretty_name: {name}
 task_categories:
@@ -79,6 +83,8 @@ def run_publish(
 ) -> str:
     """Write a variant's metadata, card and manifest, and return the set's hash. `images` if not by synthesis."""
     table = written_images(store, variant, len(classes)) if images is None else images
+    if text := repeats_text(table):
+        LOG.warning(f"{variant.name}: {text}")
     folder = f"distilled/{variant.name}"
     lines = sorted(f"{r['sha256']}  {r['file_name']}" for r in table.select(["sha256", "file_name"]).to_pylist())
     set_hash = hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -88,6 +94,24 @@ def run_publish(
     manifest = recipe(config, variant, inputs) | {"set_hash": set_hash, "versions": versions(), "files": files}
     store.write_json(f"{folder}/manifest.json", manifest)
     return set_hash
+
+
+def repeats_text(images: pa.Table) -> str:
+    """IMAGE_SCHEMA rows => the classes whose files show a picture more than once, with their counts; empty if none do.
+
+    A class with fewer images than --components is one such: its clusters give equal latents.
+    """
+    files: dict[str, list[str]] = defaultdict(list)
+    for row in images.select(["class_name", "sha256"]).to_pylist():
+        files[row["class_name"]].append(row["sha256"])
+    named = [
+        f"class {name!r} has {len(hashes)} files of {len(set(hashes))} pictures"
+        for name, hashes in files.items()
+        if len(set(hashes)) < len(hashes)
+    ]
+    more = [f"and {len(named) - LISTED} more classes"] * (len(named) > LISTED)
+    fix = "; give fewer --ipc, or more images of them"
+    return ", ".join([*named[:LISTED], *more]) + fix if named else ""
 
 
 def _card(config: RunConfig, variant: Variant, classes: int, images: int, set_hash: str) -> str:
