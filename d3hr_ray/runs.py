@@ -129,8 +129,8 @@ def _tell_versions(store: Store, began: dict[str, str]) -> None:
     changed = [f"{name} {was} -> {now[name]}" for name, was in began.items() if now.get(name, was) != was]
     if changed:
         LOG.warning(
-            f"{store.uri} was begun with other versions ({', '.join(changed)}): what is finished stays, and what is made "
-            "now may differ from it by rounding. For one set of bytes install those versions, or give another --out"
+            f"{store.uri} was begun with other versions ({', '.join(changed)}): what is finished stays, what is "
+            "made now may differ from it by rounding. Install those versions, or give another --out"
         )
 
 
