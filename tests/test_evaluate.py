@@ -142,6 +142,13 @@ def test_a_mistake_is_one_line_that_names_it(ray_session, tmp_path, monkeypatch,
     assert message in said[-1]
 
 
+def test_workers_of_one_student_each_have_a_gpu_of_their_own():
+    """NCCL refuses two ranks on one GPU, minutes later and in its own words."""
+    with pytest.raises(ValueError, match=r"--gpus-per-worker 0.5 puts several on one.*give --gpus-per-worker 1"):
+        Workers(2, 0.5, 2)
+    assert Workers(2, 1.0, 2) and Workers(2, 0.0, 2) and Workers(2, 0.5, 1)
+
+
 @pytest.mark.slow
 def test_two_workers_train_one_student_and_survive_the_death_of_one(ray_session, tmp_path):
     found = DistilledSet("s", stripes(8), "hash", 0, {"method": "s", "ipc": 8})

@@ -45,6 +45,11 @@ class Workers:
             raise ValueError(
                 f"--workers-per-student {self.per_student} does not divide --workers {self.count}; give a divisor"
             )
+        if self.per_student > 1 and 0 < self.gpus < 1:
+            raise ValueError(
+                f"--workers-per-student {self.per_student} needs a whole GPU for each of them, and --gpus-per-worker "
+                f"{self.gpus:g} puts several on one, which NCCL refuses; give --gpus-per-worker 1"
+            )
 
 
 def find_workers(count: int | None, gpus: float | None, per_student: int) -> Workers:
