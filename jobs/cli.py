@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -80,6 +80,12 @@ def announce(text: str) -> None:
         LOG.info(text, extra={"job": _name()})
     else:
         print(f"{_name()}: {text}", file=sys.stderr)
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Say what a listing passed over, and what else people should know of their images."""
+    for note in notes:
+        announce(note)
 
 
 def connect(address: str | None, log_format: LogFormat = "text") -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from cli import announce
+from cli import announce, tell
 from evaluateflags import EvaluateFlags
 
 from d3hr_ray.config import DataConfig, fingerprint
@@ -37,11 +37,13 @@ def open_all(
     glyphs = {"yes": True, "no": False}.get(flags.glyphs)
     recipe = Recipe(overrides=Overrides(**changes))  # type: ignore[arg-type]
     comparison = open_comparison(flags.distilled, data, flags.image_size, flags.arch, glyphs, recipe)
+    tell(comparison.notes)
     whole = flags.full or flags.ranking or "train" in flags.teacher
     coresets = [name for name in flags.baselines if name not in ("real-random", "none")]
     if not (whole or coresets or "real-random" in flags.baselines):
         return comparison, None, None
     listing = list_train(comparison, DataConfig(flags.train_data) if flags.train_data else None)
+    tell(listing.notes)
     if not (whole or coresets):
         return comparison, listing, None
     reason = f"--baselines {coresets[0]}" if coresets else "--teacher train" if "train" in flags.teacher else "--full"

@@ -1,5 +1,6 @@
 """The images of a run: listed for running, or counted for planning."""
 
+from cli import tell
 from presets import CLASSES, DIT_XL, IMAGES
 
 from d3hr_ray.config import RunConfig
@@ -22,6 +23,7 @@ def list_data(config: RunConfig, card: ModelCard, planning: bool = False) -> Lis
         return model_listing(config.data, card.num_classes, card.class_names)
     each = ray_map if is_remote(config) and not planning else thread_map
     listing = list_images(config.data, card.num_classes, card.class_names, each)
+    tell(listing.notes)
     if config.fits:
         require_variance(listing)
     return listing

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import diffusers.utils.logging
-from cli import Ints, Words, connect, guard, parse, refusing
+from cli import Ints, Words, connect, guard, parse, refusing, tell
 
 from d3hr_ray.config import DataConfig, Format
 from d3hr_ray.datasets.classes import read_classes
@@ -109,6 +109,7 @@ def main() -> None:
     if listing is None:
         print(f"{out}: complete already; --overwrite starts anew")
         return
+    tell(listing.notes)
     if flags.workers:
         connect(flags.address)
     pretrain(config, listing, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads)

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 from building import load_preset
-from cli import announce
+from cli import announce, tell
 from evaluateinputs import judge_teachers
 from inputs import list_data, read_model
 from settling import check_timesteps, exactly, settle
@@ -218,6 +218,7 @@ def compare(sweep: Sweep, sets: Sequence[str]) -> tuple[Comparison, list[Trial],
     """The comparison, its trials under every combination of hyperparameters, and the teachers' top-1."""
     flags = sweep.flags
     comparison = open_comparison(tuple(sets), sweep.data, None, flags.arch, None, Recipe())
+    tell(comparison.notes)
     teachers = tuple(map(resolve, flags.teacher))
     top1: dict[tuple[str, ...], float | None] = {}
     if teachers:

@@ -98,11 +98,26 @@ def test_a_replaced_image_changes_the_digest(tmp_path):
     assert listing(str(tmp_path)).digest != before
 
 
-def test_images_in_other_formats_are_listed_so_that_they_are_counted(tmp_path):
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".pgm", ".pbm", ".pnm", ".apng", ".JPEG"])
+def test_every_suffix_of_a_format_that_is_decoded_is_an_image(tmp_path, suffix):
     write_imagefolder(tmp_path, IMAGES)
-    (tmp_path / WNIDS[0] / "x.tif").write_bytes(b"II*")
-    (tmp_path / WNIDS[0] / "notes.txt").write_bytes(b"not listed")
+    (tmp_path / WNIDS[0] / f"x{suffix}").write_bytes(IMAGES[0][2])
     assert listing(str(tmp_path)).counts() == [10, 9, 9]
+
+
+@pytest.mark.parametrize("each", [thread_map, lambda function, items: [function(item) for item in items]])
+def test_files_that_are_not_taken_as_images_are_counted_by_suffix(tmp_path, each):
+    write_imagefolder(tmp_path, IMAGES)
+    for k, name in enumerate(("a.gif", "b.GIF", "c.tif", "d.avif", "notes.txt", "README", ".DS_Store", "._a.png")):
+        (tmp_path / WNIDS[k % 2] / name).write_bytes(b"x")
+    found = list_images(DataConfig(str(tmp_path)), 1000, None, each)
+    assert found.counts() == [9, 9, 9]
+    first = f"{WNIDS[0]}/a.gif"
+    assert found.notes == (
+        f"--data {tmp_path}: not taken as images: 2 .gif (first: {first}), 1 .avif (first: {WNIDS[1]}/d.avif), "
+        f"1 .tif (first: {WNIDS[0]}/c.tif), 1 .txt (first: {WNIDS[0]}/notes.txt), "
+        f"1 without suffix (first: {WNIDS[1]}/README)",
+    )
 
 
 def refuses(words: str, uri: object, **options) -> None:

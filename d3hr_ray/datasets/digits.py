@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from d3hr_ray.datasets.source import Mapper, scan_table
+from d3hr_ray.datasets.source import Mapper, Scan, scan_table
 from d3hr_ray.numerics.seeds import generator
 
 SIDE = 16
@@ -29,7 +29,7 @@ class Digits:
     name: str
     split: str = "train"
 
-    def scan(self, each: Mapper) -> pa.Table:
+    def scan(self, each: Mapper) -> Scan:
         """Every image of the split, in the order of scikit-learn's file."""
         _, targets = _load()
         rows = [
@@ -37,7 +37,7 @@ class Digits:
             for i in _indices(self.split)
             for copy in range(COPIES[self.name])
         ]
-        return scan_table(rows)
+        return Scan(scan_table(rows))
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
         """Uncompressed PPM files, the same bytes with every version of every library."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from d3hr_ray.datasets.decode import MAX_BYTES
-from d3hr_ray.datasets.source import IMAGE_SUFFIXES, Mapper, scan_table
+from d3hr_ray.datasets.source import IMAGE_SUFFIXES, Mapper, Scan, add_passed, join_scans, scan_table, suffix_of
 from d3hr_ray.filesystems import patient, resolve
 
 READERS = 16
@@ -23,12 +23,12 @@ class ImageFolder:
     uri: str
     strict: bool = True
 
-    def scan(self, each: Mapper) -> pa.Table:
+    def scan(self, each: Mapper) -> Scan:
         """Images sorted by class folder, then path. Files without an image suffix are not images."""
         names = _class_folders(self.uri)
         if not names:
             raise ValueError(f"--data {self.uri}: no class folders in it; the layout is FOLDER/<class>/<image>")
-        return pa.concat_tables(each(partial(_scan_class, self.uri, self.strict), names)).unify_dictionaries()
+        return join_scans(each(partial(_scan_class, self.uri, self.strict), names))
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
         """One file per image, read ahead by threads where storage is remote and each read waits."""
@@ -60,17 +60,22 @@ def _read_file(uri: str, image_id: str, length: int) -> bytes:
 
 
 @patient
-def _scan_class(uri: str, strict: bool, name: str) -> pa.Table:
+def _scan_class(uri: str, strict: bool, name: str) -> Scan:
     filesystem, root = resolve(uri)
     infos = filesystem.get_file_info(pafs.FileSelector(f"{root}/{name}", recursive=True))
-    images = [i for i in infos if i.type != pafs.FileType.Directory and _is_image(i.base_name)]
+    files = [i for i in infos if i.type != pafs.FileType.Directory and not i.base_name.startswith(".")]
+    images = [i for i in files if _is_image(i.base_name)]
     if strict and not images:
         raise ValueError(f"--data {uri}: class folder {name!r} holds no image; fill it, remove it, or choose --classes")
     start = len(root.rstrip("/")) + 1
+    passed: dict[str, tuple[int, str]] = {}
+    for path in sorted(i.path for i in files if not _is_image(i.base_name)):
+        add_passed(passed, {suffix_of(path): (1, path[start:])})
     # The size is no place, but it lets the listing's digest see an image that was replaced.
     sizes = ((i, (i.size or 0) if i.type == pafs.FileType.File else NO_FILE) for i in images)
-    return scan_table(sorted((i.path[start:], name, "", 0, size) for i, size in sizes))
+    rows = sorted((i.path[start:], name, "", 0, size, i.mtime_ns or 0) for i, size in sizes)
+    return Scan(scan_table([row[:5] for row in rows], [row[5] for row in rows]), passed)
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(IMAGE_SUFFIXES)

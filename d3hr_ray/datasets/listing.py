@@ -16,18 +16,22 @@ from d3hr_ray.datasets import digits
 from d3hr_ray.datasets.classes import ClassMap, build_class_map, imagenet_wnids
 from d3hr_ray.datasets.imagefolder import ImageFolder
 from d3hr_ray.datasets.parquet import list_parquet
-from d3hr_ray.datasets.source import Mapper, Source, thread_map
+from d3hr_ray.datasets.source import Mapper, Passed, Source, thread_map
 from d3hr_ray.datasets.webdataset import list_tars
 from d3hr_ray.filesystems import absolute, patient, resolve
 
 
 @dataclass(frozen=True)
 class Listing:
-    """`entries`: image_id, label (int32), file, start, length; `classes`: what the labels mean."""
+    """`entries`: image_id, label (int32), file, start, length, version; `classes`: what the labels mean.
+
+    `notes` are lines for people: what was passed over, and what the source says of itself.
+    """
 
     source: Source
     entries: pa.Table
     classes: ClassMap
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -102,9 +106,11 @@ def list_images(
     Raises ValueError for an empty source, an unknown class, or a class with fewer than 2 images.
     """
     source = open_source(data)
-    scan = source.scan(each).combine_chunks()
+    found_there = source.scan(each)
+    notes = (*found_there.notes, *_passed_over(data.uri, found_there.passed))
+    scan = found_there.images.combine_chunks()
     if len(scan) == 0:
-        raise ValueError(f"--data {data.uri}: no image in it")
+        raise ValueError("; ".join([f"--data {data.uri}: no image in it", *notes]))
     found = pc.unique(scan["class_name"]).to_pylist()
     classes = build_class_map(found, data.classes, num_classes, model_names)
     label_of = {name: label for label, name in enumerate(classes.sources)}
@@ -115,7 +121,14 @@ def list_images(
     if data.limit_per_class is not None:
         scan = scan.filter(pa.array(_first(scan["label"].to_pylist(), data.limit_per_class)))
     _check_unique(scan["image_id"], data.uri)
-    return Listing(source, scan, classes)
+    return Listing(source, scan, classes, notes)
+
+
+def _passed_over(uri: str, passed: Passed) -> list[str]:
+    """One line on what was not taken as an image, the most frequent kind first."""
+    kinds = sorted(passed.items(), key=lambda item: (-item[1][0], item[0]))
+    words = [f"{count:,} {kind} (first: {first})" for kind, (count, first) in kinds]
+    return [f"--data {uri}: not taken as images: {', '.join(words)}"] if words else []
 
 
 def model_listing(data: DataConfig, num_classes: int, model_names: Sequence[str] | None) -> Listing:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from d3hr_ray.datasets.source import SCAN_SCHEMA, Mapper, list_files
+from d3hr_ray.datasets.source import SCAN_SCHEMA, Mapper, Scan, file_version, join_scans, list_files
 from d3hr_ray.filesystems import patient, resolve
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
@@ -27,9 +27,9 @@ class ParquetImages:
     uri: str
     files: tuple[str, ...]
 
-    def scan(self, each: Mapper) -> pa.Table:
+    def scan(self, each: Mapper) -> Scan:
         """Rows in file order; only the label column is read. Raises ValueError naming the file that lacks one."""
-        return pa.concat_tables(each(partial(_scan_file, self.uri), self.files)).unify_dictionaries()
+        return join_scans(each(partial(_scan_file, self.uri), self.files))
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
         """Reads each row group that holds an entry once; entries come in file order."""
@@ -66,7 +66,7 @@ def _refuse_extensions(metadata: pq.FileMetaData, where: str) -> None:
 
 
 @patient
-def _scan_file(uri: str, file: str) -> pa.Table:
+def _scan_file(uri: str, file: str) -> Scan:
     parquet = _open(uri, file)
     where, schema = f"{uri}/{file}", parquet.schema_arrow
     _image_column(schema, where)
@@ -94,16 +94,29 @@ def _scan_file(uri: str, file: str) -> pa.Table:
         raise ValueError(f"--data {where}: claims {rows} rows and has {len(labels)}; copy it again")
     ids = pc.binary_join_element_wise(file, pa.array(range(rows)).cast(pa.string()), "#")
     files = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([file]))
-    return pa.table(
+    images = pa.table(
         [
             ids,
             labels.cast(pa.string()).dictionary_encode().cast(SCAN_SCHEMA.field("class_name").type),
             files,
             pa.array(range(rows), pa.int64()),
             pa.array([0] * rows, pa.int64()),
+            pa.array([_version(uri, file)] * rows, pa.int64()),
         ],
         schema=SCAN_SCHEMA,
     )
+    return Scan(images)
+
+
+def _version(uri: str, file: str) -> int:
+    """Of a file, by its footer, too, where the places and sizes of all its pages stand."""
+    filesystem, root = resolve(uri)
+    info = filesystem.get_file_info(f"{root}/{file}")
+    with filesystem.open_input_file(f"{root}/{file}") as raw:
+        raw.seek(info.size - 8)
+        length = int.from_bytes(raw.read(4), "little")
+        raw.seek(max(0, info.size - 8 - length))
+        return file_version(info, raw.read(length))
 
 
 def _image_column(schema: pa.Schema, where: str) -> str:

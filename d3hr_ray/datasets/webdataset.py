@@ -16,10 +16,19 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from d3hr_ray.datasets.decode import MAX_BYTES
-from d3hr_ray.datasets.source import IMAGE_SUFFIXES, Mapper, list_files, scan_table
+from d3hr_ray.datasets.source import (
+    IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
+    Mapper,
+    Scan,
+    file_version,
+    join_scans,
+    list_files,
+    scan_table,
+)
 from d3hr_ray.filesystems import patient, resolve
 
-SUFFIXES = tuple(s.removeprefix(".") for s in IMAGE_SUFFIXES)
+SUFFIXES = tuple(s.removeprefix(".") for s in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES))
 JSON_KEYS = ("label", "cls", "class", "class_id", "class_name")
 MAX_LABEL_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 20  # of one extended header; tarfile would take any length that a header claims
@@ -33,9 +42,9 @@ class WebDataset:
     uri: str
     files: tuple[str, ...]
 
-    def scan(self, each: Mapper) -> pa.Table:
+    def scan(self, each: Mapper) -> Scan:
         """Images in tar order. Raises ValueError naming the tar that is cut off, and the sample without a label."""
-        return pa.concat_tables(each(partial(_scan_tar, self.uri), self.files)).unify_dictionaries()
+        return join_scans(each(partial(_scan_tar, self.uri), self.files))
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
         """Byte ranges of the tars; entries in order make it one forward pass."""
@@ -49,7 +58,7 @@ class WebDataset:
 
 
 @patient
-def _scan_tar(uri: str, file: str) -> pa.Table:
+def _scan_tar(uri: str, file: str) -> Scan:
     filesystem, root = resolve(uri)
     where = f"{uri.rstrip('/')}/{file}" if file else uri
     with filesystem.open_input_file(f"{root}/{file}") as raw:
@@ -62,7 +71,7 @@ def _scan_tar(uri: str, file: str) -> pa.Table:
             raise ValueError(
                 f"--data {where}: not a whole uncompressed tar ({error}); it may be cut off: copy or pack it again"
             ) from error
-    return scan_table(rows)
+    return Scan(scan_table(rows, file_version(filesystem.get_file_info(f"{root}/{file}"))))
 
 
 class _Headers(io.BufferedReader):

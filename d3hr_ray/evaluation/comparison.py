@@ -26,13 +26,14 @@ FULL_BYTES = 64 << 30
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared on which test images; `test_digest` names them in every result."""
+    """What is compared on which test images; `test_digest` names them in every result, `notes` tell of their source."""
 
     sets: tuple[DistilledSet, ...]
     test: Images
     test_digest: str
     data: str
     recipe: Recipe
+    notes: tuple[str, ...] = ()
 
     @property
     def target(self) -> Target:
@@ -112,7 +113,8 @@ def open_comparison(
     listing = list_real(data, first.images.classes, first.wnids)
     test = Images(*read_listing(listing, side, None, context=True), first.images.classes)
     is_glyphs = isinstance(listing.source, Digits) if glyphs is None else glyphs
-    return Comparison(tuple(sets), test, test.digest, data.uri, replace(recipe, glyphs=is_glyphs))
+    recipe = replace(recipe, glyphs=is_glyphs)
+    return Comparison(tuple(sets), test, test.digest, data.uri, recipe, listing.notes)
 
 
 def _own_side(store: Store) -> int:

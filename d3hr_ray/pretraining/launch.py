@@ -98,7 +98,7 @@ def start_anew(out: str) -> None:
 def list_classes(data: DataConfig) -> Listing:
     """List a source with its own classes as labels, which become the model's classes in the same order."""
     once = _Once()
-    found = pc.unique(open_source(data).scan(once)["class_name"]).to_pylist()
+    found = pc.unique(open_source(data).scan(once).images["class_name"]).to_pylist()
     return list_images(data, len(found), found, once)
 
 
