@@ -1,11 +1,11 @@
 """What the flags of jobs/distill.py make of a preset or of an earlier run: its RunConfig."""
 
-import difflib
 import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from cli import meant
 from flags import DistillFlags
 from presets import PRESETS, as_cao2, as_official, with_classifier
 from settling import exactly
@@ -100,9 +100,9 @@ def load_preset(name: str) -> RunConfig:
         return PRESETS[name]()
     path = Path(name).expanduser()
     if not path.is_file():
-        close = difflib.get_close_matches(name, PRESETS, 1)
-        meant = f"; perhaps you meant {close[0]}" if close else ""
-        raise ValueError(f"--preset {name}: no such preset or file; there are {', '.join(PRESETS)}{meant}")
+        raise ValueError(
+            f"--preset {name}: no such preset or file; there are {', '.join(PRESETS)}{meant(name, PRESETS)}"
+        )
     try:
         return from_dict(json.loads(path.read_text())["config"])
     except (KeyError, TypeError, ValueError) as error:

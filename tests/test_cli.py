@@ -9,7 +9,7 @@ from typing import get_args
 import distill
 import pytest
 from building import build_config
-from cli import guard
+from cli import guard, nearest, parse
 from conftest import PIPELINE, make_images, write_imagefolder
 from flags import DistillFlags
 from presets import PRESETS, as_official
@@ -32,7 +32,7 @@ MISTAKES = {
     "--ipc 0": "--ipc 0 makes no image",
     "--ipc -1": "--ipc",
     "--ipc ten": "Error parsing --ipc",
-    "--preset imagenet": "--preset imagenet: no such preset or file",
+    "--preset imagenet": "cifar100; perhaps you meant imagenet1k, imagenette or imagenet100",
     "--method cao3": "invalid choice 'cao3'",
     "--timesteps 601": "--timesteps 601 is not on the 50-step grid; its neighbours are 600 and 620",
     "--timesteps 1000": "--timesteps 1000 is outside the schedule",
@@ -58,6 +58,7 @@ MISTAKES = {
     "--data s3://key:secret@bucket/x": "use the environment",
     "--tflops 0": "--tflops 0 must be above 0",
 }
+OF_PARSING = ("--ipx 3", "--ipc", "--ipc ten", "--method cao3")
 
 
 @pytest.mark.parametrize("command", MISTAKES)
@@ -66,6 +67,45 @@ def test_a_mistake_is_one_line_that_names_it(ray_session, monkeypatch, capsys, c
     assert code == 2
     assert MISTAKES[command] in said
     assert said.startswith("distill: ") and len(said.strip().splitlines()) == 1
+    assert ("see --help" in said) == (command in OF_PARSING)
+
+
+FLAGS = [name.replace("_", "-") for name in DistillFlags.__dataclass_fields__]
+TYPOS = {
+    "timestep": "timesteps", "ipx": "ipc", "image": "image-size", "batchsize": "batch-size",
+    "batch_sizes": "batch-size", "output": "out", "dataset": "data", "model-name": "model", "lr": "optimise-lr",
+    "gpus": "gpus-per-actor", "steps": "ddim-steps", "dryrun": "dry-run", "optimize": "optimise", "cfg": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", TYPOS)
+def test_a_mistyped_flag_is_answered_with_the_one_that_was_meant(typed):
+    assert next(iter(nearest(typed, FLAGS)), None) == TYPOS[typed]
+
+
+PRESET_TYPOS = {
+    "imagenet": ["imagenet1k", "imagenette", "imagenet100"],
+    "cifar": ["cifar10", "cifar100"],
+    "digit": ["digits", "digits-affine"],
+    "imagewof": ["imagewoof"],
+    "mnist": [],
+}
+
+
+@pytest.mark.parametrize("typed", PRESET_TYPOS)
+def test_a_mistyped_preset_is_answered_with_those_that_were_meant(typed):
+    assert nearest(typed, PRESETS) == PRESET_TYPOS[typed]
+
+
+def test_help_is_pointed_at_for_flags_alone(capsys):
+    """--help explains a flag; of a folder that is not there it says nothing."""
+    for argv, ends in (
+        (["--timestep", "600"], "perhaps you meant --timesteps (see --help)\n"),
+        (["--ipc"], "(see --help)\n"),
+    ):
+        with pytest.raises(SystemExit):
+            parse(DistillFlags, "", argv)
+        assert capsys.readouterr().err.endswith(ends)
 
 
 def test_a_model_with_fewer_classes_than_the_data_is_refused(monkeypatch, capsys, tmp_path):
