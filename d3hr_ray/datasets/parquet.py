@@ -6,17 +6,20 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from d3hr_ray.datasets.decode import MAX_BYTES
 from d3hr_ray.datasets.source import SCAN_SCHEMA, Mapper, Scan, file_version, join_scans, list_files
 from d3hr_ray.filesystems import patient, resolve
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
 READ_ROWS = 1  # a dictionary page may hold one huge image for many rows, which any batch of them would copy out
+HELD_BYTES = 1 << 29  # of images that are read before their turn
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label", "target", "class_name", "wnid")
 
 
@@ -32,14 +35,14 @@ class ParquetImages:
         return join_scans(each(partial(_scan_file, self.uri), self.files))
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
-        """Reads each row group that holds an entry once; entries come in file order."""
-        rows = list(zip(entries["file"].to_pylist(), entries["start"].to_pylist(), strict=True))
-        at = 0
-        while at < len(rows):
-            file = rows[at][0]
-            end = next((i for i in range(at, len(rows)) if rows[i][0] != file), len(rows))
-            yield from _read_rows(self.uri, file, [row for _, row in rows[at:end]])
-            at = end
+        """Reads each row group that holds an entry once, in whatever order they come, if what has to wait fits."""
+        asked = list(zip(entries["file"].to_pylist(), entries["start"].to_pylist(), strict=True))
+        while asked:
+            done = 0
+            for data in _read_once(self.uri, asked):
+                yield data
+                done += 1
+            asked = asked[done:]
 
 
 def _open(uri: str, file: str) -> pq.ParquetFile:
@@ -148,6 +151,37 @@ def _class_names(schema: pa.Schema, column: str, where: str) -> list[str] | None
     return list(names) if names else None
 
 
+def _read_once(uri: str, asked: list[tuple[str, int]]) -> Iterator[bytes]:
+    """One pass over the files => as many of the places (file, row) as HELD_BYTES allow, in the order asked: 1 or more.
+
+    An image that comes before its turn waits. If those that wait are too many, the last ones are left to another pass.
+    """
+    turns: dict[tuple[str, int], list[int]] = {}
+    for turn, place in enumerate(asked):
+        turns.setdefault(place, []).append(turn)
+    waiting: dict[int, bytes] = {}
+    now, end, held = 0, len(asked), 0
+    for place, data in _read_sorted(uri, sorted(turns)):
+        waiting |= {turn: data for turn in turns[place] if turn < end}
+        held += len(data) * sum(turn < end for turn in turns[place])
+        while now in waiting:
+            held -= len(waiting[now])
+            yield waiting.pop(now)
+            now += 1
+        while held > HELD_BYTES:
+            end = max(waiting)
+            held -= len(waiting.pop(end))
+        if now == end:
+            return
+
+
+def _read_sorted(uri: str, places: list[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], bytes]]:
+    """Places (file, row), ascending and each once => each with its image."""
+    for file, group in groupby(places, key=lambda place: place[0]):
+        own = list(group)
+        yield from zip(own, _read_rows(uri, file, [row for _, row in own]), strict=True)
+
+
 def _read_rows(uri: str, file: str, wanted: list[int]) -> Iterator[bytes]:
     """Rows of one file, ascending. A null image is empty bytes, which decoding rejects."""
     parquet = _open(uri, file)
@@ -167,7 +201,7 @@ def _read_group(parquet: pq.ParquetFile, group: int, column: str, wanted: list[i
     for batch in parquet.iter_batches(READ_ROWS, row_groups=[group], columns=[column]):
         while at < len(wanted) and wanted[at] < first + len(batch):
             value = batch[column][wanted[at] - first].as_py()
-            yield (value.get("bytes") if isinstance(value, dict) else value) or b""
+            yield ((value.get("bytes") if isinstance(value, dict) else value) or b"")[: MAX_BYTES + 1]
             at += 1
         if at == len(wanted):
             return
