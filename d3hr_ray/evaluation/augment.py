@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from d3hr_ray.evaluation.protocols import Augment
 
+CROP_TRIES = 10  # torchvision's
+
 
 def augment(images: torch.Tensor, how: Augment, draw: np.random.Generator) -> torch.Tensor:
     """Images => images: strips, crop, shift, flip, each drawn per image. Mixing is apart: it changes labels too."""
@@ -17,7 +19,7 @@ def augment(images: torch.Tensor, how: Augment, draw: np.random.Generator) -> to
         orders = [np.stack([draw.permutation(how.strips) for _ in range(count)]) for _ in range(2)]
         images = shuffle_strips(images, *orders)
     if how.crop_scale:
-        images = crop(images, *crop_boxes(count, how.crop_scale, draw))
+        images = crop(images, crop_boxes(count, images.shape[-1], how.crop_scale, draw))
     if how.shift:
         images = shift(images, draw.integers(-how.shift, how.shift + 1, (count, 2)))
     if how.flip:
@@ -26,25 +28,33 @@ def augment(images: torch.Tensor, how: Augment, draw: np.random.Generator) -> to
     return images
 
 
-def crop_boxes(count: int, scale: tuple[float, float], draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(centres (N, 2), sizes (N, 2), in shares of the side; order height, width) as RandomResizedCrop draws them.
+def crop_boxes(count: int, side: int, scale: tuple[float, float], draw: np.random.Generator) -> np.ndarray:
+    """(N, 4) whole pixels, top, left, height, width, distributed as torchvision's RandomResizedCrop.get_params.
 
-    The area is uniform in `scale`, the aspect log-uniform in 3/4..4/3; a box that sticks out is cut to the image.
+    The area is uniform in `scale`, the aspect log-uniform in 3/4 to 4/3; a box that sticks out is drawn anew, and the
+    image is taken whole where ten in a row did (torchvision's central crop, of a square image).
     """
-    area = draw.uniform(*scale, count)
-    aspect = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3), count))
-    size = np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], 1).clip(max=1.0)
-    corner = draw.random((count, 2)) * (1 - size)
-    return corner + size / 2, size
+    area = draw.uniform(*scale, (CROP_TRIES, count)) * side**2
+    aspect = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3), (CROP_TRIES, count)))
+    tries = np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], -1).round().astype(np.int64)
+    fits = ((tries > 0) & (tries <= side)).all(-1)
+    sizes = tries[fits.argmax(0), np.arange(count)]
+    sizes[~np.any(fits, axis=0)] = side
+    return np.concatenate([draw.integers(0, side - sizes + 1), sizes], 1)
 
 
-def crop(images: torch.Tensor, centre: np.ndarray, size: np.ndarray) -> torch.Tensor:
-    """Each image's box, enlarged to the whole image."""
+def crop(images: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
+    """Each image's box (top, left, height, width in pixels), enlarged to the whole image as torchvision resizes it."""
+    side = images.shape[-1]
+    corner, size = boxes[:, :2], boxes[:, 2:]
     theta = np.zeros((len(images), 2, 3), np.float32)
-    theta[:, 0, 0], theta[:, 1, 1] = size[:, 1], size[:, 0]
-    theta[:, 0, 2], theta[:, 1, 2] = 2 * centre[:, 1] - 1, 2 * centre[:, 0] - 1
+    theta[:, (1, 0), (1, 0)] = size / side
+    theta[:, (1, 0), 2] = (2 * corner + size) / side - 1
     grid = functional.affine_grid(_to(theta, images.device), list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    # No pixel outside the box is seen: coordinates end at the centres of its outermost pixels.
+    least, most = ((2 * at + 1) / side - 1 for at in (corner, corner + size - 1))
+    ends = [_to(at[:, None, None, ::-1].astype(np.float32), images.device) for at in (least, most)]
+    return functional.grid_sample(images, grid.clamp(*ends), padding_mode="border", align_corners=False)
 
 
 def shuffle_strips(images: torch.Tensor, columns: np.ndarray, rows: np.ndarray) -> torch.Tensor:

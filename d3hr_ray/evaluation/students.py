@@ -77,8 +77,8 @@ def check_arch(arch: str, image_size: int) -> None:
         if 2 ** int(match["depth"]) > image_size:
             raise ValueError(f"--arch {arch} halves {image_size} pixels too often; use a smaller depth")
     elif arch not in (*SMALL_RESNETS, *ALIASES, *TORCHVISION) and not timm.is_model(arch.partition(".")[0]):
-        known = [*EXAMPLES, *timm.list_models()]
-        close = difflib.get_close_matches(arch, known, 3, 0.5) or list(EXAMPLES[:3])
+        known = [name for names in (EXAMPLES, timm.list_models()) for name in difflib.get_close_matches(arch, names, 3)]
+        close = list(dict.fromkeys(known))[:3] or list(EXAMPLES[:3])  # the field's students first
         raise ValueError(f"--arch {arch}: no such architecture; near it: {', '.join(close)}")
 
 

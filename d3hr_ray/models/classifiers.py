@@ -26,7 +26,7 @@ class HalfPool(nn.Module):
 class ConvNet(nn.Module):
     """The distillation papers' ConvNet (Zhao et al., 2021): conv, norm, ReLU, average pooling, `depth` times.
 
-    The norm is per instance ("in") or per batch ("bn").
+    The norm is per instance ("in") or per batch ("bn"). As theirs, it pads 28-pixel images to 32 in its first layer.
 
     Images (B, 3, S, S) in [-1, 1] => logits (B, K).
     """
@@ -37,13 +37,14 @@ class ConvNet(nn.Module):
         super().__init__()
         if depth > log2(image_size):
             raise ValueError(f"a ConvNet of depth {depth} halves {image_size} pixels too often; use a smaller depth")
+        padded = 32 if image_size == 28 else image_size
         blocks: list[nn.Module] = []
         for i in range(depth):
-            conv = nn.Conv2d(width if i else 3, width, 3, padding=1)
+            conv = nn.Conv2d(width if i else 3, width, 3, padding=1 if i else 1 + (padded - image_size) // 2)
             normal = nn.GroupNorm(width, width) if norm == "in" else nn.BatchNorm2d(width)
             blocks += [conv, normal, nn.ReLU(), HalfPool()]
         self.features = nn.Sequential(*blocks)
-        self.head = nn.Linear(width * (image_size >> depth) ** 2, num_classes)
+        self.head = nn.Linear(width * (padded >> depth) ** 2, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images => logits."""
