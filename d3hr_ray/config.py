@@ -310,6 +310,14 @@ def without_axes(plain: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+def with_axes(plain: dict[str, Any], timestep: int | None, ipc: int, seed: int) -> dict[str, Any]:
+    """The inverse of without_axes, for one set."""
+    made = copy.deepcopy(plain)
+    made["search"]["ipc"] = [ipc]
+    made["inversion"]["timesteps"] = [] if timestep is None else [timestep]
+    return made | {"seed": seed}
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """'search.ipc: [10] -> [50]' for every leaf that differs between two plain configs."""
     found = []

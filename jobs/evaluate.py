@@ -14,7 +14,7 @@ from d3hr_ray.lock import driving
 
 
 def main() -> None:
-    """sets + real images => trials => results, with means and 95 % intervals."""
+    """sets + real images => trials => results, with means and 95 % intervals (of two sets: both accuracies)."""
     flags = parse(EvaluateFlags, __doc__ or "")
     with refusing():
         check_flags(flags)

@@ -37,8 +37,9 @@ def rows(recorded, tmp_path_factory):
     """2 methods x 2 IPCs x 2 timesteps x 3 seeds, and real images beside them, read as the page reads them."""
     store = Store(str(tmp_path_factory.mktemp("rows")))
     made = [
-        row_of(recorded, f"{name}-t{t}-ipc{ipc}", name.split("-")[0], t, ipc, seed, 0.5 + better + ipc / 50 + t / 1e4)
-        for (name, better), ipc, t, seed in product(METHODS.items(), IPCS, TIMESTEPS, SEEDS)
+        row_of(recorded, f"{kind}-t{t}-ipc{ipc}", kind.split("-")[0], t, ipc, seed, 0.5 + better + ipc / 50 + t / 1e4)
+        | {"kind": kind}
+        for (kind, better), ipc, t, seed in product(METHODS.items(), IPCS, TIMESTEPS, SEEDS)
     ]
     made += [row_of(recorded, "real-random", "real-random", None, n, s, 0.4 + n / 50) for n in IPCS for s in SEEDS]
     made += [row_of(recorded, "real-full", "real-full", None, 300, s, 0.99) for s in SEEDS]
@@ -53,6 +54,7 @@ def row_of(recorded, name, method, timestep, ipc, seed, mean):
     confusion = np.array([[8, 2, 0], [0, 10, 0], [0, 1, 9]])
     return recorded | {
         "set": name,
+        "kind": method,
         "method": method,
         "timestep": timestep,
         "ipc": ipc,
@@ -132,7 +134,7 @@ def test_a_line_keeps_its_colour_where_a_panel_lacks_another(rows, plotted, lack
 
 
 def test_more_kinds_than_a_palette_holds_still_differ(rows, plotted):
-    many = [r | {"set": f"{r['set']}-k{k}"} for k in range(25) for r in rows if r["method"] == "gaussian"]
+    many = [r | {"kind": f"{r['kind']}-k{k}"} for k in range(25) for r in rows if r["method"] == "gaussian"]
     said = legend(plotted(accuracy.by_timestep, many))
     assert len(said) == len(set(said.values())) == 25
 

@@ -1,5 +1,6 @@
 """Teachers, sets, baselines, results and rankings: all without Ray."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,15 +8,25 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from presets import PRESETS
 from stripes import hard, stripes, write_set
 
-from d3hr_ray.config import DataConfig, RunError
+from d3hr_ray.config import DataConfig, RunError, as_dict, without_axes
 from d3hr_ray.evaluation.baselines import centres, herd, make_baseline, nearest_to_centres, random_set
 from d3hr_ray.evaluation.comparison import open_comparison
 from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.naming import sets_apart
 from d3hr_ray.evaluation.protocols import Recipe
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score, robust
-from d3hr_ray.evaluation.results import SCHEMA, interval, records, rows_of, summarise
+from d3hr_ray.evaluation.results import (
+    SCHEMA,
+    accuracy_of,
+    format_summary,
+    records,
+    rows_of,
+    spread,
+    summarise,
+)
 from d3hr_ray.evaluation.sets import DistilledSet, _names, find_sets, list_real, load_set
 from d3hr_ray.evaluation.teachers import (
     Ensemble,
@@ -31,6 +42,9 @@ from d3hr_ray.evaluation.training import (
     train_student,
 )
 from d3hr_ray.evaluation.trials import make_trial, run_trial
+from d3hr_ray.methods.variants import about_of, variants
+from d3hr_ray.report.page import _table
+from d3hr_ray.stages.publish import recipe
 from d3hr_ray.store import Store
 
 # Teachers
@@ -96,6 +110,10 @@ def test_anyones_image_folder_is_a_set(tmp_path):
     images = stripes(4)
     found = load_set(find_sets((write_set(tmp_path / "theirs", images),))[0], 16)
     assert (found.name, found.about["ipc"], len(found.images)) == ("theirs", 4, 12)
+    other = load_set(find_sets((write_set(tmp_path / "other" / "theirs", stripes(4, 1)),))[0], 16)
+    rows = [dict(make_trial(s, "a", hard(), 0, (), None, ("uri", "test")).about) for s in (found, other)]
+    assert rows[0]["kind"] == "theirs"
+    assert len({r["set"] for r in sets_apart(rows)}) == 2
     np.testing.assert_array_equal(found.images.pixels, images.pixels)
     with pytest.raises(ValueError, match="no set in it"):
         find_sets((str(tmp_path / "theirs" / "train"),))
@@ -186,10 +204,55 @@ def test_a_record_of_before_top5_best_is_read_with_none_for_it(tmp_path):
     assert (kept["top5_best"], kept["top1_best"]) == (None, row["top1_best"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, "d3hr-moments"),
+        ({"components": "ipc", "single": "medoid"}, "d3hr-moments-kipc-medoid"),
+        ({"components": 5}, "d3hr-moments-k5-c100"),
+    ],
+    ids=str,
+)
+def test_a_record_of_before_has_the_kind_of_its_config_or_its_whole_name(tmp_path, changes, kind):
+    """`kind` is the same at every IPC and timestep, as in the manifests of now."""
+    plain, store = PRESETS["digits"](), Store(str(tmp_path))
+    search = replace(plain.search, ipc=(1, 10), **changes)
+    config = replace(plain, search=search, inversion=replace(plain.inversion, cluster_timestep=100))
+    sets = variants(config)
+    row = dict.fromkeys(set(SCHEMA.names) - {"kind"})
+    for i, about in enumerate(v.about for v in sets):
+        own = {"set": about["name"], "timestep": about["timestep"], "ipc": about["ipc"], "set_seed": about["seed"]}
+        store.write_json(
+            f"evaluations/runs/{i}.json", row | own | {"config": json.dumps(without_axes(as_dict(config)))}
+        )
+        assert about_of(recipe(config, sets[i], {})) == about
+    store.write_json("evaluations/runs/foreign.json", row | {"set": "exp-t1"})
+    assert {v.about["kind"] for v in sets} == {kind}
+    assert [r["kind"] for r in records(store)] == [kind] * len(sets) + ["exp-t1"]
+
+
 def test_intervals_are_students():
-    mean, std, half = interval([0.9, 0.92, 0.94])
-    assert (mean, std) == (pytest.approx(0.92), pytest.approx(0.02))
-    assert half == pytest.approx(4.302653 * 0.02 / 3**0.5, rel=1e-5)
+    found = spread([0.9, 0.92, 0.94])
+    assert (found.mean, found.std) == (pytest.approx(0.92), pytest.approx(0.02))
+    assert found.ci95 == pytest.approx(4.302653 * 0.02 / 3**0.5, rel=1e-5)
+    assert (found.low, found.high) == (pytest.approx(0.92 - found.ci95), pytest.approx(0.92 + found.ci95))
+
+
+@pytest.mark.parametrize(
+    ("top1", "said"),
+    [((0.65,), "65.0"), ((0.511, 0.789), "65.0 (51.1, 78.9)"), ((0.9, 0.92, 0.94), "92.0 ± 5.0")],
+    ids=["one", "two", "three"],
+)
+def test_fewer_than_three_sets_have_no_interval(top1, said):
+    row = dict.fromkeys(SCHEMA.names) | {"set": "s", "method": "m", "arch": "a", "protocol": "p", "top5_last": 1.0}
+    rows = [row | {"set_hash": str(x), "top1_last": x, "top1_best": x} for x in top1]
+    (cell,) = summarise(rows)
+    assert accuracy_of(cell) == said
+    assert f" {said} " in format_summary(rows).splitlines()[1]
+    assert f">{said}</td>" in _table(rows)
+    if len(top1) < 3:
+        assert np.isnan(cell["top1_last_ci95"])
+        assert (cell["top1_last_low"], cell["top1_last_high"]) == (min(top1), max(top1))
 
 
 def test_a_set_counts_once_however_many_students_it_has():

@@ -8,10 +8,11 @@ from presets import PRESETS
 from stripes import stripes
 
 from d3hr_ray.config import as_dict
-from d3hr_ray.evaluation.naming import apart, sets_apart
+from d3hr_ray.evaluation.naming import apart, label_of, sets_apart
 from d3hr_ray.evaluation.results import SCHEMA, format_summary, summarise
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.report.evaluated import format_ranking, ranking, report, write_summary
+from d3hr_ray.report.page import _table
 from d3hr_ray.report.swept import all_trials
 from d3hr_ray.store import Store
 
@@ -23,11 +24,16 @@ def with_config(**search):
 
 def ranked_rows(*sets, ipcs=(1,)):
     """Rows of a student on sets ({what differs}, hard accuracy), with all that a ranking needs beside them."""
-    full = {"set": "real-full", "ipc": None, "top1_last": 0.95}
-    kinds = [full, *({"set": "real-random", "ipc": ipc, "top1_last": 0.4} for ipc in ipcs)]
-    kinds += [{"set": "mine", "ipc": ipc} | changes | {"top1_last": top1} for changes, top1 in sets for ipc in ipcs]
+    full = {"set": "real-full", "method": "real-full", "ipc": None, "top1_last": 0.95}
+    drawn = {"set": "real-random", "method": "real-random", "top1_last": 0.4}
+    kinds = [full, *(drawn | {"ipc": ipc} for ipc in ipcs)]
+    kinds += [
+        {"set": "mine", "method": "m", "ipc": ipc} | changes | {"top1_last": top1}
+        for changes, top1 in sets
+        for ipc in ipcs
+    ]
     protocols = ("hard", "fixed-soft", "fixed-soft-noaug")
-    shared = dict.fromkeys(SCHEMA.names) | {"method": "m", "arch": "a", "protocol_version": "1"}
+    shared = dict.fromkeys(SCHEMA.names) | {"arch": "a", "protocol_version": "1"}
     rows = [shared | kind | {"protocol": p, "seed": s} for kind in kinds for p in protocols for s in (0, 1)]
     same = {"top1_best": 0.5, "top5_last": 0.9, "top5_best": 0.9, "per_class": [0.5], "data": "d"}
     return [row | same | {"set_hash": f"{row['set']}-{row['settings']}-{row['seed']}"} for row in rows]
@@ -69,8 +75,9 @@ def test_the_means_of_an_evaluation_are_a_table_of_their_own(tmp_path):
     for line in table:
         cell = cells[line["set"], line["ipc"], line["arch"], line["protocol"]]
         assert set(line) == set(cell)
-        for name in ("n", "students", "top1_last", "top1_last_std", "top1_last_ci95", "top1_best"):
-            assert line[name] == pytest.approx(cell[name], nan_ok=True)
+        for name in ("n", "students", "top1_last", "top1_last_std", "top1_last_low", "top1_last_high", "top1_best"):
+            assert line[name] == pytest.approx(cell[name])
+        assert (line["top1_last_ci95"] is None) == (line["n"] < 3)
     assert max(line["n"] for line in table) == 3
 
 
@@ -94,7 +101,7 @@ def test_names_tell_what_settings_differ_in_and_no_more():
         "cao2 optimise=0 rematch=no select=none",
     ]
     assert [r["set"] for r in sets_apart([rows[0], rows[1] | {"guidance": 1.0}])] == ["cao2", "cao2"]
-    ipcs = [named(linf=linf) | {"set": f"cao2-ipc{ipc}"} for ipc, linf in ((1, 5), (1, 6), (10, 7))]
+    ipcs = [named(linf=linf) | {"set": f"cao2-ipc{ipc}", "kind": "cao2"} for ipc, linf in ((1, 5), (1, 6), (10, 7))]
     assert [r["set"] for r in sets_apart(ipcs)] == ["cao2-ipc1 linf=5", "cao2-ipc1 linf=6", "cao2-ipc10 linf=7"]
     unsaid = [named(pool=None) | {"settings": "0123abcd"}, named() | {"settings": "4567abcd"}]
     assert [r["set"] for r in sets_apart(unsaid)] == ["cao2 0123", "cao2 4567"]
@@ -103,9 +110,30 @@ def test_names_tell_what_settings_differ_in_and_no_more():
     assert sets_apart(old)[0]["set"] == "cao2 0123"
 
 
+def test_sets_that_others_made_are_told_apart_however_they_are_called():
+    """exp-t1 and exp-t2 are no timesteps of one kind, and a folder called real-full is not the full set."""
+    rows = ranked_rows(({}, 0.5))
+    blank = {"settings": None, "method": None, "config": None, "kind": None}
+    names = {"exp-t1": 0.9, "exp-t2": 0.2, "exp-ipc1": 0.3, "real-full": 0.1, "real-random": 0.15, "real-full-k3": 0.6}
+    theirs = [
+        row | blank | {"set": name, "set_hash": f"theirs-{name}-{row['seed']}", "top1_last": top1}
+        for name, top1 in names.items()
+        for row in rows
+        if row["set"] == "mine"
+    ]
+    assert len({label_of(row) for row in theirs}) == len(names)
+    scores = {s["set"]: s["HLR"] for s in ranking(rows + theirs)}
+    assert scores == pytest.approx({name: 0.95 - top1 for name, top1 in (names | {"mine": 0.5}).items()})
+    page = _table(theirs)
+    assert all(f"<td>{name}</td>" in page and f">{100 * top1:.1f}" in page for name, top1 in names.items())
+    assert [c["top1_last"] for c in summarise(theirs, ["set"])] == pytest.approx(list(names.values()))
+    again = [r | {"settings": "0123abcd"} for r in theirs[:6]] + [r | {"settings": "4567abcd"} for r in theirs[:6]]
+    assert {r["set"] for r in sets_apart(again)} == {"exp-t1 0123", "exp-t1 4567"}  # two folders of one name
+
+
 def test_protocols_of_several_versions_are_told_apart_but_for_the_full_set():
     rows = ranked_rows(({}, 0.5))
-    rows = [r | {"method": r["set"], "protocol_version": "1+epochs=90"} if r["set"] == "real-full" else r for r in rows]
+    rows = [r | {"protocol_version": "1+epochs=90"} if r["set"] == "real-full" else r for r in rows]
     assert {r["protocol"] for r in apart(rows)} == {"hard", "fixed-soft", "fixed-soft-noaug"}
     several = [*rows, *(r | {"protocol_version": "1+epochs=3"} for r in rows if r["set"] == "mine")]
     assert {r["protocol"] for r in apart(several) if r["set"] == "mine"} == {

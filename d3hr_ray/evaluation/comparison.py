@@ -52,7 +52,7 @@ class Comparison:
         """A protocol for a set; the full set is seen fewer times."""
         made = self.recipe.make(name, self.setting(found, arch))
         own = self.recipe.overrides.epochs is not None
-        if found.name == "real-full" and made.steps is None and made.epochs > FULL_EPOCHS and not own:
+        if found.about.get("method") == "real-full" and made.steps is None and made.epochs > FULL_EPOCHS and not own:
             made = replace(made, epochs=FULL_EPOCHS, version=f"{made.version}+epochs={FULL_EPOCHS}")
         return made
 

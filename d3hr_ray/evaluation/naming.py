@@ -1,7 +1,6 @@
 """What tables and plots call a set: its name, and where several settings share one, what they differ in."""
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,10 +18,13 @@ LISTED = 4  # items of a longer list are counted
 
 
 def label_of(row: dict[str, Any]) -> str:
-    """What a plot calls a set's kind: its name without timestep and IPC, and whose code it follows if not ours."""
+    """What a plot calls a set's kind, the same at every timestep and IPC, and whose code it follows if not ours."""
     whose = row.get("fidelity") or "fixed"
-    kind = re.sub(r"-(t|ipc)\d+", "", row["set"]) + (f" {whose}" if whose != "fixed" else "")
-    return re.sub(r"-k\d+(-c\d+)?", "-kipc", kind) if row.get("components") == "ipc" else kind
+    return _what(row) + (f" {whose}" if whose != "fixed" else "")
+
+
+def _what(row: dict[str, Any]) -> str:
+    return str(row.get("kind") or row["set"])
 
 
 def name_of(cell: dict[str, Any]) -> str:
@@ -58,7 +60,8 @@ def sets_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         known = namesakes[_kind(row)]
         known[row.get("settings")] = known.get(row.get("settings")) or row.get("config")
     words = {kind: _words(configs) for kind, configs in namesakes.items()}
-    return [r | {"set": " ".join(filter(None, [r["set"], words[_kind(r)][r.get("settings")]]))} for r in rows]
+    told = [(row, words[_kind(row)][row.get("settings")]) for row in rows]
+    return [r | {"set": f"{r['set']} {w}", "kind": f"{_what(r)} {w}"} if w else r for r, w in told]
 
 
 def _kind(row: dict[str, Any]) -> tuple[Any, ...]:

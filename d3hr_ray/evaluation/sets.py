@@ -17,6 +17,7 @@ from d3hr_ray.datasets.decode import RejectedImage, decode
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.source import Source, thread_map
 from d3hr_ray.evaluation.images import Images
+from d3hr_ray.methods.variants import about_of
 from d3hr_ray.stages.tasks import ray_map
 from d3hr_ray.store import Store, absolute
 
@@ -63,7 +64,8 @@ def load_set(store: Store, side: int) -> DistilledSet:
     pixels, labels = read_listing(listing, side, None)
     images = Images(pixels, labels, listing.classes.sources)
     wnids = listing.classes.wnids if all(listing.classes.wnids) else None
-    return DistilledSet(store.name, images, images.digest, about={"ipc": images.ipc}, wnids=wnids)  # type: ignore[arg-type]
+    about = {"ipc": images.ipc, "settings": images.digest[:8]}  # two folders of one name never share a mean
+    return DistilledSet(store.name, images, images.digest, about=about, wnids=wnids)  # type: ignore[arg-type]
 
 
 def list_foreign(store: Store) -> Listing:
@@ -80,7 +82,7 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
     labels = np.array([row["label"] for row in rows], np.int64)
     classes = _names(rows)
     config = manifest["config"]
-    words = _read_name(manifest["variant"])
+    words = about_of(manifest)
     about = words | {
         "candidates": config["search"]["candidates"] if words["search"] else None,
         "components": str(config["search"].get("components", 1)) if words["search"] else None,
@@ -96,8 +98,7 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
     }
     wnids = _wnids(rows)
     images = Images(np.stack(pixels), labels, classes)
-    name = manifest["variant"].removesuffix(f"-seed{config['seed']}")
-    return DistilledSet(name, images, manifest["set_hash"], config["seed"], about, wnids)
+    return DistilledSet(words["name"], images, manifest["set_hash"], words["seed"], about, wnids)
 
 
 def _read_made(store: Store, row: dict[str, Any], side: int) -> np.ndarray:
@@ -105,15 +106,6 @@ def _read_made(store: Store, row: dict[str, Any], side: int) -> np.ndarray:
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
         raise RunError(f"{store.uri}/{row['file_name']} is not the file that was made; distil the set again")
     return decode(data, side)
-
-
-def _read_name(variant: str) -> dict[str, Any]:
-    """d3hr-moments-t600-ipc10-seed0 => its parts; words between them belong to the method."""
-    words = variant.split("-")
-    search = next((w for w in words if w in ("moments", "random") and w != words[0]), None)
-    timestep = next((int(w[1:]) for w in words if w[0] == "t" and w[1:].isdecimal()), None)
-    ipc = next(int(w[3:]) for w in words if w.startswith("ipc") and w[3:].isdecimal())
-    return {"method": words[0], "search": search, "timestep": timestep, "ipc": ipc}
 
 
 def _names(rows: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from d3hr_ray.store import Store
 CONFUSION_CLASSES = 100  # a larger confusion is not kept: 1,000 classes would be 8 MB a trial
 CHECKPOINT_SECONDS = 60.0
 WORDS = (
-    "method", "search", "timestep", "ipc", "candidates", "components", "rank", "guidance", "inversion_guidance",
+    "kind", "method", "search", "timestep", "ipc", "candidates", "components", "rank", "guidance", "inversion_guidance",
     "score", "fidelity", "settings", "config",
 )  # fmt: skip
 LOOKS = 8  # evaluations along the way, for a scheduler that stops the worst
@@ -68,6 +68,7 @@ def make_trial(
     soft = protocol.labels == "soft"
     identity = [found.set_hash, found.set_seed, arch, as_dict(protocol), seed, teacher if soft else None, tested[1]]
     words = {name: found.about.get(name) for name in WORDS}
+    words["kind"] = words["kind"] or found.name
     about = {"set": found.name, **words, "set_seed": found.set_seed, "set_hash": found.set_hash}
     about |= {"data": tested[0], "test": tested[1]}
     about |= {"teacher": teacher if soft else None, "images": len(found.images)}

@@ -1,8 +1,11 @@
 """The sets that a config asks for, and names that tell them apart."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from d3hr_ray.config import RunConfig
+from d3hr_ray.stages.publish import made_with
 from d3hr_ray.stages.search import Variant
 
 
@@ -10,6 +13,7 @@ def variants(config: RunConfig) -> list[Variant]:
     """One set per timestep and IPC; methods without a Gaussian have no timestep."""
     searches = config.method in ("d3hr", "d3hr+cao2")
     clean = config.method == "cao2" or (config.method == "d3hr+cao2" and not config.cao2.rematch)
+    chosen = cao2_words(config) if config.has_pool else ()
     return [
         Variant(
             config.method,
@@ -17,7 +21,8 @@ def variants(config: RunConfig) -> list[Variant]:
             t,
             n,
             config.seed,
-            (*mixture_words(config, n), *(cao2_words(config) if config.has_pool else ())),
+            (*mixture_words(config, n), *chosen),
+            kind_words=(*mixture_words(config, None), *chosen),
             clean=clean,
         )
         for t in (config.inversion.timesteps if config.fits else (None,))
@@ -33,13 +38,27 @@ def pool_variant(config: RunConfig, variant: Variant) -> Variant:
     return replace(variant, method="pool", ipc=size * variant.ipc, words=words, per_image=size, clean=False)
 
 
-def mixture_words(config: RunConfig, ipc: int) -> tuple[str, ...]:
-    """What a set's name says of its mixture: k10-c100-r4 for 10 components, clustered at t = 100, of rank 4."""
+def variant_of(manifest: Mapping[str, Any]) -> Variant:
+    """The variant that a manifest is of."""
+    (variant,) = variants(made_with(manifest["config"]))
+    return variant
+
+
+def about_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """`Variant.about` of a manifest's set: as it says, or in one of before by its config."""
+    return dict(manifest.get("set") or variant_of(manifest).about)
+
+
+def mixture_words(config: RunConfig, ipc: int | None) -> tuple[str, ...]:
+    """What a set's name says of its mixture: k10-c100-r4 for 10 components, clustered at t = 100, of rank 4.
+
+    `ipc` None is for all of them: a component per image is kipc, and as one image has no clusters, none is said.
+    """
     search, cluster = config.search, config.inversion.cluster_timestep
     if not config.has_mixture:
         return ()
-    components = ipc if search.components == "ipc" else search.components
-    where = () if cluster is None or components == 1 else (f"c{cluster}",)
+    components = search.components if ipc is None or search.components != "ipc" else ipc
+    where = () if cluster is None or components in (1, "ipc") else (f"c{cluster}",)
     single = ("medoid",) if search.single == "medoid" else ()
     return (f"k{components}", *where, *single, *((f"r{search.rank}",) if search.rank else ()))
 

@@ -1,7 +1,8 @@
 """Plots of accuracy: against timestep, searches against random draws, matching loss, classes and confusions.
 
 Every plot takes rows of evaluations/results.parquet (accuracies in [0, 1]) and returns PNG bytes, or None where the
-rows hold nothing to plot. Accuracies are last-epoch top-1 in percent; bars and bands are 95 % intervals.
+rows hold nothing to plot. Accuracies are last-epoch top-1 in percent; bars and bands are 95 % intervals, of two values
+their range.
 """
 
 from collections import Counter
@@ -16,7 +17,7 @@ from matplotlib import pyplot as plt
 
 from d3hr_ray.evaluation.baselines import DRAWN
 from d3hr_ray.evaluation.naming import label_of
-from d3hr_ray.evaluation.results import interval, summarise
+from d3hr_ray.evaluation.results import spread, summarise
 from d3hr_ray.report.contact import save_figure
 
 Rows = Sequence[dict[str, Any]]
@@ -72,10 +73,10 @@ def _legend(figure: plt.Figure) -> None:
 
 
 def _line(axis: plt.Axes, x: Sequence[float], cells: Rows, name: str, colour: Any) -> None:
-    mean = np.array([100 * c["top1_last"] for c in cells])
-    half = np.nan_to_num(np.array([100 * c["top1_last_ci95"] for c in cells]))
+    mean = [100 * c["top1_last"] for c in cells]
+    low, high = (100 * np.array([c[f"top1_last_{end}"] for c in cells]) for end in ("low", "high"))
     axis.plot(x, mean, marker="o", label=name, color=colour)
-    axis.fill_between(x, (mean - half).clip(0), (mean + half).clip(max=100), alpha=0.15, color=colour)
+    axis.fill_between(x, low.clip(0), high.clip(max=100), alpha=0.15, color=colour)
 
 
 def one_setting(rows: Rows) -> list[dict[str, Any]]:
@@ -106,8 +107,9 @@ def by_ipc(rows: Rows) -> bytes | None:
     for axis, panel in zip(axes.flat, panels, strict=False):
         here = [r for r in rows if (r["arch"], r["protocol"]) == panel]
         for kind in sorted({label_of(r) for r in here}):
-            cells = sorted(summarise([r for r in here if label_of(r) == kind], ["ipc"]), key=lambda c: c["ipc"])
-            if kind == "real-full":
+            members = [r for r in here if label_of(r) == kind]
+            cells = sorted(summarise(members, ["ipc"]), key=lambda c: c["ipc"])
+            if members[0]["method"] == "real-full":
                 axis.axhline(100 * cells[0]["top1_last"], color="k", ls=":", lw=1, label=kind)
             else:
                 _line(axis, [c["ipc"] for c in cells], cells, kind, colours[kind])
@@ -182,9 +184,11 @@ def per_class(rows: Rows, classes: Sequence[str]) -> bytes | None:
         return None
     figure, axis = plt.subplots(figsize=(max(5, 0.55 * len(classes)), 3))
     for i, (kind, members) in enumerate(chosen.items()):
-        stats = [interval([100 * m["per_class"][k] for m in members]) for k in range(len(classes))]
+        stats = [spread([100 * m["per_class"][k] for m in members]) for k in range(len(classes))]
+        mean = np.array([s.mean for s in stats])
+        ends = [mean - [s.low for s in stats], [s.high for s in stats] - mean]
         x = np.arange(len(classes)) + (i - (len(chosen) - 1) / 2) * 0.38
-        axis.bar(x, [s[0] for s in stats], 0.36, yerr=np.nan_to_num([s[2] for s in stats]), label=kind, capsize=2)
+        axis.bar(x, mean, 0.36, yerr=ends, label=kind, capsize=2)
     axis.set_xticks(range(len(classes)), classes, rotation=45 if max(map(len, classes)) > 3 else 0)
     low = min(min(m["per_class"]) for members in chosen.values() for m in members)
     axis.set(ylabel="accuracy (%)", ylim=(max(0, 100 * low - 10), 101))
@@ -224,7 +228,7 @@ def _chosen(rows: Rows) -> dict[str, list[dict[str, Any]]]:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for row in here:
         kinds.setdefault(f"{label_of(row)}, IPC {row['ipc']}", []).append(row)
-    real = {k: v for k, v in kinds.items() if k.startswith("real-random")}
+    real = {k: v for k, v in kinds.items() if v[0]["method"] == "real-random"}
     made = {k: v for k, v in kinds.items() if v[0]["method"] not in DRAWN}
     best = max(made, key=lambda k: np.mean([m["top1_last"] for m in made[k]])) if made else None
     return ({best: made[best]} if best else {}) | real

@@ -8,7 +8,7 @@ import pyarrow as pa
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.naming import name_of, sets_apart
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score
-from d3hr_ray.evaluation.results import in_order, summarise
+from d3hr_ray.evaluation.results import cells_table, in_order, summarise
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.report.contact import sheet_of
 from d3hr_ray.report.page import SHEETS, write_page
@@ -33,7 +33,7 @@ def report(store: Store, real: Images, rows: Sequence[dict[str, Any]], sets: Seq
 
 def write_summary(store: Store, rows: Sequence[dict[str, Any]]) -> None:
     """The rows' means and intervals to evaluations/summary.csv."""
-    store.write_csv("evaluations/summary.csv", pa.Table.from_pylist(in_order(summarise(rows))))
+    store.write_csv("evaluations/summary.csv", cells_table(in_order(summarise(rows))))
 
 
 def _write_sheets(store: Store, rows: Sequence[dict[str, Any]], sets: Sequence[DistilledSet]) -> None:
@@ -62,14 +62,14 @@ def _write_sheets(store: Store, rows: Sequence[dict[str, Any]], sets: Sequence[D
 
 def ranking(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """LRS and ARS of every set and student that has all runs they need; means over seeds, last epoch."""
-    cells = summarise(sets_apart(rows), RANKED)
-    top1 = {tuple(c[name] for name in RANKED): c["top1_last"] for c in cells}
-    drawn = {(c["ipc"], c["arch"], c["protocol"]): c["top1_last"] for c in cells if c["set"] == "real-random"}
-    full = {c["arch"]: c["top1_last"] for c in cells if (c["set"], c["protocol"]) == ("real-full", "hard")}
+    made = [r for r in sets_apart(rows) if r["method"] not in ("real-full", "real-random")]
+    top1 = _means(made, RANKED)
+    drawn = _means([r for r in rows if r["method"] == "real-random"], RANKED[-3:])
+    full = _means([r for r in rows if r["method"] == "real-full"], RANKED[-2:])
     scores = []
-    ranked = {key[:-1] for key in top1 if key[0] not in ("real-full", "real-random")}
+    ranked = {key[:-1] for key in top1}
     for *kind, ipc, arch in sorted(ranked, key=lambda key: (str(key[:-2]), key[-2] or 0, key[-1])):
-        found = {"full-hard": full.get(arch)}
+        found = {"full-hard": full.get((arch, "hard"))}
         for what, protocol in (("hard", "hard"), ("soft", "fixed-soft"), ("noaug", "fixed-soft-noaug")):
             found[f"set-{what}"] = top1.get((*kind, ipc, arch, protocol))
             found[f"random-{what}"] = drawn.get((ipc, arch, protocol))
@@ -78,6 +78,10 @@ def ranking(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             both = label_robust_score(known) | augmentation_robust_score(known)
             scores.append(dict(zip(KIND, kind, strict=True)) | {"ipc": ipc, "arch": arch} | both)
     return scores
+
+
+def _means(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> dict[tuple[Any, ...], float]:
+    return {tuple(c[name] for name in by): c["top1_last"] for c in summarise(rows, by)}
 
 
 KIND = ("set", "fidelity", "inversion_guidance", "guidance", "settings")  # what no two means share

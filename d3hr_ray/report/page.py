@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from d3hr_ray.evaluation.naming import apart, label_of
-from d3hr_ray.evaluation.results import records, summarise
+from d3hr_ray.evaluation.results import accuracy_of, records, summarise
 from d3hr_ray.report import accuracy
 from d3hr_ray.store import Store
 
@@ -78,8 +78,8 @@ def _accuracy(store: Store, rows: list[dict[str, Any]], classes: list[str]) -> I
         here = [r for r in rows if str(r.get("data")) == data]
         slug = "".join(c if c.isalnum() else "-" for c in data.rpartition("://")[2])[-40:].strip("-")
         yield f"<h2>Accuracy on {escape(data)}</h2>"
-        yield "<p>Last-epoch top-1 in percent, mean ± 95 % interval over sets (of one set: over students). "
-        yield "Bold: a column's best.</p>"
+        yield "<p>Last-epoch top-1 in percent, mean ± 95 % interval over sets (of one set: over students), "
+        yield "of two both. Bold: a column's best.</p>"
         yield _table(here)
         names = classes or [str(k) for k in range(len(here[0]["per_class"]))]
         plots = {
@@ -118,7 +118,10 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return f'<div class="wide"><table><tr><th>set</th>{head}</tr>{"".join(lines)}</table></div>'
 
 
-SHOWN = ("set", "fidelity", "method", "search", "guidance", "inversion_guidance", "timestep", "arch", "protocol", "ipc")
+SHOWN = (
+    "set", "kind", "fidelity", "method", "search", "guidance", "inversion_guidance", "timestep", "arch", "protocol",
+    "ipc",
+)  # fmt: skip
 
 
 def _kind(cell: dict[str, Any]) -> str:
@@ -133,15 +136,14 @@ def _kind(cell: dict[str, Any]) -> str:
 def _cell(cell: dict[str, Any] | None, best: float) -> str:
     if cell is None:
         return "<td></td>"
-    half = f" ± {100 * cell['top1_last_ci95']:.1f}" if cell["n"] > 1 else ""
     strong = ' class="best"' if cell["top1_last"] >= best else ""
-    return f'<td{strong} title="n = {cell["n"]}">{100 * cell["top1_last"]:.1f}{half}</td>'
+    return f'<td{strong} title="n = {cell["n"]}">{accuracy_of(cell)}</td>'
 
 
 def _sheets(store: Store) -> Iterable[str]:
     """Contact sheets, two and two: real images, the run's sets, then those evaluated last, the best first."""
-    own = [n for n in store.list("report") if n.endswith(".png") and "-ipc" in n and "seed" in n]
-    captions = {f"report/{name}": name.removesuffix(".png") for name in own}
+    drawn = set(store.list("report"))
+    captions = {f"report/{name}.png": name for name in store.at("distilled").folders() if f"{name}.png" in drawn}
     if store.exists(f"{SHEETS}/names.json"):
         captions |= {f"{SHEETS}/{file}": name for file, name in store.read_json(f"{SHEETS}/names.json").items()}
     if captions:

@@ -15,7 +15,7 @@ from torch import nn
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.evaluation.sets import DistilledSet
-from d3hr_ray.methods.variants import variants
+from d3hr_ray.methods.variants import variant_of
 from d3hr_ray.models.autoencoder import to_images, to_pixels
 from d3hr_ray.numerics import adams, ddim, distances
 from d3hr_ray.stages.batching import open_model
@@ -64,12 +64,6 @@ def feature_scores(real: Measured, made: Measured) -> dict[str, float]:
         "on_class": float((made.probabilities_NK.argmax(1) == made.labels_N).double().mean()),
         "diversity": float(np.mean([distances.diversity(m) for _, m in pairs])),
     }
-
-
-def variant_of(manifest: dict[str, Any]) -> Variant:
-    """The variant that a manifest is of."""
-    (variant,) = variants(made_with(manifest["config"]))
-    return variant
 
 
 def moment_scores(run: Store, variant: Variant) -> dict[str, float]:

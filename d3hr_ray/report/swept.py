@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.evaluation.naming import sets_apart
-from d3hr_ray.evaluation.results import SCHEMA, summarise
+from d3hr_ray.evaluation.results import SCHEMA, cells_table, summarise
 from d3hr_ray.stages.publish import made_with
 from d3hr_ray.store import Store
 
@@ -38,7 +38,7 @@ def write_sweep(
     store.write_table(f"{folder}/trials.parquet", table)
     store.write_csv(f"{folder}/trials.csv", table)
     cells = sorted(summarise(sets_apart(rows), ("set", *AXES)), key=lambda c: -c["top1_last"])
-    store.write_csv(f"{folder}/cells.csv", pa.Table.from_pylist(cells))
+    store.write_csv(f"{folder}/cells.csv", cells_table(cells))
     best = best_cell(cells)
     preset = preset_of(base, best, configs[best["settings"]])
     found = {key: best[key] for key in (*AXES, "n", "top1_last")}

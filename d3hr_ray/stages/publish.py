@@ -91,8 +91,8 @@ def run_publish(
     store.write_table(f"{folder}/metadata.parquet", table)
     store.write_bytes(f"{folder}/README.md", _card(config, variant, len(classes), len(table), set_hash).encode())
     files = {line[66:]: line[:64] for line in lines}
-    manifest = recipe(config, variant, inputs) | {"set_hash": set_hash, "versions": versions(), "files": files}
-    store.write_json(f"{folder}/manifest.json", manifest)
+    manifest = recipe(config, variant, inputs) | {"set": variant.about, "set_hash": set_hash}
+    store.write_json(f"{folder}/manifest.json", manifest | {"versions": versions(), "files": files})
     return set_hash
 
 

@@ -38,14 +38,27 @@ class Variant:
     ipc: int
     seed: int
     words: tuple[str, ...] = ()  # what else tells it apart, such as k5 for five components
+    kind_words: tuple[str, ...] = ()  # the same, but alike at every IPC: kipc for a component per image
     per_image: int = 1  # candidates per image of the final set, in a pool
     clean: bool = False  # its subsets/ hold latents that are sampled already
 
     @property
     def name(self) -> str:
         """Folder name, such as d3hr-moments-t600-ipc10-seed0."""
+        return f"{self.unseeded}-seed{self.seed}"
+
+    @property
+    def unseeded(self) -> str:
+        """What sets of all seeds share: d3hr-moments-t600-ipc10."""
         words = [self.method, self.search, *self.words, None if self.timestep is None else f"t{self.timestep}"]
-        return "-".join([*filter(None, words), f"ipc{self.ipc}", f"seed{self.seed}"])
+        return "-".join([*filter(None, words), f"ipc{self.ipc}"])
+
+    @property
+    def about(self) -> dict[str, str | int | None]:
+        """What its names are made of, for its manifest: nobody has to read a name."""
+        kind = "-".join(filter(None, [self.method, self.search, *self.kind_words]))
+        own = {"method": self.method, "search": self.search, "timestep": self.timestep, "ipc": self.ipc}
+        return {"name": self.unseeded, "kind": kind, **own, "seed": self.seed}
 
     def blocks(self, classes: int) -> list[range]:
         """Labels 0..K-1 in runs that make about IMAGES_PER_BLOCK images: the unit of search and synthesis."""
