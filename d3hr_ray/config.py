@@ -55,7 +55,10 @@ def _one_of(flag: str, value: str, options: Any) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images: `uri` is a folder, file or URI that pyarrow.fs resolves, or an embedded set's name."""
+    """Which images: `uri` is a folder, file or URI that pyarrow.fs resolves, or an embedded set's name.
+
+    `class_depth` is the level of an image folder's class folders: 1 for FOLDER/<class>/..., 2 for groups of them.
+    """
 
     uri: str
     format: Format = "auto"
@@ -63,6 +66,7 @@ class DataConfig:
     limit_per_class: int | None = None
     max_rejected: float = 0.01
     shard_size: int = 512
+    class_depth: int | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
         _one_of("--format", self.format, Format)
@@ -73,6 +77,8 @@ class DataConfig:
             f"--limit-per-class {limit} leaves no variance to fit; give 2 or more",
         )
         _check(0 <= self.max_rejected <= 1, f"--max-rejected {self.max_rejected} is a share; give 0 to 1")
+        depth = self.class_depth
+        _check(depth is None or depth >= 1, f"--class-depth {depth} must be at least 1, the level right below --data")
         _check(self.shard_size >= 1, f"shard size {self.shard_size} must be at least 1")
 
 

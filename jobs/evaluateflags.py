@@ -22,6 +22,8 @@ class EvaluateFlags:
     """Real test images, from any source of distill.py. Default: the held-out split, for sets of the digits."""
     format: Format = "auto"
     """Layout of --data."""
+    class_depth: int | None = None
+    """Of an image folder: the level whose folders are the classes, in --data and --train-data. Default: 1, if clear."""
     train_data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
     """Real training images, for baselines and --teacher train. Default: those that the sets were distilled from."""
     arch: Words = ("convnet-d3",)

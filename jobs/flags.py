@@ -34,6 +34,9 @@ class DistillFlags:
     """Images: a folder, a .tar, a .parquet, or an s3:// or gs:// URI. Needed for all presets but the digits."""
     format: Format | None = None
     """Layout of the data: imagefolder is FOLDER/<class>/<image>."""
+    class_depth: int | None = None
+    """Of an image folder: the level whose folders are the classes, 1 for FOLDER/<class>/..., 2 for
+    FOLDER/<group>/<class>/... Default: 1, unless that is not clear."""
     classes: Words = ()
     """Classes in order: names, wnids, NAME=ID (the model's class id), a file of them, or imagenette, imagewoof,
     imagenet100. Default: all, sorted."""

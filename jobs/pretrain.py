@@ -36,6 +36,8 @@ class PretrainFlags:
     """Training images: a folder, file or URI, or digits, digits-affine (needed by --preset custom)."""
     format: Format = "auto"
     """Layout of --data."""
+    class_depth: int | None = None
+    """Of an image folder: the level whose folders are the classes, in --data. Default: 1, if clear."""
     classes: Words = ()
     """Class names, one file of names, or a named subset; their order becomes the model's. Default: all."""
     max_rejected: float | None = None
@@ -120,7 +122,12 @@ def build_config(flags: PretrainFlags) -> PretrainConfig:
     """Flags over the preset. Raises ValueError naming the flag that is wrong."""
     config = _preset(flags)
     uri = flags.data or config.data.uri
-    data = DataConfig(uri, flags.format, read_classes(flags.classes), **_given(max_rejected=flags.max_rejected))
+    data = DataConfig(
+        uri,
+        flags.format,
+        read_classes(flags.classes),
+        **_given(max_rejected=flags.max_rejected, class_depth=flags.class_depth),
+    )
     shape = _given(
         image_size=flags.image_size,
         latent_channels=flags.latent_channels,

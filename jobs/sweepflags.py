@@ -69,6 +69,8 @@ class SweepFlags:
     """Real images to test on. Default: the images that the run was distilled from."""
     format: Format = "auto"
     """Layout of --data."""
+    class_depth: int | None = None
+    """Of an image folder: the level whose folders are the classes, in --data. Default: 1, if clear."""
     scheduler: Literal["grid", "asha"] = "grid"
     """grid: all to the end. asha: stop the worst early; they must share one IPC and one student to be comparable."""
     gpus_per_trial: float | None = None

@@ -89,7 +89,7 @@ class Sweep:
             raise ValueError(f"--preset {flags.preset} is not what --run {store.uri} was made from; leave it out")
         pool = find_pool((), None)
         base = settle(base, stored, pool)
-        data = DataConfig(flags.data, flags.format) if flags.data else base.data
+        data = DataConfig(flags.data, flags.format, class_depth=flags.class_depth) if flags.data else base.data
         return cls(flags, store, base, data, pool)
 
     @property

@@ -29,13 +29,25 @@ class RejectedImage(ValueError):
     """This image cannot be used; the message is the reason, for `rejected/`."""
 
 
+class NoImage(bytes):
+    """No bytes, and why: what a source gives for an entry that it cannot read, so that it is rejected and counted."""
+
+    reason: str
+
+    def __new__(cls, reason: str) -> "NoImage":
+        """Empty bytes with a reason."""
+        made = super().__new__(cls)
+        made.reason = reason
+        return made
+
+
 def decode(data: bytes, size: int) -> np.ndarray:
     """Encoded image => pixels (size, size, 3) uint8: RGB, short side resized (bilinear, antialiased), centre crop.
 
     Grayscale, palette, alpha, CMYK and 16-bit images become RGB. Raises RejectedImage with the reason.
     """
     if not data:
-        raise RejectedImage("empty file")
+        raise RejectedImage(data.reason if isinstance(data, NoImage) else "empty file")
     if len(data) > MAX_BYTES:
         raise RejectedImage(f"more than {MAX_BYTES} bytes long")
     try:

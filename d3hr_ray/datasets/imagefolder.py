@@ -1,34 +1,54 @@
-"""ImageNet's own layout: ROOT/<class>/**/<image>."""
+"""ImageNet's own layout: ROOT/<class>/**/<image>, or ROOT/<group>/<class>/**/<image> with a class depth of 2."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
-import pyarrow.fs as pafs
+import pyarrow.compute as pc
 
-from d3hr_ray.datasets.decode import MAX_BYTES
-from d3hr_ray.datasets.source import IMAGE_SUFFIXES, Mapper, Scan, add_passed, join_scans, scan_table, suffix_of
-from d3hr_ray.filesystems import patient, resolve
+from d3hr_ray.datasets.decode import MAX_BYTES, NoImage
+from d3hr_ray.datasets.folders import BACK, DEAD, Entry, Walk, escaped, is_utf8, leads_back, list_folder, walk
+from d3hr_ray.datasets.source import IMAGE_SUFFIXES, Mapper, Scan, join_scans, scan_table, suffix_of, summary
+from d3hr_ray.filesystems import patient, resolve, split_query
 
 READERS = 16
 NO_FILE = -1  # the length of a pipe or socket with an image's name: reading it could wait for ever
+BAD_NAME = -2  # the length of an image whose name is not UTF-8
+UNREADABLE = {NO_FILE: NoImage("not a regular file"), BAD_NAME: NoImage("its name is not UTF-8; rename it")}
+SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder with one folder per class, on any filesystem. `strict`: every folder is a class and must hold images."""
+    """A folder with one folder per class, on any filesystem. `strict`: every folder is a class and must hold images.
+
+    `depth` is the level of the class folders: 1, or 2 if groups of classes lie above them. None is 1 where nothing
+    speaks against it.
+    """
 
     uri: str
     strict: bool = True
+    depth: int | None = None
 
     def scan(self, each: Mapper) -> Scan:
-        """Images sorted by class folder, then path. Files without an image suffix are not images."""
-        names = _class_folders(self.uri)
+        """Images sorted by folder, then path. Files without an image suffix are not images.
+
+        Raises ValueError for a folder of splits, for a class folder without images, and where it is not clear which
+        level is the class.
+        """
+        top = Walk()
+        names = list(_top_folders(self.uri, self.strict, top))
+        _refuse_splits(self.uri, names)
         if not names:
-            raise ValueError(f"--data {self.uri}: no class folders in it; the layout is FOLDER/<class>/<image>")
-        return join_scans(each(partial(_scan_class, self.uri, self.strict), names))
+            raise ValueError(_no_classes(self.uri, top))
+        _pass_files(top, {path: entry for path, entry in top.files.items() if not _is_image(path)})
+        for path in filter(_is_image, top.files):
+            top.pass_over("images outside of class folders", path)
+        scans = each(partial(_scan_folder, self.uri, self.strict, self.depth), names)
+        made = join_scans([Scan(scan_table([]), top.passed), *scans])
+        return Scan(made.images, made.passed, tuple(_notes(self.uri, made.images, self.depth)))
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
         """One file per image, read ahead by threads where storage is remote and each read waits."""
@@ -42,40 +62,138 @@ class ImageFolder:
 
 
 @patient
-def _class_folders(uri: str) -> list[str]:
-    filesystem, root = resolve(uri)
-    infos = filesystem.get_file_info(pafs.FileSelector(root))
-    names = sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory)
-    return [n for n in names if not n.startswith(".")]
-
-
-@patient
 def _read_file(uri: str, image_id: str, length: int) -> bytes:
-    if length == NO_FILE:
-        return b""
+    if length in UNREADABLE:
+        return UNREADABLE[length]
     filesystem, root = resolve(uri)
     with filesystem.open_input_stream(f"{root}/{image_id}") as stream:
         data: bytes = stream.read(MAX_BYTES + 1)
         return data
 
 
-@patient
-def _scan_class(uri: str, strict: bool, name: str) -> Scan:
-    filesystem, root = resolve(uri)
-    infos = filesystem.get_file_info(pafs.FileSelector(f"{root}/{name}", recursive=True))
-    files = [i for i in infos if i.type != pafs.FileType.Directory and not i.base_name.startswith(".")]
-    images = [i for i in files if _is_image(i.base_name)]
-    if strict and not images:
-        raise ValueError(f"--data {uri}: class folder {name!r} holds no image; fill it, remove it, or choose --classes")
-    start = len(root.rstrip("/")) + 1
-    passed: dict[str, tuple[int, str]] = {}
-    for path in sorted(i.path for i in files if not _is_image(i.base_name)):
-        add_passed(passed, {suffix_of(path): (1, path[start:])})
-    # The size is no place, but it lets the listing's digest see an image that was replaced.
-    sizes = ((i, (i.size or 0) if i.type == pafs.FileType.File else NO_FILE) for i in images)
-    rows = sorted((i.path[start:], name, "", 0, size, i.mtime_ns or 0) for i, size in sizes)
-    return Scan(scan_table([row[:5] for row in rows], [row[5] for row in rows]), passed)
+def _top_folders(uri: str, strict: bool, top: Walk) -> Iterator[str]:
+    """The class folders; the other things beside them go to `top`. Raises ValueError for a class that is lost."""
+    for entry in list_folder(uri):
+        name = entry.name
+        if entry.is_dead and not name.startswith("."):
+            if strict and "." not in name:
+                raise ValueError(f"--data {uri}: class folder {escaped(name)!r} is a dead link; mend or remove it")
+            top.pass_over(DEAD, name)
+        elif entry.is_folder and entry.is_hidden:
+            top.pass_over("hidden folders", name)
+        elif entry.is_hidden:
+            continue
+        elif not entry.is_folder:
+            top.files[name] = entry
+        elif entry.is_link and leads_back(uri, name):
+            top.pass_over(BACK, name)
+        elif is_utf8(name):
+            yield name
+        elif strict:
+            raise ValueError(f"--data {uri}: the name of class folder '{escaped(name)}' is not UTF-8; rename it")
+        else:
+            top.pass_over("folders whose names are not UTF-8", name)
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
+def _refuse_splits(uri: str, names: Sequence[str]) -> None:
+    splits = [name for name in names if name.lower() in SPLITS]
+    if len(splits) > 1:
+        base, query = split_query(uri)
+        train = next((name for name in splits if "train" in name.lower()), splits[0])
+        raise ValueError(
+            f"--data {uri}: its folders are several splits ({', '.join(splits)}); give one of them, such as --data "
+            f"{base}/{train}{query}"
+        )
+
+
+def _no_classes(uri: str, top: Walk) -> str:
+    """What to do about a folder without class folders."""
+    images = sorted(filter(_is_image, top.files))
+    if not images:
+        passed = "".join(f"; it has {words}" for words in summary(top.passed))
+        return f"--data {uri}: no class folders in it; the layout is FOLDER/<class>/<image>{passed}"
+    if images[0].startswith("ILSVRC2012_val"):
+        how = (
+            "tail -n +2 LOC_val_solution.csv | while IFS=', ' read name class rest; do mkdir -p $class && "
+            "mv $name.JPEG $class; done (Kaggle has this list; torchvision.datasets.ImageNet sorts by the devkit's)"
+        )
+    else:
+        how = "while read name class; do mkdir -p $class && mv $name $class; done < LIST"
+    return (
+        f"--data {uri}: {len(images):,} images (first: {escaped(images[0])}) and no class folders, so nothing says "
+        "their classes; the layout is FOLDER/<class>/<image>. With a list of true classes, sort them by: "
+        f"cd {uri} && {how}"
+    )
+
+
+def _scan_folder(uri: str, strict: bool, depth: int | None, name: str) -> Scan:
+    """The images of a class folder, or of a group of them."""
+    found = walk(uri, name)
+    images = {path: entry for path, entry in found.files.items() if _is_image(path)}
+    _pass_files(found, {path: entry for path, entry in found.files.items() if path not in images})
+    if depth is None:
+        _refuse_levels(uri, name, images)
+    level = depth or 1
+    for path in [path for path in images if path.count("/") < level]:
+        found.pass_over("images above the class folders", path)
+        images.pop(path)
+    classes = [path for path in (name, *found.folders) if path.count("/") == level - 1] or [name]
+    if strict and (empty := set(classes) - {_class_folder(path, level) for path in images}):
+        words = ", ".join(summary(found.passed))
+        raise ValueError(
+            f"--data {uri}: class folder '{escaped(min(empty))}' holds no image{words and f' (passed over: {words})'}; "
+            "fill it, remove it, or choose --classes"
+        )
+    rows = sorted((escaped(path), *_row(path, entry, level)) for path, entry in images.items())
+    table = scan_table([(path, label, "", 0, length) for path, label, length, _ in rows], [row[3] for row in rows])
+    return Scan(table, found.passed)
+
+
+def _row(path: str, entry: Entry, level: int) -> tuple[str, int, int]:
+    """The class, length and version of an image. The length is no place; it lets the digest see a replaced image."""
+    length = entry.size if entry.regular else NO_FILE
+    label = escaped(path.split("/")[level - 1])
+    return label, length if is_utf8(path) else BAD_NAME, entry.modified
+
+
+def _class_folder(path: str, level: int) -> str:
+    return "/".join(path.split("/")[:level])
+
+
+def _refuse_levels(uri: str, name: str, images: dict[str, Entry]) -> None:
+    """Raise ValueError for a folder whose images lie in several folders: each may be a class, or all of them one."""
+    inner = sorted({escaped(path.split("/")[1]) for path in images if path.count("/") > 1})
+    if len(inner) < 2:
+        return
+    base, query = split_query(uri)
+    split = f"; or give --data {base}/{name}{query}, if {name} is a split" if name.lower() in SPLITS else ""
+    raise ValueError(
+        f"--data {uri}: folder {name!r} holds {len(inner)} folders of images ({', '.join(inner[:3])}"
+        f"{', ...' if len(inner) > 3 else ''}), so it is not clear which are the classes: give --class-depth 1 for "
+        f"{name!r} and those beside it, --class-depth 2 for {inner[0]!r}, {inner[1]!r} and those beside them{split}"
+    )
+
+
+def _notes(uri: str, images: pa.Table, depth: int | None) -> Iterator[str]:
+    """What people should know of the images that are listed."""
+    deep = images.filter(pc.greater(pc.count_substring(images["image_id"], "/"), 1))
+    if depth is None and len(deep):
+        yield (
+            f"--data {uri}: {len(pc.unique(deep['class_name'])):,} classes hold images in a folder within their own "
+            f"(first: {deep['image_id'][0]}); each is one class"
+        )
+    bad = images.filter(pc.equal(images["length"], BAD_NAME))
+    if len(bad):
+        yield (
+            f"--data {uri}: {len(bad):,} images are rejected because their names are not UTF-8 "
+            f"(first: {bad['image_id'][0]}); rename them"
+        )
+
+
+def _pass_files(found: Walk, files: dict[str, Entry]) -> None:
+    for path in sorted(files):
+        found.pass_over(suffix_of(escaped(path)), path)
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(IMAGE_SUFFIXES)

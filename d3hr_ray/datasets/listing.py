@@ -4,7 +4,8 @@ Shards are fixed runs of a listing, so what a shard holds depends on the data al
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -14,9 +15,10 @@ import pyarrow.fs as pafs
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets import digits
 from d3hr_ray.datasets.classes import ClassMap, build_class_map, imagenet_wnids
+from d3hr_ray.datasets.detect import detect
 from d3hr_ray.datasets.imagefolder import ImageFolder
 from d3hr_ray.datasets.parquet import list_parquet
-from d3hr_ray.datasets.source import Mapper, Passed, Source, thread_map
+from d3hr_ray.datasets.source import Mapper, Source, summary, thread_map
 from d3hr_ray.datasets.webdataset import list_tars
 from d3hr_ray.filesystems import absolute, patient, resolve
 
@@ -68,7 +70,7 @@ def open_source(data: DataConfig) -> Source:
     kind = filesystem.get_file_info(root).type
     if kind == pafs.FileType.NotFound and "*" not in uri:
         raise ValueError(f"--data {data.uri}: no such file or folder")
-    form = _detect(uri) if data.format == "auto" else data.format
+    form = detect(uri) if data.format == "auto" else data.format
     finders: dict[str, Callable[[str], Source | None]] = {"webdataset": list_tars, "parquet": list_parquet}
     if form in finders:
         source = finders[form](uri)
@@ -77,25 +79,7 @@ def open_source(data: DataConfig) -> Source:
         return source
     if kind != pafs.FileType.Directory:
         raise ValueError(f"--data {data.uri}: not a .tar or .parquet file; give one of these or an image folder")
-    return ImageFolder(uri, strict=not data.classes)
-
-
-def _detect(uri: str) -> str:
-    """The format of a file, a pattern or a folder, from its name or its first files two levels deep.
-
-    ImageNet has 1.28 M files: a whole listing only to see that none is a tar would take minutes on object storage.
-    """
-    filesystem, root = resolve(uri)
-    names = [root]
-    if "*" not in root and filesystem.get_file_info(root).type == pafs.FileType.Directory:
-        infos = filesystem.get_file_info(pafs.FileSelector(root))
-        folders = sorted(i.path for i in infos if i.type == pafs.FileType.Directory)[:3]
-        infos += [i for f in folders for i in filesystem.get_file_info(pafs.FileSelector(f))]
-        names = [i.path for i in infos]
-    for suffix, form in ((".tar", "webdataset"), (".parquet", "parquet")):
-        if any(n.endswith(suffix) for n in names):
-            return form
-    return "imagefolder"
+    return ImageFolder(uri, not data.classes, data.class_depth)
 
 
 def list_images(
@@ -107,15 +91,18 @@ def list_images(
     """
     source = open_source(data)
     found_there = source.scan(each)
-    notes = (*found_there.notes, *_passed_over(data.uri, found_there.passed))
+    passed = ", ".join(summary(found_there.passed))
+    notes = (*found_there.notes, *([f"--data {data.uri}: not taken as images: {passed}"] if passed else []))
     scan = found_there.images.combine_chunks()
     if len(scan) == 0:
         raise ValueError("; ".join([f"--data {data.uri}: no image in it", *notes]))
-    found = pc.unique(scan["class_name"]).to_pylist()
-    classes = build_class_map(found, data.classes, num_classes, model_names)
-    label_of = {name: label for label, name in enumerate(classes.sources)}
     names = scan["class_name"].combine_chunks()
-    lookup = pa.array([label_of.get(n) for n in names.dictionary.to_pylist()], pa.int32())
+    composed = _composed(names.dictionary.to_pylist())
+    found = list(dict.fromkeys(composed))
+    model_names = None if model_names is None else _composed(model_names)
+    classes = build_class_map(found, _composed(data.classes), num_classes, model_names)
+    label_of = {name: label for label, name in enumerate(classes.sources)}
+    lookup = pa.array([label_of.get(name) for name in composed], pa.int32())
     scan = scan.set_column(1, "label", lookup.take(names.indices))
     scan = scan.filter(pc.is_valid(scan["label"]))
     if data.limit_per_class is not None:
@@ -124,11 +111,9 @@ def list_images(
     return Listing(source, scan, classes, notes)
 
 
-def _passed_over(uri: str, passed: Passed) -> list[str]:
-    """One line on what was not taken as an image, the most frequent kind first."""
-    kinds = sorted(passed.items(), key=lambda item: (-item[1][0], item[0]))
-    words = [f"{count:,} {kind} (first: {first})" for kind, (count, first) in kinds]
-    return [f"--data {uri}: not taken as images: {', '.join(words)}"] if words else []
+def _composed(names: Iterable[str]) -> list[str]:
+    """Class names in one spelling: macOS writes accents apart from their letters (NFD), all others as one (NFC)."""
+    return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def model_listing(data: DataConfig, num_classes: int, model_names: Sequence[str] | None) -> Listing:

@@ -77,7 +77,11 @@ def list_files(uri: str, suffix: str) -> tuple[str, tuple[str, ...]] | None:
     elif filesystem.get_file_info(root).type == pafs.FileType.File:
         return (parent + query, (last,)) if base.endswith(suffix) else None
     infos = filesystem.get_file_info(pafs.FileSelector(root, recursive="*" not in last, allow_not_found=True))
-    found = (i.path[len(root.rstrip("/")) + 1 :] for i in infos if i.path.endswith(suffix))
+    found = (
+        i.path[len(root.rstrip("/")) + 1 :]
+        for i in infos
+        if i.path.endswith(suffix) and not i.base_name.startswith(".")
+    )
     names = sorted(n for n in found if "*" not in last or fnmatch(n, last))
     splits = {s for n in names for s in re.findall(r"(?:^|[/_.-])(train|test|val)(?=[a-z]*[/_.-])", n.lower())}
     if len(splits) > 1:
@@ -116,6 +120,12 @@ def add_passed(passed: dict[str, tuple[int, str]], more: Passed) -> None:
     for kind, (count, first) in more.items():
         before = passed.get(kind, (0, first))
         passed[kind] = (before[0] + count, before[1])
+
+
+def summary(passed: Passed) -> Iterator[str]:
+    """'3 .gif (first: a/x.gif)' for each kind of what was passed over, the most frequent first."""
+    for kind, (count, first) in sorted(passed.items(), key=lambda item: (-item[1][0], item[0])):
+        yield f"{count:,} {kind} (first: {first})"
 
 
 def suffix_of(name: str) -> str:
