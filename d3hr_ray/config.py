@@ -58,6 +58,7 @@ class DataConfig:
     """Which images: `uri` is a folder, file or URI that pyarrow.fs resolves, or an embedded set's name.
 
     `class_depth` is the level of an image folder's class folders: 1 for FOLDER/<class>/..., 2 for groups of them.
+    `classes` chooses some; `class_ids`, written NAME=ID, says what class of the model a class is, and leaves none out.
     """
 
     uri: str
@@ -67,10 +68,16 @@ class DataConfig:
     max_rejected: float = 0.01
     shard_size: int = 512
     class_depth: int | None = field(default=None, metadata=LATE)
+    class_ids: tuple[str, ...] = field(default=(), metadata=LATE)
 
     def __post_init__(self) -> None:
         _one_of("--format", self.format, Format)
         _check(len(set(self.classes)) == len(self.classes), "--classes names a class twice; name each once")
+        for entry in self.class_ids:
+            name, _, number = entry.rpartition("=")
+            _check(bool(name) and number.isdecimal(), f"--class-ids {entry}: write NAME=ID, ID a number")
+        named = {entry.rpartition("=")[0] for entry in self.class_ids}
+        _check(len(named) == len(self.class_ids), "--class-ids names a class twice; name each once")
         limit = self.limit_per_class
         _check(
             limit is None or limit >= 2,
@@ -352,6 +359,11 @@ def from_dict(plain: dict[str, Any]) -> RunConfig:
         return RunConfig(**{**_tuples(plain), **made})
     except (TypeError, KeyError) as error:
         raise ValueError(f"run.json holds a config of another version of d3hr_ray ({error})") from error
+
+
+def data_config(plain: dict[str, Any]) -> DataConfig:
+    """The data part of a plain config, as a run or a model keeps it."""
+    return DataConfig(**_tuples(plain))
 
 
 def _tuples(plain: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class EvaluateFlags:
     """Layout of --data."""
     class_depth: int | None = None
     """Of an image folder: the level whose folders are the classes, in --data and --train-data. Default: 1, if clear."""
+    class_ids: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=ID ...")] = ()
+    """Of real images: ImageNet's class id (or the class's place in the set) where a class's name fits none, or two."""
     train_data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
     """Real training images, for baselines and --teacher train. Default: those that the sets were distilled from."""
     arch: Words = ("convnet-d3",)

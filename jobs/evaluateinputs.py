@@ -1,6 +1,7 @@
 """What jobs/evaluate.py compares: sets, real images, baselines and teachers, as its flags ask."""
 
 from dataclasses import replace
+from functools import partial
 
 from cli import announce, tell
 from evaluateflags import EvaluateFlags
@@ -33,7 +34,8 @@ def open_all(
     flags: EvaluateFlags, changes: dict[str, float | int | None]
 ) -> tuple[Comparison, Listing | None, Images | None]:
     """The comparison, the training listing if anything needs it, and the full training set if anything needs that."""
-    data = DataConfig(flags.data, flags.format, class_depth=flags.class_depth) if flags.data else None
+    real = partial(DataConfig, class_depth=flags.class_depth, class_ids=flags.class_ids)
+    data = real(flags.data, flags.format) if flags.data else None
     glyphs = {"yes": True, "no": False}.get(flags.glyphs)
     recipe = Recipe(overrides=Overrides(**changes))  # type: ignore[arg-type]
     comparison = open_comparison(flags.distilled, data, flags.image_size, flags.arch, glyphs, recipe)
@@ -42,9 +44,7 @@ def open_all(
     coresets = [name for name in flags.baselines if name not in ("real-random", "none")]
     if not (whole or coresets or "real-random" in flags.baselines):
         return comparison, None, None
-    listing = list_train(
-        comparison, DataConfig(flags.train_data, class_depth=flags.class_depth) if flags.train_data else None
-    )
+    listing = list_train(comparison, real(flags.train_data) if flags.train_data else None)
     tell(listing.notes)
     if not (whole or coresets):
         return comparison, listing, None

@@ -38,8 +38,10 @@ class DistillFlags:
     """Of an image folder: the level whose folders are the classes, 1 for FOLDER/<class>/..., 2 for
     FOLDER/<group>/<class>/... Default: 1, unless that is not clear."""
     classes: Words = ()
-    """Classes in order: names, wnids, NAME=ID (the model's class id), a file of them, or imagenette, imagewoof,
-    imagenet100. Default: all, sorted."""
+    """Classes in order, and no others: names, wnids, NAME=ID (the model's class id), a file of them, or imagenette,
+    imagewoof, imagenet100. Default: all, sorted."""
+    class_ids: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=ID ...")] = ()
+    """The model's class id of classes whose name it does not know or that fits two; the other classes stay."""
     model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|ID")] = None
     """diffusers DiTPipeline: a folder, a hub id, or an embedded model (digits, digits-affine)."""
     out: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None

@@ -100,7 +100,7 @@ def list_images(
     composed = _composed(names.dictionary.to_pylist())
     found = list(dict.fromkeys(composed))
     model_names = None if model_names is None else _composed(model_names)
-    classes = build_class_map(found, _composed(data.classes), num_classes, model_names)
+    classes = build_class_map(found, _composed(data.classes), num_classes, model_names, _composed(data.class_ids))
     label_of = {name: label for label, name in enumerate(classes.sources)}
     lookup = pa.array([label_of.get(name) for name in composed], pa.int32())
     scan = scan.set_column(1, "label", lookup.take(names.indices))
@@ -119,7 +119,7 @@ def _composed(names: Iterable[str]) -> list[str]:
 def model_listing(data: DataConfig, num_classes: int, model_names: Sequence[str] | None) -> Listing:
     """No image, and the model's own classes (those of `data.classes`): for methods that need no dataset."""
     found = model_names or (imagenet_wnids() if num_classes == 1000 else [str(i) for i in range(num_classes)])
-    classes = build_class_map(found, data.classes, num_classes, model_names)
+    classes = build_class_map(found, data.classes, num_classes, model_names, data.class_ids)
     columns = {"image_id": pa.string(), "label": pa.int32(), "start": pa.int64(), "length": pa.int64()}
     return Listing(digits.Digits("digits"), pa.schema(list(columns.items())).empty_table(), classes)
 

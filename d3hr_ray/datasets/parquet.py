@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from d3hr_ray.datasets.decode import MAX_BYTES
+from d3hr_ray.datasets.imagenet import distinct
 from d3hr_ray.datasets.source import SCAN_SCHEMA, Mapper, Scan, file_version, join_scans, list_files
 from d3hr_ray.filesystems import patient, resolve
 
@@ -137,7 +138,7 @@ def _image_column(schema: pa.Schema, where: str) -> str:
 
 
 def _class_names(schema: pa.Schema, column: str, where: str) -> list[str] | None:
-    """Hugging Face's ClassLabel names, if the file's metadata holds them."""
+    """Hugging Face's ClassLabel names, if the file's metadata holds them; those that come twice are kept apart."""
     metadata = (schema.metadata or {}).get(b"huggingface")
     if metadata is None:
         return None
@@ -148,7 +149,7 @@ def _class_names(schema: pa.Schema, column: str, where: str) -> list[str] | None
         raise ValueError(
             f"--data {where}: its huggingface metadata cannot be read ({error!r}); drop or mend it"
         ) from error
-    return list(names) if names else None
+    return distinct(names) if names else None
 
 
 def _read_once(uri: str, asked: list[tuple[str, int]]) -> Iterator[bytes]:

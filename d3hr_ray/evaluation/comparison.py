@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from d3hr_ray.config import DataConfig
+from d3hr_ray.config import DataConfig, data_config
 from d3hr_ray.datasets.digits import Digits
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.evaluation.baselines import DRAWN, make_baseline, random_set
@@ -132,7 +132,7 @@ def image_side(store: Store) -> int:
 def source_of(found: DistilledSet) -> DataConfig | None:
     """The real images that a set of ours was distilled from."""
     plain = found.about.get("data")
-    return None if plain is None else DataConfig(**{**plain, "classes": tuple(plain["classes"])})
+    return None if plain is None else data_config(plain)
 
 
 def list_train(comparison: Comparison, data: DataConfig | None) -> Listing:

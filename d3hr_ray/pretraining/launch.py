@@ -17,7 +17,7 @@ from ray import train
 from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchTrainer
 
-from d3hr_ray.config import DataConfig, RunError, as_dict, differences
+from d3hr_ray.config import DataConfig, RunError, as_dict, data_config, differences
 from d3hr_ray.datasets.listing import Listing, list_images, open_source
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.models.loading import locate
@@ -85,8 +85,7 @@ def trained_on(model: str) -> DataConfig:
     store = Store(locate(model))
     if not store.exists("training.json"):
         raise ValueError(f"--check {model}: no training.json in it; only models of pretrain.py can be checked")
-    data = store.read_json("training.json")["settings"]["data"]
-    return DataConfig(**{**data, "classes": tuple(data["classes"])})
+    return data_config(store.read_json("training.json")["settings"]["data"])
 
 
 def start_anew(out: str) -> None:
