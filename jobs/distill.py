@@ -13,9 +13,12 @@ from pathlib import Path
 from building import build_config
 from cli import announce, connect, guard, parse, refusing
 from flags import DistillFlags, only_status
+from inputs import count_images, list_data, list_early, read_model
 from settling import check_timesteps, settle
 
 from d3hr_ray.lock import driving
+from d3hr_ray.report.status import status
+from d3hr_ray.runs import stored_config
 from d3hr_ray.store import Store, absolute
 
 
@@ -24,32 +27,31 @@ def main() -> None:
     flags = parse(DistillFlags, __doc__ or "")
     with refusing():
         if only_status(flags):
-            return print_status(flags)
+            return print(status(Store(absolute(flags.status or ""))))
         config = build_config(flags)
+    store = Store(absolute(flags.out or flags.from_gaussians or f"runs/{Path(flags.preset or 'digits').stem}"))
+    source = Store(absolute(flags.from_gaussians)) if flags.from_gaussians else None
+    with refusing():
+        card, grid = read_model(config, planning=flags.dry_run)
+        check_timesteps(config, grid)
+        counted = count_images(config, card, flags.preset or "digits") if flags.dry_run else (0, 0)
+        listing = None if source or flags.dry_run else list_early(config, card)
 
-    # Imported late: torch and diffusers take seconds, and --help or a wrong flag should not wait for them.
-    from inputs import count_images, is_remote, list_data, read_model
+    # Imported late: torch and Ray take seconds, and --help, --status or a wrong flag should not wait for them.
+    if flags.dry_run:
+        from d3hr_ray.methods.plan import plan
 
+        return print(plan(config, card, grid, *counted, flags.tflops))
     from d3hr_ray.methods import d3hr
-    from d3hr_ray.methods.plan import plan
     from d3hr_ray.report.distilled import report
-    from d3hr_ray.runs import stored_config
     from d3hr_ray.stages.capacity import PATIENCE
     from d3hr_ray.stages.judge import judge_id
     from d3hr_ray.stages.pool import find_pool
     from d3hr_ray.stages.summary import recording
 
-    store = Store(absolute(flags.out or flags.from_gaussians or f"runs/{Path(flags.preset or 'digits').stem}"))
-    source = Store(absolute(flags.from_gaussians)) if flags.from_gaussians else None
     with refusing():
-        card, schedule = read_model(config, planning=flags.dry_run)
-        check_timesteps(config, schedule)
-        if flags.dry_run:
-            print(plan(config, card, schedule, *count_images(config, card, flags.preset or "digits"), flags.tflops))
-            return
         if config.has_pool and config.cao2.select != "none":
             judge_id(config)  # a classifier that is not there is said before anything is computed
-        listing = None if source or is_remote(config) else list_data(config, card)
         cluster = connect(flags.address, flags.log_format)
         pool = find_pool(flags.actors, flags.gpus_per_actor, PATIENCE if cluster else 0)
         pool = replace(pool, limit=flags.task_timeout)
@@ -70,13 +72,6 @@ def main() -> None:
         else:
             d3hr.make_sets(run)  # gaussians => subsets => distilled
         print(report(run))
-
-
-def print_status(flags: DistillFlags) -> None:
-    """What a run has done and what is left, without Ray."""
-    from d3hr_ray.report.status import status
-
-    print(status(Store(absolute(flags.status or ""))))
 
 
 if __name__ == "__main__":

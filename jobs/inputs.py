@@ -1,4 +1,7 @@
-"""The images of a run: listed for running, or counted for planning."""
+"""The images of a run: listed for running, or counted for planning; and what its model's small files say.
+
+A wrong path, class or timestep is told before torch and Ray are imported, which takes seconds: they come in late.
+"""
 
 from cli import tell
 from presets import CLASSES, DIT_XL, IMAGES
@@ -6,10 +9,10 @@ from presets import CLASSES, DIT_XL, IMAGES
 from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.listing import Listing, list_images, model_listing, require_variance
 from d3hr_ray.datasets.source import thread_map
+from d3hr_ray.filesystems import resolve
+from d3hr_ray.models.card import ModelCard, read_card, sampling_grid
 from d3hr_ray.models.geometry import DIT_XL_CARD
-from d3hr_ray.models.loading import ModelCard, load_schedule, read_card
-from d3hr_ray.numerics.schedule import Schedule, even_grid, leading_grid, linear_alphas
-from d3hr_ray.stages.tasks import ray_map
+from d3hr_ray.numerics.grids import even_grid, leading_grid
 
 
 def is_remote(config: RunConfig) -> bool:
@@ -21,7 +24,11 @@ def list_data(config: RunConfig, card: ModelCard, planning: bool = False) -> Lis
     """All images of the run; for a plan, without Ray. Raises ValueError naming what cannot be used."""
     if config.method == "cao2":
         return model_listing(config.data, card.num_classes, card.class_names)
-    each = ray_map if is_remote(config) and not planning else thread_map
+    each = thread_map
+    if is_remote(config) and not planning:
+        from d3hr_ray.stages.tasks import ray_map
+
+        each = ray_map
     listing = list_images(config.data, card.num_classes, card.class_names, each)
     tell(listing.notes)
     if config.fits:
@@ -29,14 +36,26 @@ def list_data(config: RunConfig, card: ModelCard, planning: bool = False) -> Lis
     return listing
 
 
-def read_model(config: RunConfig, planning: bool) -> tuple[ModelCard, Schedule]:
-    """The model's card and schedule. A plan for DiT-XL/2-256 needs no hub: its published geometry is enough."""
+def list_early(config: RunConfig, card: ModelCard) -> Listing | None:
+    """The images, if they are listed without Ray; of remote ones only whether their URI can be opened."""
+    if not is_remote(config):
+        return list_data(config, card)
+    resolve(config.data.uri)
+    return None
+
+
+def read_model(config: RunConfig, planning: bool) -> tuple[ModelCard, tuple[int, ...]]:
+    """The model's card and the grid of its sampler. A plan for DiT-XL/2-256 needs no hub: its geometry is known."""
     if planning and config.model.name == DIT_XL:
-        grid = even_grid if config.inversion.solver == "adams" else leading_grid
-        return DIT_XL_CARD, Schedule(linear_alphas(), grid(1000, config.inversion.steps))
-    return read_card(config.model.name), load_schedule(
-        config.model.name, config.inversion.steps, config.inversion.solver
-    )
+        spaced = even_grid if config.inversion.solver == "adams" else leading_grid
+        return DIT_XL_CARD, spaced(1000, config.inversion.steps)
+    name, steps, solver = config.model.name, config.inversion.steps, config.inversion.solver
+    card, grid = read_card(name), sampling_grid(name, steps, solver)
+    if grid is None:
+        from d3hr_ray.models.loading import load_schedule
+
+        grid = load_schedule(name, steps, solver).grid
+    return card, grid
 
 
 def count_images(config: RunConfig, card: ModelCard, preset: str) -> tuple[int, int]:

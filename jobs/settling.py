@@ -4,19 +4,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from d3hr_ray.config import Dtype, RunConfig
+from d3hr_ray.numerics.grids import above, position
 
-if TYPE_CHECKING:  # torch and Ray take seconds to import: --help and a wrong flag should not wait for them
-    from d3hr_ray.numerics.schedule import Schedule
+if TYPE_CHECKING:  # Ray takes seconds to import: --help and a wrong flag should not wait for it
     from d3hr_ray.stages.pool import Pool
 
 
-def check_timesteps(config: RunConfig, schedule: "Schedule") -> None:
+def check_timesteps(config: RunConfig, grid: tuple[int, ...]) -> None:
     """Raise ValueError for a timestep that is off the grid, or that leaves nothing to invert."""
     for t in config.inversion.stored:
-        if schedule.position(t) == 0:
-            raise ValueError(f"--timesteps {t} is before the first inversion step; give {schedule.grid[1]} or more")
+        if position(grid, t) == 0:
+            raise ValueError(f"--timesteps {t} is before the first inversion step; give {grid[1]} or more")
     for t in config.inversion.timesteps if config.has_quirk("start") else ():
-        schedule.above(t)
+        above(grid, t)
 
 
 def needs_float32(config: RunConfig) -> bool:

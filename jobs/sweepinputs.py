@@ -153,8 +153,8 @@ def invert_all(sweep: Sweep) -> dict[float, Run]:
 
 
 def _inverted(sweep: Sweep, config: RunConfig) -> Run:
-    card, schedule = read_model(config, planning=False)
-    check_timesteps(config, schedule)
+    card, grid = read_model(config, planning=False)
+    check_timesteps(config, grid)
     inner = sweep.store.at("inversions")
     there = [sweep.store, *(inner.at(name) for name in inner.folders())]
     stored = {store: stored_config(store) for store in there}

@@ -1,7 +1,10 @@
 """The command line: one line per mistake, naming the flag and the fix, before anything is started."""
 
 import json
+import os
 import shlex
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from typing import get_args
@@ -10,12 +13,16 @@ import distill
 import pytest
 from building import build_config
 from cli import guard, nearest, parse
-from conftest import PIPELINE, make_images, write_imagefolder
+from conftest import PIPELINE, ROOT, WNIDS, make_images, write_imagefolder
+from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 from flags import DistillFlags
+from inputs import read_model
 from presets import PRESETS, as_official
 from sweepvariants import vary
 
 from d3hr_ray.config import ModelConfig, Quirk, RunError, as_dict
+from d3hr_ray.models.card import locate, read_card, sampling_grid
+from d3hr_ray.models.loading import load_schedule
 from d3hr_ray.store import Store
 
 
@@ -62,12 +69,67 @@ OF_PARSING = ("--ipx 3", "--ipc", "--ipc ten", "--method cao3")
 
 
 @pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_line_that_names_it(ray_session, monkeypatch, capsys, command):  # remote data is listed by Ray
+def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, command):
     code, said = main(monkeypatch, capsys, command)
     assert code == 2
     assert MISTAKES[command] in said
     assert said.startswith("distill: ") and len(said.strip().splitlines()) == 1
     assert ("see --help" in said) == (command in OF_PARSING)
+
+
+EARLY = """
+import contextlib, distill, shlex, sys
+for command in sys.argv[1:]:
+    sys.argv = ["jobs/distill.py", *shlex.split(command)]
+    with contextlib.suppress(SystemExit):
+        distill.main()
+print(sorted({"torch", "ray", "diffusers", "timm", "sklearn"} & sys.modules.keys()))
+"""
+
+
+def test_what_needs_no_torch_is_told_before_it_is_imported(tmp_path):
+    """torch, Ray and diffusers take 15 s to import; a path, a timestep, a class and --status need none of them."""
+    data = write_imagefolder(tmp_path / "data", [(str(WNIDS.index(w)), *rest) for w, *rest in make_images(2)])
+    config = {"config": as_dict(PRESETS["digits"]()), "inputs": {"images": 1297}, "started": "", "finished": None}
+    Store(str(tmp_path / "run")).write_json("run.json", config)
+    own = f"--preset imagenet1k --data {data} --model {PIPELINE}"
+    commands = {
+        "--preset imagenet": "no such preset",
+        "--data /nowhere --model digits": "no such file",
+        "--model /nowhere": "no such folder",
+        "--timesteps 601": "its neighbours are 600 and 620",
+        f"{own} --classes 1 11": "--classes 11: the data has no such class; near it: 1",
+        f"--status {tmp_path}/run": "left: invert 1,297 images",
+    }
+    where = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'jobs'}"}
+    ran = subprocess.run(
+        [sys.executable, "-c", EARLY, *commands], capture_output=True, text=True, env=where, check=True
+    )
+    for command, said in commands.items():
+        assert said in ran.stderr + ran.stdout, (command, ran.stderr)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_models_card_and_grid_are_what_diffusers_reads():
+    for name in ("digits", PIPELINE):
+        card, folder = read_card(name), locate(name)
+        assert card.transformer == DiTTransformer2DModel.load_config(folder, subfolder="transformer")
+        assert card.vae == AutoencoderKL.load_config(folder, subfolder="vae")
+        for steps in (50, 30, 7):
+            scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+            scheduler.set_timesteps(steps)
+            assert sampling_grid(name, steps) == tuple(sorted(scheduler.timesteps.tolist()))
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_a_grid_that_diffusers_alone_knows_comes_from_it(spacing, tmp_path):
+    folder = shutil.copytree(PIPELINE, tmp_path / "model")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"timestep_spacing": spacing}))
+    assert sampling_grid(str(folder), 50) is None
+    config = replace(PRESETS["digits"](), model=ModelConfig(str(folder)))
+    grid = read_model(config, planning=False)[1]
+    assert grid == load_schedule(str(folder), 50).grid and len(grid) == 50 and grid[-1] == 999
 
 
 FLAGS = [name.replace("_", "-") for name in DistillFlags.__dataclass_fields__]

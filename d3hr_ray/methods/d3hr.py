@@ -11,7 +11,7 @@ from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.methods.variants import pool_variant, variants
-from d3hr_ray.models.loading import ModelCard
+from d3hr_ray.models.card import ModelCard
 from d3hr_ray.runs import claim_recipe, open_run
 from d3hr_ray.stages.candidates import run_candidates
 from d3hr_ray.stages.choose import run_choose

@@ -4,9 +4,9 @@ import torch
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.methods.variants import pool_variant, variants
+from d3hr_ray.models.card import ModelCard
 from d3hr_ray.models.flops import Cost, count_flop
-from d3hr_ray.models.loading import ModelCard
-from d3hr_ray.numerics.schedule import Schedule
+from d3hr_ray.numerics.grids import position
 from d3hr_ray.stages.mixture import label_blocks, mixture_kind
 
 NORMALS_PER_SECOND = 1e8  # standard normal float32 numbers that one core draws (numpy Philox, measured: 1.2e8)
@@ -17,7 +17,7 @@ OPTIMISE_PASSES = 3  # forwards' worth of one forward and backward pass
 PNG_SHARE = 0.7  # of the raw bytes of a natural image
 
 
-def plan(config: RunConfig, card: ModelCard, schedule: Schedule, images: int, classes: int, tflops: float) -> str:
+def plan(config: RunConfig, card: ModelCard, grid: tuple[int, ...], images: int, classes: int, tflops: float) -> str:
     """The plan as text. `tflops` is the sustained rate of one device, in TFLOP/s, that hours are counted at."""
     cost, dims = count_flop(card), torch.Size(card.latent_shape).numel()
     sets = variants(config)
@@ -30,10 +30,10 @@ def plan(config: RunConfig, card: ModelCard, schedule: Schedule, images: int, cl
     if config.fits:
         top = max(config.inversion.stored)
         adams = config.inversion.solver == "adams"
-        forwards = (schedule.position(top) + adams) * _passes(config.inversion.guidance)
+        forwards = (position(grid, top) + adams) * _passes(config.inversion.guidance)
         flop = images * (forwards * cost.forward + cost.encode)
         stored = len(config.inversion.stored)
-        walk = f"{schedule.position(top)} {config.inversion.solver} steps to t={top}"
+        walk = f"{position(grid, top)} {config.inversion.solver} steps to t={top}"
         note = f"{walk}, guidance {config.inversion.guidance:g}"
         lines.append(_row("invert", images, forwards, flop, flop / hour, images * stored * dims * 2, note))
         lines.append(_row("fit", images, 0, 0, 0, classes * stored * dims * 8, "reads latents/ once per timestep"))
@@ -44,7 +44,7 @@ def plan(config: RunConfig, card: ModelCard, schedule: Schedule, images: int, cl
         note = f"about {seconds / 3600:.3g} CPU-core-hours, {search_note(config)}"
         found = classes * sum(wanted)
         lines.append(_row("search", found, 0, 0, 0, found * dims * 4, note))
-    lines += _making_rows(config, card, schedule, cost, classes, hour)
+    lines += _making_rows(config, card, grid, cost, classes, hour)
     lines.append(f"GPU-hours at {tflops:g} sustained TFLOP/s per GPU (--tflops); nothing was run")
     return "\n".join(lines)
 
@@ -61,13 +61,13 @@ def _mixture_row(config: RunConfig, images: int, classes: int, dims: int) -> str
 
 
 def _making_rows(
-    config: RunConfig, card: ModelCard, schedule: Schedule, cost: Cost, classes: int, hour: float
+    config: RunConfig, card: ModelCard, grid: tuple[int, ...], cost: Cost, classes: int, hour: float
 ) -> list[str]:
     """CaO2's pool if there is one, then the images of all sets."""
     sets, pool = variants(config), config.cao2.pool if config.has_pool else 1
     passes = 0 if config.method == "random" else _passes(config.synthesis.guidance)
     above = config.has_quirk("start")  # the authors start a grid step above t
-    steps = [len(schedule.grid) if n.timestep is None else schedule.position(n.timestep) + 1 + above for n in sets]
+    steps = [len(grid) if n.timestep is None else position(grid, n.timestep) + 1 + above for n in sets]
     walks = [s * passes for s in steps]
     images = [classes * n.ipc for n in sets]
     rows, made = [], sum(images)

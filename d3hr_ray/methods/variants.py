@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.stages.publish import made_with
-from d3hr_ray.stages.search import Variant
+from d3hr_ray.sets import Variant, made_with
 
 
 def variants(config: RunConfig) -> list[Variant]:

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from d3hr_ray.models.loading import ModelCard
+from d3hr_ray.models.card import ModelCard
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The shape of DiT-XL/2-256, for plans and benchmarks that have no weights."""
 
-from d3hr_ray.models.loading import ModelCard
+from d3hr_ray.models.card import ModelCard
 
 # facebook/DiT-XL-2-256: the DiT paper's XL/2 (28 layers x 1152, 16 heads) on Stable Diffusion's VAE.
 DIT_XL_CARD = ModelCard(

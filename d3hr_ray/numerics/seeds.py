@@ -4,9 +4,12 @@ Draws are made on the CPU by numpy, so that a GPU run starts from the same numbe
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def digest(data: bytes) -> int:
@@ -28,6 +31,8 @@ def _word(key: tuple[int | str, ...]) -> bytes:
     return hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
 
 
-def normal(shape: tuple[int, ...], *key: int | str) -> torch.Tensor:
+def normal(shape: tuple[int, ...], *key: int | str) -> "torch.Tensor":
     """Standard normal float32 numbers of a shape, drawn from the key's generator."""
+    import torch  # takes seconds to import: whoever lists images needs generators alone
+
     return torch.from_numpy(generator(*key).standard_normal(shape, dtype=np.float32))

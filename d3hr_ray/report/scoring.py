@@ -14,8 +14,8 @@ from d3hr_ray.evaluation.naming import name_of, sets_apart
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, list_real, load_set, read_listing
 from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
 from d3hr_ray.runs import base_of
+from d3hr_ray.sets import made_with
 from d3hr_ray.stages.judge import Judge, judge_name, load_classifier
-from d3hr_ray.stages.publish import made_with
 from d3hr_ray.stages.tasks import progress
 from d3hr_ray.store import Store
 

@@ -4,13 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from d3hr_ray.config import RunConfig, from_dict
+from d3hr_ray.layout import block_mark, candidate_file, finished, gaussian_file, subset_file
 from d3hr_ray.lock import describe, is_alive, read_holder
 from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.runs import read_run
-from d3hr_ray.stages.fit import gaussian_file
-from d3hr_ray.stages.invert import finished
-from d3hr_ray.stages.search import Variant, candidate_file, subset_file
-from d3hr_ray.stages.synthesize import block_mark
+from d3hr_ray.sets import Variant
 from d3hr_ray.store import Store
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.evaluation.naming import sets_apart
 from d3hr_ray.evaluation.results import SCHEMA, cells_table, summarise
-from d3hr_ray.stages.publish import made_with
+from d3hr_ray.sets import made_with
 from d3hr_ray.store import Store
 
 SETTING = (

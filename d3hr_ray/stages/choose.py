@@ -10,9 +10,11 @@ import pyarrow.compute as pc
 import torch
 
 from d3hr_ray.config import RunConfig
+from d3hr_ray.layout import candidate_file, subset_file
 from d3hr_ray.numerics.selection import Choice, rematch, select
+from d3hr_ray.sets import Variant
 from d3hr_ray.stages.fit import read_gaussians
-from d3hr_ray.stages.search import Variant, candidate_file, several, subset_file, subset_table
+from d3hr_ray.stages.search import several, subset_table
 from d3hr_ray.stages.tasks import bounded
 from d3hr_ray.store import Store
 

@@ -12,17 +12,13 @@ import ray
 import torch
 
 from d3hr_ray.config import RunError
+from d3hr_ray.layout import gaussian_file
 from d3hr_ray.numerics.moments import Moments, PowerSums
 from d3hr_ray.stages.tasks import fetch, progress
 from d3hr_ray.store import Store
 
 FILES_PER_TASK = 64  # at 512 images of 4096 fp16 each, a task reads 268 MB, one file at a time
 PerClass = dict[int, Moments]
-
-
-def gaussian_file(t: int) -> str:
-    """Name of a timestep's file within the run folder."""
-    return f"gaussians/t{t:04d}.parquet"
 
 
 def run_fit(store: Store, timesteps: tuple[int, ...], classes: list[str], accepted: int) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.layout import finished, shard_file
 from d3hr_ray.models.accelerate import to_device
 from d3hr_ray.models.autoencoder import Autoencoder, to_images
 from d3hr_ray.models.loading import ModelCard, portable
@@ -31,11 +32,6 @@ RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("rejected", pa.int64()), ("er
 Invert = Callable[[Denoise, torch.Tensor, Schedule, tuple[int, ...]], dict[int, torch.Tensor]]
 PROBES = ".done/probes"
 PROBE_CLASSES, PROBE_IMAGES = 10, 200  # whose VAE latents are kept too, to show normality before and after
-
-
-def shard_file(shard: int) -> str:
-    """Name of a shard's file within latents/ and rejected/."""
-    return f"part-{shard:06d}.parquet"
 
 
 def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listing, pool: Pool) -> None:
@@ -66,17 +62,6 @@ def _with_probes(entries: pa.Table) -> pa.Table:
     for label in range(PROBE_CLASSES):
         probe[np.flatnonzero(labels == label)[:PROBE_IMAGES]] = True
     return entries.append_column("probe", pa.array(probe))
-
-
-def finished(store: Store) -> dict[int, dict[str, int]]:
-    """Shards whose done mark and files are all there, with their counts."""
-    latents, rejected = set(store.list("latents")), set(store.list("rejected"))
-    return {
-        shard: counts
-        for shard, counts in store.marks("invert").items()
-        if (not counts["accepted"] or shard_file(shard) in latents)
-        and (not counts["rejected"] or shard_file(shard) in rejected)
-    }
 
 
 def _check_counts(store: Store, config: RunConfig, listing: Listing, shards: int) -> None:

@@ -3,14 +3,13 @@
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from d3hr_ray.config import InversionConfig, RunConfig, as_dict, from_dict
+from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.runs import versions
-from d3hr_ray.stages.search import Variant
+from d3hr_ray.sets import Variant
 from d3hr_ray.stages.synthesize import written_images
 from d3hr_ray.store import Store
 
@@ -57,13 +56,6 @@ def recipe(config: RunConfig, variant: Variant, inputs: dict[str, Any]) -> dict[
     if not config.mended:
         plain.pop("mended")
     return {"variant": variant.name, "config": plain, "inputs": inputs}
-
-
-def made_with(plain: Mapping[str, Any]) -> RunConfig:
-    """The config in a recipe or manifest. What its variant did not look at, or it lacks, has its default."""
-    inversion = dict(plain["inversion"])
-    inversion["timesteps"] = inversion.get("timesteps") or list(InversionConfig().timesteps)
-    return from_dict({**plain, "inversion": inversion, "cao2": plain.get("cao2") or {}})
 
 
 def pool_recipe(config: RunConfig, pool: Variant, inputs: dict[str, Any], classifier: str | None) -> dict[str, Any]:

@@ -14,66 +14,19 @@ import ray
 import torch
 
 from d3hr_ray.config import OFFICIAL_BLOCK, RunConfig
+from d3hr_ray.layout import subset_file
 from d3hr_ray.numerics import groups, random_search
 from d3hr_ray.numerics.mixture import Mixture, match_mixture
 from d3hr_ray.numerics.random_search import RandomSearch
 from d3hr_ray.numerics.seeds import digest, normal
+from d3hr_ray.sets import Variant
 from d3hr_ray.stages.fit import read_gaussians
 from d3hr_ray.stages.mixture import mixture_kind, read_mixtures
 from d3hr_ray.stages.tasks import bounded, fetch
 from d3hr_ray.store import Store
 
-IMAGES_PER_BLOCK = 256  # of one subsets/ file: a few batches of synthesis, 4 MB at D = 4096
 # Candidates of one task: seconds of work, up to a minute's with skewness.
 OFFICIAL_PER_TASK, SKEWED_PER_TASK, PLAIN_PER_TASK = 10_000, 50_000, 2_000_000
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One distilled set: what made it and how many images per class it has."""
-
-    method: str
-    search: str | None
-    timestep: int | None
-    ipc: int
-    seed: int
-    words: tuple[str, ...] = ()  # what else tells it apart, such as k5 for five components
-    kind_words: tuple[str, ...] = ()  # the same, but alike at every IPC: kipc for a component per image
-    per_image: int = 1  # candidates per image of the final set, in a pool
-    clean: bool = False  # its subsets/ hold latents that are sampled already
-
-    @property
-    def name(self) -> str:
-        """Folder name, such as d3hr-moments-t600-ipc10-seed0."""
-        return f"{self.unseeded}-seed{self.seed}"
-
-    @property
-    def unseeded(self) -> str:
-        """What sets of all seeds share: d3hr-moments-t600-ipc10."""
-        words = [self.method, self.search, *self.words, None if self.timestep is None else f"t{self.timestep}"]
-        return "-".join([*filter(None, words), f"ipc{self.ipc}"])
-
-    @property
-    def about(self) -> dict[str, str | int | None]:
-        """What its names are made of, for its manifest: nobody has to read a name."""
-        kind = "-".join(filter(None, [self.method, self.search, *self.kind_words]))
-        own = {"method": self.method, "search": self.search, "timestep": self.timestep, "ipc": self.ipc}
-        return {"name": self.unseeded, "kind": kind, **own, "seed": self.seed}
-
-    def blocks(self, classes: int) -> list[range]:
-        """Labels 0..K-1 in runs that make about IMAGES_PER_BLOCK images: the unit of search and synthesis."""
-        size = max(1, IMAGES_PER_BLOCK // self.ipc)
-        return [range(at, min(at + size, classes)) for at in range(0, classes, size)]
-
-
-def subset_file(variant: Variant, block: int) -> str:
-    """Name of a block's file within the run folder."""
-    return f"subsets/{variant.name}/part-{block:06d}.parquet"
-
-
-def candidate_file(pool_variant: Variant, block: int) -> str:
-    """Name of a block's file within the run folder."""
-    return f"pools/{pool_variant.name}/part-{block:06d}.parquet"
 
 
 def run_search(store: Store, wanted: Sequence[tuple[RunConfig, Variant]], classes: int) -> None:

@@ -12,17 +12,13 @@ import pyarrow as pa
 
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.classes import folder_names
+from d3hr_ray.layout import block_mark, subset_file
 from d3hr_ray.models.autoencoder import to_pixels
+from d3hr_ray.sets import Variant
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
 from d3hr_ray.stages.pool import Pool
-from d3hr_ray.stages.search import Variant, subset_file
 from d3hr_ray.store import Store
-
-
-def block_mark(variant: Variant, block: int) -> str:
-    """Name of the table that marks a block as done and tells what it wrote."""
-    return f".done/synthesize/{variant.name}/{block:06d}.parquet"
 
 
 def run_synthesize(store: Store, config: RunConfig, variants: Sequence[Variant], classes: pa.Table, pool: Pool) -> None:

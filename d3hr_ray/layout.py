@@ -1,0 +1,40 @@
+"""Names of the files in a run folder, and what their presence says: all that --status needs, and no network."""
+
+from d3hr_ray.sets import Variant
+from d3hr_ray.store import Store
+
+
+def shard_file(shard: int) -> str:
+    """Name of a shard's file within latents/ and rejected/."""
+    return f"part-{shard:06d}.parquet"
+
+
+def finished(store: Store) -> dict[int, dict[str, int]]:
+    """Shards whose done mark and files are all there, with their counts."""
+    latents, rejected = set(store.list("latents")), set(store.list("rejected"))
+    return {
+        shard: counts
+        for shard, counts in store.marks("invert").items()
+        if (not counts["accepted"] or shard_file(shard) in latents)
+        and (not counts["rejected"] or shard_file(shard) in rejected)
+    }
+
+
+def gaussian_file(t: int) -> str:
+    """Name of a timestep's file within the run folder."""
+    return f"gaussians/t{t:04d}.parquet"
+
+
+def subset_file(variant: Variant, block: int) -> str:
+    """Name of a block's file within the run folder."""
+    return f"subsets/{variant.name}/part-{block:06d}.parquet"
+
+
+def candidate_file(pool_variant: Variant, block: int) -> str:
+    """Name of a block's file of judged candidates within the run folder."""
+    return f"pools/{pool_variant.name}/part-{block:06d}.parquet"
+
+
+def block_mark(variant: Variant, block: int) -> str:
+    """Name of the table that marks a block as done and tells what it wrote."""
+    return f".done/synthesize/{variant.name}/{block:06d}.parquet"
