@@ -26,21 +26,15 @@ from d3hr_ray.config import (
 )
 from d3hr_ray.datasets.listing import model_listing
 from d3hr_ray.evaluation.students import Normalised
+from d3hr_ray.layout import candidate_file, subset_file
 from d3hr_ray.methods.plan import plan
 from d3hr_ray.methods.variants import pool_variant, variants
-from d3hr_ray.numerics.schedule import Schedule, leading_grid, linear_alphas
+from d3hr_ray.numerics.grids import leading_grid
 from d3hr_ray.report.chosen import chosen_table, chosen_text
+from d3hr_ray.sets import Variant
 from d3hr_ray.stages import candidates, choose, judge
 from d3hr_ray.stages.blocks import BlockJob
-from d3hr_ray.stages.search import (
-    Block,
-    Variant,
-    candidate_file,
-    search_range,
-    subset_file,
-    write_block,
-    write_noise,
-)
+from d3hr_ray.stages.search import Block, search_range, write_block, write_noise
 from d3hr_ray.stages.synthesize import SynthesizeBlock
 from d3hr_ray.store import Store
 
@@ -283,7 +277,7 @@ def test_official_cao2_is_each_of_the_authors_scripts(preset, pool, select, cond
 def test_the_plan_counts_the_pool_and_the_second_stage():
     """FIELD.md 2.1: ImageNet-1K at IPC 10 takes 40 x 50 x 2 + 10 x 100 x 3 = 7,000 forwards per class."""
     config = build_config(DistillFlags(preset="imagenet1k", method="cao2", ipc=(10,)))
-    text = plan(config, DIT_XL_CARD, Schedule(linear_alphas(), leading_grid(1000, 50)), 0, 1000, 300.0)
+    text = plan(config, DIT_XL_CARD, leading_grid(1000, 50), 0, 1000, 300.0)
     rows = {line.split()[0]: line.split()[1:3] for line in text.splitlines()}
     assert rows["pool"] == ["40,000", "100"] and rows["synthesize"] == ["10,000", "300"]
     assert "invert" not in rows
