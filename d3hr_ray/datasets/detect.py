@@ -6,11 +6,13 @@ from collections.abc import Iterable
 import pyarrow.fs as pafs
 
 from d3hr_ray.config import Format
+from d3hr_ray.datasets import parquet, webdataset
+from d3hr_ray.datasets.files import get_kind, is_pattern, list_files
 from d3hr_ray.datasets.folders import Entry, list_folder
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES
-from d3hr_ray.filesystems import resolve
+from d3hr_ray.filesystems import split_query
 
-SUFFIXES: dict[str, Format] = {".tar": "webdataset", ".parquet": "parquet"}
+SUFFIXES: dict[Format, tuple[str, ...]] = {"webdataset": webdataset.TARS, "parquet": parquet.SUFFIXES}
 METADATA = re.compile(r"metadata\.(parquet|csv|jsonl)")  # Hugging Face's, beside image folders; it holds no image
 LOOKED_AT = 5  # folders
 
@@ -21,9 +23,11 @@ def detect(uri: str) -> Format:
     Folders of images, two or more, win over a tar or Parquet file beside them: it is what they were unpacked from, or
     something said of them. A single one may hold the files that the rows of a Parquet file name.
     """
-    filesystem, root = resolve(uri)
-    if "*" in root or filesystem.get_file_info(root).type != pafs.FileType.Directory:
-        return _by_suffix([root]) or "imagefolder"
+    if is_pattern(uri):
+        found = list_files(uri, sum(SUFFIXES.values(), ()))
+        return _by_suffix(found[1] if found else []) or "imagefolder"
+    if get_kind(uri) != pafs.FileType.Directory:
+        return _by_suffix([split_query(uri)[0]]) or "imagefolder"
     here = [entry for entry in list_folder(uri) if not entry.is_hidden]
     folders = [entry.name for entry in here if entry.is_folder][:LOOKED_AT]
     inside = {folder: list_folder(uri, folder) for folder in folders}
@@ -45,4 +49,6 @@ def _files(entries: Iterable[Entry]) -> list[str]:
 
 
 def _by_suffix(names: Iterable[str]) -> Format | None:
-    return next((form for name in names for suffix, form in SUFFIXES.items() if name.lower().endswith(suffix)), None)
+    return next(
+        (form for name in names for form, suffixes in SUFFIXES.items() if name.lower().endswith(suffixes)), None
+    )

@@ -16,11 +16,12 @@ from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets import digits
 from d3hr_ray.datasets.classes import ClassMap, build_class_map, imagenet_wnids
 from d3hr_ray.datasets.detect import detect
+from d3hr_ray.datasets.files import get_kind, is_pattern
 from d3hr_ray.datasets.imagefolder import ImageFolder
 from d3hr_ray.datasets.parquet import list_parquet
 from d3hr_ray.datasets.source import Mapper, Source, summary, thread_map
 from d3hr_ray.datasets.webdataset import list_tars
-from d3hr_ray.filesystems import absolute, patient, resolve
+from d3hr_ray.filesystems import absolute, patient
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ def open_source(data: DataConfig) -> Source:
             raise ValueError(f"--data {data.uri}: --format digits has {' and '.join(digits.NAMES)}")
         return digits.Digits(name, split or "train")
     uri = absolute(data.uri)
-    filesystem, root = resolve(uri)
-    kind = filesystem.get_file_info(root).type
-    if kind == pafs.FileType.NotFound and "*" not in uri:
+    pattern = is_pattern(uri)
+    kind = pafs.FileType.Unknown if pattern else get_kind(uri)
+    if kind == pafs.FileType.NotFound:
         raise ValueError(f"--data {data.uri}: no such file or folder")
     form = detect(uri) if data.format == "auto" else data.format
     finders: dict[str, Callable[[str], Source | None]] = {"webdataset": list_tars, "parquet": list_parquet}
@@ -78,7 +79,8 @@ def open_source(data: DataConfig) -> Source:
             raise ValueError(f"--data {data.uri}: no {form} file in it; check the path or --format")
         return source
     if kind != pafs.FileType.Directory:
-        raise ValueError(f"--data {data.uri}: not a .tar or .parquet file; give one of these or an image folder")
+        found = "no .tar or .parquet file matches" if pattern else "not a .tar or .parquet file"
+        raise ValueError(f"--data {data.uri}: {found}; give one of these or an image folder")
     return ImageFolder(uri, not data.classes, data.class_depth)
 
 

@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from d3hr_ray.datasets.decode import MAX_BYTES
+from d3hr_ray.datasets.files import list_files
 from d3hr_ray.datasets.imagenet import distinct
-from d3hr_ray.datasets.source import SCAN_SCHEMA, Mapper, Scan, file_version, join_scans, list_files
+from d3hr_ray.datasets.source import SCAN_SCHEMA, Mapper, Scan, file_version, join_scans
 from d3hr_ray.filesystems import patient, resolve
 
+SUFFIXES = (".parquet", ".pq", ".parq")
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
 READ_ROWS = 1  # a dictionary page may hold one huge image for many rows, which any batch of them would copy out
 HELD_BYTES = 1 << 29  # of images that are read before their turn
@@ -212,5 +214,5 @@ def _read_group(parquet: pq.ParquetFile, group: int, column: str, wanted: list[i
 
 def list_parquet(uri: str) -> ParquetImages | None:
     """The Parquet files of a folder, of a pattern such as DIR/train-*.parquet, or a single file; None without any."""
-    found = list_files(uri, ".parquet")
+    found = list_files(uri, SUFFIXES)
     return ParquetImages(*found) if found else None

@@ -1,11 +1,9 @@
 """What every image source offers: a scan that lists all images without decoding any, and reads by listing entry."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -13,7 +11,6 @@ import pyarrow.fs as pafs
 from PIL import Image
 
 from d3hr_ray.datasets.decode import FORMATS
-from d3hr_ray.filesystems import patient, resolve, split_query
 
 Image.init()  # registers the suffixes of all formats
 IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, form in Image.EXTENSION.items() if form in FORMATS))
@@ -61,35 +58,6 @@ class Source(Protocol):
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
         """The encoded bytes of the entries, in their order."""
-
-
-@patient
-def list_files(uri: str, suffix: str) -> tuple[str, tuple[str, ...]] | None:
-    """A file, a pattern in the last part of a path, or a folder => (folder, sorted names in it); None without any.
-
-    Raises ValueError if the names tell of several splits: mixing them would leak test images.
-    """
-    base, query = split_query(uri)
-    parent, _, last = base.rpartition("/")
-    filesystem, root = resolve(uri)
-    if "*" in last:
-        base, root = parent, root.rpartition("/")[0]
-    elif filesystem.get_file_info(root).type == pafs.FileType.File:
-        return (parent + query, (last,)) if base.endswith(suffix) else None
-    infos = filesystem.get_file_info(pafs.FileSelector(root, recursive="*" not in last, allow_not_found=True))
-    found = (
-        i.path[len(root.rstrip("/")) + 1 :]
-        for i in infos
-        if i.path.endswith(suffix) and not i.base_name.startswith(".")
-    )
-    names = sorted(n for n in found if "*" not in last or fnmatch(n, last))
-    splits = {s for n in names for s in re.findall(r"(?:^|[/_.-])(train|test|val)(?=[a-z]*[/_.-])", n.lower())}
-    if len(splits) > 1:
-        raise ValueError(
-            f"--data {uri}: its files are of several splits ({', '.join(sorted(splits))}); name one of them with a "
-            f"pattern, such as {base}/train*{suffix}"
-        )
-    return (base + query, tuple(names)) if names else None
 
 
 def thread_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:

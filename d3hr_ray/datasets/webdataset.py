@@ -6,6 +6,7 @@ read on its own. The tar must be uncompressed; one that is cut off is refused, b
 
 import io
 import json
+import shlex
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from d3hr_ray.datasets.decode import MAX_BYTES
+from d3hr_ray.datasets.files import list_files
 from d3hr_ray.datasets.source import (
     IMAGE_SUFFIXES,
     UNREAD_SUFFIXES,
@@ -23,11 +25,19 @@ from d3hr_ray.datasets.source import (
     Scan,
     file_version,
     join_scans,
-    list_files,
     scan_table,
 )
 from d3hr_ray.filesystems import patient, resolve
 
+TAR = ".tar"
+CURES = {  # what makes a .tar of a compressed one
+    ".tar.gz": "gunzip",
+    ".tgz": "gunzip",
+    ".tar.bz2": "bunzip2",
+    ".tar.xz": "unxz",
+    ".tar.zst": "unzstd",
+}
+TARS = (TAR, *CURES)
 SUFFIXES = tuple(s.removeprefix(".") for s in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES))
 JSON_KEYS = ("label", "cls", "class", "class_id", "class_name")
 MAX_LABEL_BYTES = 1 << 20
@@ -157,5 +167,14 @@ def _check_end(stream: IO[bytes], offset: int, where: str) -> None:
 
 def list_tars(uri: str) -> WebDataset | None:
     """The tars of a folder, of a pattern such as DIR/train-*.tar, or a single tar; None if there are none."""
-    found = list_files(uri, ".tar")
-    return WebDataset(*found) if found else None
+    found = list_files(uri, TARS)
+    if found is None:
+        return None
+    for name in found[1]:
+        if not name.lower().endswith(TAR):
+            cure = next(cure for suffix, cure in CURES.items() if name.lower().endswith(suffix))
+            raise ValueError(
+                f"--data {uri}: {name} is compressed, and an image in it cannot be read on its own; "
+                f"unpack it: {cure} {shlex.quote(name)}"
+            )
+    return WebDataset(*found)
