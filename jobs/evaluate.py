@@ -8,6 +8,7 @@ Every training run is a row of evaluations/results.parquet. The same command tra
 """
 
 from cli import announce, connect, guard, parse, refusing
+from evaluatechecks import find_out
 from evaluateflags import EvaluateFlags, check_flags, overrides
 
 from d3hr_ray.lock import driving
@@ -18,9 +19,10 @@ def main() -> None:
     flags = parse(EvaluateFlags, __doc__ or "")
     with refusing():
         check_flags(flags)
+        store = find_out(flags)
 
-    # Imported late: torch and timm take seconds, and --help or a wrong flag should not wait for them.
-    from evaluateinputs import add_baselines, find_out, make_teachers, open_all, protocols
+    # Imported late: torch and timm take seconds, and --help or a wrong flag or path should not wait for them.
+    from evaluateinputs import add_baselines, make_teachers, open_all, protocols
 
     from d3hr_ray.evaluation.launch import find_workers, launch
     from d3hr_ray.evaluation.results import format_summary, rows_of
@@ -28,7 +30,6 @@ def main() -> None:
     from d3hr_ray.report.evaluated import report, write_summary
 
     with refusing():
-        store = find_out(flags)
         connect(flags.address)
         workers = find_workers(flags.workers, flags.gpus_per_worker, flags.workers_per_student)
         comparison, listing, full = open_all(flags, overrides(flags))

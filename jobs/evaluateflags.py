@@ -9,6 +9,7 @@ from cli import Words
 from d3hr_ray.config import Format
 
 Baseline = Literal["real-random", "herding", "kmeans-real", "pixel-kmeans", "none"]
+DEFAULT_BASELINES: tuple[Baseline, ...] = ("real-random",)
 ProtocolName = Literal["hard", "hard-mixup", "d3hr-soft", "rded-soft", "fixed-soft"]
 
 
@@ -17,7 +18,7 @@ class EvaluateFlags:
     """Command line of the job."""
 
     distilled: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")] = ()
-    """Sets: folders with train/<class>/<image>, ours or anyone's, or run folders (all their sets)."""
+    """Sets: folders with train/<class>/<image>, or <class>/<image>, or run folders (all their sets)."""
     data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
     """Real test images, from any source of distill.py. Default: the held-out split, for sets of the digits."""
     format: Format = "auto"
@@ -40,8 +41,9 @@ class EvaluateFlags:
     """What `--teacher train` trains. Default: convnet-d3-w32 up to 32 pixels, resnet18-small to 64, else resnet18."""
     repeats: int = 3
     """Students per set, each with its own seed; baselines are drawn anew for each."""
-    baselines: Annotated[tuple[Baseline, ...], tyro.conf.arg(metavar="NAME ...")] = ("real-random",)
-    """Beside every IPC: real-random, herding, kmeans-real (coresets of raw pixels), pixel-kmeans (centres), none."""
+    baselines: Annotated[tuple[Baseline, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Beside every IPC: real-random, herding, kmeans-real (coresets of raw pixels), pixel-kmeans (centres), none.
+    Default: real-random, where there are training images."""
     full: bool = False
     """Also train on the full training set: what there is to reach."""
     ranking: bool = False
@@ -84,7 +86,7 @@ def check_flags(flags: EvaluateFlags) -> None:
         raise ValueError(f"{wanted} needs --teacher: train, a timm name, ARCH=FILE or a folder")
     if "train" in flags.teacher and len(flags.teacher) > 1:
         raise ValueError("--teacher train stands alone; train teachers one by one, then name their folders")
-    if flags.ranking and "real-random" not in flags.baselines:
+    if flags.ranking and "real-random" not in (flags.baselines or DEFAULT_BASELINES):
         raise ValueError("--ranking compares with random real images; leave --baselines real-random in")
     if "none" in flags.baselines and len(flags.baselines) > 1:
         raise ValueError("--baselines none stands alone")

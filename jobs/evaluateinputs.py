@@ -1,55 +1,62 @@
 """What jobs/evaluate.py compares: sets, real images, baselines and teachers, as its flags ask."""
 
 from dataclasses import replace
-from functools import partial
 
 from cli import announce, tell
-from evaluateflags import EvaluateFlags
+from evaluatechecks import test_data, train_data, wants_training
+from evaluateflags import DEFAULT_BASELINES, EvaluateFlags
 
-from d3hr_ray.config import DataConfig, fingerprint
-from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.config import fingerprint
+from d3hr_ray.datasets.listing import Listing, open_source
 from d3hr_ray.evaluation.baselines import full_set
-from d3hr_ray.evaluation.comparison import Comparison, baseline_sets, list_train, open_comparison, read_full, with_sets
+from d3hr_ray.evaluation.comparison import (
+    Comparison,
+    baseline_sets,
+    list_train,
+    open_comparison,
+    read_full,
+    source_of,
+    with_sets,
+)
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.launch import Workers, check_teachers, launch
 from d3hr_ray.evaluation.protocols import Overrides, Recipe
-from d3hr_ray.evaluation.sets import find_sets
 from d3hr_ray.evaluation.teachers import CARD, resolve, teacher_id
 from d3hr_ray.evaluation.trials import make_trial
-from d3hr_ray.runs import base_of
-from d3hr_ray.store import Store, absolute
-
-
-def find_out(flags: EvaluateFlags) -> Store:
-    """--out, or the run folder that the first set lies in. Raises ValueError for a set that lies in none."""
-    if flags.out:
-        return Store(absolute(flags.out))
-    run = base_of(find_sets(flags.distilled[:1])[0].at("../.."))
-    if not run.exists("run.json"):
-        raise ValueError(f"--out is needed: {flags.distilled[0]} lies in no run folder")
-    return run
+from d3hr_ray.store import Store
 
 
 def open_all(
     flags: EvaluateFlags, changes: dict[str, float | int | None]
 ) -> tuple[Comparison, Listing | None, Images | None]:
     """The comparison, the training listing if anything needs it, and the full training set if anything needs that."""
-    real = partial(DataConfig, class_depth=flags.class_depth, class_ids=flags.class_ids)
-    data = real(flags.data, flags.format) if flags.data else None
     glyphs = {"yes": True, "no": False}.get(flags.glyphs)
     recipe = Recipe(overrides=Overrides(**changes))  # type: ignore[arg-type]
-    comparison = open_comparison(flags.distilled, data, flags.image_size, flags.arch, glyphs, recipe)
+    comparison = open_comparison(flags.distilled, test_data(flags), flags.image_size, flags.arch, glyphs, recipe)
     tell(comparison.notes)
     whole = flags.full or flags.ranking or "train" in flags.teacher
     coresets = [name for name in flags.baselines if name not in ("real-random", "none")]
-    if not (whole or coresets or "real-random" in flags.baselines):
+    if not wants_training(flags) and ("none" in flags.baselines or _lacks_training(flags, comparison)):
         return comparison, None, None
-    listing = list_train(comparison, real(flags.train_data) if flags.train_data else None)
+    listing = list_train(comparison, train_data(flags))
     tell(listing.notes)
     if not (whole or coresets):
         return comparison, listing, None
     reason = f"--baselines {coresets[0]}" if coresets else "--teacher train" if "train" in flags.teacher else "--full"
     return comparison, listing, read_full(listing, comparison.test.side, comparison.test.classes, reason)
+
+
+def _lacks_training(flags: EvaluateFlags, comparison: Comparison) -> bool:
+    """Whether the default baseline is left out, which is said: there are no training images to draw it from."""
+    source = train_data(flags) or source_of(comparison.sets[0])
+    try:
+        if source and open_source(source):
+            return False
+        why = f"{flags.distilled[0]} does not say what it was distilled from"
+    except ValueError as error:
+        why = str(error).replace("--data ", "the images it was distilled from, ", 1)
+    announce(f"no random real images beside the sets ({why}); give --train-data for them")
+    return True
 
 
 def make_teachers(
@@ -98,7 +105,7 @@ def add_baselines(
     flags: EvaluateFlags, comparison: Comparison, listing: Listing | None, full: Images | None
 ) -> Comparison:
     """The comparison with real images beside it."""
-    names = [name for name in flags.baselines if name != "none"]
+    names = [name for name in flags.baselines or DEFAULT_BASELINES if name != "none"]
     more = baseline_sets(comparison, names, listing, full, flags.repeats) if listing is not None else []
     if flags.full or flags.ranking:
         assert full is not None

@@ -1,11 +1,13 @@
 """Teachers, sets, baselines, results and rankings: all without Ray."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 from PIL import Image
 from presets import PRESETS
@@ -13,7 +15,8 @@ from stripes import hard, stripes, write_set
 
 from d3hr_ray.config import DataConfig, RunError, as_dict, without_axes
 from d3hr_ray.evaluation.baselines import centres, herd, make_baseline, nearest_to_centres, random_set
-from d3hr_ray.evaluation.comparison import open_comparison
+from d3hr_ray.evaluation.comparison import image_side, open_comparison
+from d3hr_ray.evaluation.folders import find_sets
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.naming import sets_apart
 from d3hr_ray.evaluation.protocols import Recipe
@@ -27,7 +30,7 @@ from d3hr_ray.evaluation.results import (
     spread,
     summarise,
 )
-from d3hr_ray.evaluation.sets import DistilledSet, _names, find_sets, list_real, load_set
+from d3hr_ray.evaluation.sets import DistilledSet, _names, list_real, load_set
 from d3hr_ray.evaluation.teachers import (
     Ensemble,
     Target,
@@ -92,6 +95,33 @@ def test_teachers_that_do_not_fit_are_refused(taught, tmp_path):
         load_teacher(f"convnet-d3={tmp_path}/odd.pt", abc)
 
 
+@pytest.mark.parametrize("labels", [None, ["c", "a", "b"]], ids=["unnamed", "named"])
+def test_a_model_of_the_hub_is_a_teacher_if_it_names_its_classes(monkeypatch, labels):
+    made, asked = timm.create_model("resnet18", num_classes=3), []
+    made.pretrained_cfg |= {"num_classes": 3, "label_names": labels, "input_size": (3, 16, 16)}
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: asked.append((name, pretrained)) or made)
+    abc, images = Target(("a", "b", "c"), None, 16), torch.zeros(1, 3, 16, 16)
+    if labels is None:
+        with pytest.raises(ValueError, match="--teacher hf-hub:me/net knows 3 classes without names"):
+            load_teacher("hf-hub:me/net", abc)
+        return
+    found = load_teacher("hf-hub:me/net", abc).eval()
+    assert asked == [("hf-hub:me/net", True)]
+    mean, std = (torch.tensor(made.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    torch.testing.assert_close(found(images), made(((0.5 - mean) / std).expand_as(images))[:, [1, 2, 0]])
+
+
+def test_a_model_of_the_hub_that_cannot_be_had_says_what_to_do(monkeypatch):
+    def offline(name, pretrained):
+        raise OSError("offline mode is enabled\nand more lines")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(
+        ValueError, match=r"cannot be had \(offline mode is enabled\); download them and give ARCH=FILE"
+    ):
+        load_teacher("hf-hub:timm/resnet18.a1_in1k", Target(("a",), None, 16))
+
+
 def test_a_checkpoint_file_is_a_teacher_and_several_are_averaged(taught, tmp_path):
     abc, test = Target(("a", "b", "c"), None, 16), stripes(20, 2)
     net = load_teacher(taught.uri, abc)
@@ -115,8 +145,24 @@ def test_anyones_image_folder_is_a_set(tmp_path):
     assert rows[0]["kind"] == "theirs"
     assert len({r["set"] for r in sets_apart(rows)}) == 2
     np.testing.assert_array_equal(found.images.pixels, images.pixels)
-    with pytest.raises(ValueError, match="no set in it"):
-        find_sets((str(tmp_path / "theirs" / "train"),))
+
+
+def test_class_folders_without_train_are_a_set_too_and_a_class_may_be_called_train(tmp_path):
+    images = replace(stripes(4), classes=("bus", "train", "tram"))
+    under = write_set(tmp_path / "theirs", images)
+    flat = shutil.copytree(f"{under}/train", tmp_path / "flat")
+    for path in (under, f"{under}/train/", str(flat)):
+        (store,) = find_sets((path,))
+        found = load_set(store, image_side(store))
+        assert found.name == ("flat" if path == str(flat) else "theirs")
+        np.testing.assert_array_equal(found.images.pixels, images.pixels)
+        assert found.images.classes == images.classes
+    (flat / ".ipynb_checkpoints").mkdir()
+    assert load_set(Store(str(flat)), 16).images.classes == images.classes
+    (tmp_path / "empty" / "report").mkdir(parents=True)
+    for nothing in (tmp_path / "empty", tmp_path / "none"):
+        with pytest.raises(ValueError, match=f"{nothing}: no set in it"):
+            find_sets((str(nothing),))
 
 
 def test_an_unfinished_set_of_ours_is_refused(tmp_path):
@@ -134,10 +180,28 @@ def test_two_classes_of_one_name_stay_two():
 def test_a_test_set_without_a_class_is_named(tmp_path):
     path = write_set(tmp_path / "set", stripes(4))
     real = write_set(tmp_path / "real", stripes(4, 1, classes=2))
-    with pytest.raises(ValueError, match="the data has no such class"):
+    with pytest.raises(
+        ValueError, match=r"--data .*/train: the set has a, b, c, the data a, b \(class c: the data has"
+    ):
         open_comparison((path,), DataConfig(f"{real}/train"), None, ["convnet-d3"], None, Recipe())
     with pytest.raises(ValueError, match="--data is needed"):
         open_comparison((path,), None, None, ["convnet-d3"], None, Recipe())
+
+
+def test_classes_that_differ_are_shown_side_by_side(tmp_path):
+    shapes = write_set(tmp_path / "shapes", replace(stripes(2), classes=("circle", "square", "triangle")))
+    digits = tuple("0123456789")
+    with pytest.raises(
+        ValueError, match=r"the set has 0, 1, 2, \.\.\., 9 \(10 classes\), the data circle, square, tri"
+    ):
+        list_real(DataConfig(f"{shapes}/train"), digits, None)
+    with pytest.raises(ValueError, match=r"--train-data .*/none: no such file or folder"):
+        list_real(DataConfig(f"{tmp_path}/none"), digits, None, "--train-data")
+    paths = (shapes, write_set(tmp_path / "set", stripes(2)))
+    with pytest.raises(
+        ValueError, match=r"differ in classes: a, b, c and circle, square, triangle; evaluate them apart"
+    ):
+        open_comparison(paths, None, None, ["convnet-d3"], None, Recipe())
 
 
 def test_labels_follow_the_sets_order_not_the_folders(tmp_path):

@@ -5,13 +5,16 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import distill
 import evaluate
+import evaluateinputs
 import numpy as np
 import psutil
 import pyarrow.csv as pacsv
@@ -19,11 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 import sweep
 from building import build_config
+from conftest import ROOT
+from evaluateflags import EvaluateFlags
 from flags import DistillFlags
 from presets import PRESETS
 from stripes import hard, stripes, write_set
 
-from d3hr_ray.config import as_dict
+from d3hr_ray.config import DataConfig, as_dict
 from d3hr_ray.evaluation.launch import Workers, launch
 from d3hr_ray.evaluation.results import rows_of
 from d3hr_ray.evaluation.sets import DistilledSet
@@ -109,34 +114,92 @@ def test_the_page_shows_every_image_without_an_error(evaluated, width):
     assert scroll <= width
 
 
+@pytest.fixture
+def paths(tmp_path):
+    """A set, class folders that are one too, a folder without any, and a path where nothing is."""
+    (tmp_path / "empty").mkdir()
+    found = write_set(tmp_path / "set", stripes(2))
+    return {"set": found, "flat": f"{found}/train", "none": tmp_path / "none", "empty": tmp_path / "empty"}
+
+
+NEEDED = (
+    "needs more: --out FOLDER, for the results: the set lies in no run folder; --data URI, real test images of its "
+    "classes: only the digits' are embedded"
+)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ("", "--distilled is needed"),
-        ("--distilled {none}", "no set in it"),
-        (
-            "--distilled {set} --out {none} --data {set}/train --arch resnet81",
-            "--arch resnet81: no such architecture; near it: resnet18",
-        ),
+        ("--distilled {none}", "--distilled {none}: no set in it"),
+        ("--distilled {empty}", "--distilled {empty}: no set in it"),
         ("--distilled {set} --protocol soft", "--protocol"),
         ("--distilled {set} --protocol fixed-soft", "--protocol fixed-soft needs --teacher"),
         ("--distilled {set} --teacher train resnet18", "--teacher train stands alone"),
-        ("--distilled {set}", "--out is needed"),
-        ("--distilled {set} --out {none}", "--data is needed"),
-        ("--distilled {set} --out {none} --data {none}", "no such file or folder"),
-        ("--distilled {set} --out {none} --data {empty}", "no class folders in it"),
-        ("--distilled {set} --out {none} --data digits/test", "the data has no such class"),
         ("--distilled {set} --repeats 0", "--repeats 0"),
-        ("--distilled {set} --out {none} --data {set}/train --workers 64", "--workers 64: the cluster has room"),
-        ("--distilled {set} --out {none} --data {set}/train --arch convnet-d6", "use a smaller depth"),
-        ("--distilled {set} --out {none} --data {set}/train --arch resnet18 --batch-size 1", "batches of one image"),
+        ("--distilled {flat}", NEEDED),
+        ("--distilled {set} --teacher train", f"{NEEDED}; --train-data URI, real training images, for --teacher train"),
+        (
+            "--distilled {set} --out {none} --data {set} --baselines herding",
+            "training images, for --baselines herding",
+        ),
+        ("--distilled {set} --out {none} --data {none}", "--data {none}: no such file or folder"),
+        (
+            "--distilled {set} --out {none} --data {flat} --train-data {none}",
+            "--train-data {none}: no such file",
+        ),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(ray_session, tmp_path, monkeypatch, capsys, flags, message):
-    (tmp_path / "empty").mkdir()
-    paths = {"set": write_set(tmp_path / "set", stripes(2)), "none": tmp_path / "none", "empty": tmp_path / "empty"}
+def test_paths_and_what_is_missing_are_refused_at_once(paths, monkeypatch, capsys, flags, message):
+    """All of it in one line, before Ray starts."""
+    monkeypatch.setattr(evaluate, "connect", lambda *args: pytest.fail("Ray is started"))
     with pytest.raises(SystemExit) as stop:
-        run(evaluate, monkeypatch, flags.format(**paths) + " --baselines none")
+        run(evaluate, monkeypatch, flags.format(**paths))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and message.format(**paths) in said[0]
+
+
+def test_a_path_is_refused_before_torch_is_imported(paths):
+    """In a process of its own: importing torch, timm and Ray would take 15 s before the message."""
+    script = "import evaluate, sys; sys.argv[1:] = ['--distilled', sys.argv[1], '--out', 'x', '--data', sys.argv[2]]\n"
+    script += "try: evaluate.main()\nfinally: print(sorted({'torch', 'ray', 'timm'} & set(sys.modules)))"
+    command = [sys.executable, "-c", script, paths["set"], str(paths["none"])]
+    found = subprocess.run(command, cwd=ROOT / "jobs", capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (2, "[]\n"), found.stderr
+
+
+def test_without_training_images_the_default_baseline_is_left_out_and_said(paths, capsys):
+    def lacks(about, **flags):
+        found = DistilledSet("s", stripes(2), "hash", 0, about)
+        return evaluateinputs._lacks_training(
+            EvaluateFlags(distilled=("mine",), **flags), SimpleNamespace(sets=(found,))
+        )
+
+    gone = {"data": as_dict(DataConfig(str(paths["none"]), classes=("a",)))}
+    assert lacks({}) and lacks(gone)
+    said = capsys.readouterr().err.splitlines()
+    assert "no random real images beside the sets (mine does not say what it was distilled from); give" in said[0]
+    assert f"(the images it was distilled from, {paths['none']}: no such file or folder); give --train-data" in said[1]
+    assert not lacks({}, train_data=paths["set"]) and not lacks({"data": as_dict(DataConfig("digits/train"))})
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--data {flat} --arch resnet81", "--arch resnet81: no such architecture; near it: resnet18"),
+        ("--data {empty}", "no class folders in it"),
+        ("--data digits/test", "the set has a, b, c, the data 0, 1, 2, ..., 9 (10 classes)"),
+        ("--data {flat} --workers 64", "--workers 64: the cluster has room"),
+        ("--data {flat} --arch convnet-d6", "use a smaller depth"),
+        ("--data {flat} --arch resnet18 --batch-size 1", "batches of one image"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(ray_session, paths, monkeypatch, capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        run(evaluate, monkeypatch, f"--distilled {{set}} --out {{none}} {flags} --baselines none".format(**paths))
     assert stop.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert message in said[-1]

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import resized_crop
 from d3hr_ray.evaluation import augment as aug
 from d3hr_ray.evaluation.protocols import PROTOCOLS, Augment, Overrides, Recipe, Setting
 from d3hr_ray.evaluation.sets import DistilledSet
-from d3hr_ray.evaluation.students import EXAMPLES, build_student, check_arch
+from d3hr_ray.evaluation.students import EXAMPLES, build_student, check_arch, identity
 from d3hr_ray.evaluation.training import (
     Hooks,
     Share,
@@ -57,6 +57,13 @@ def test_the_convnet_has_the_fields_number_of_parameters(side):
     net = build_student("convnet-d3", 10, side, 0)
     assert sum(p.numel() for p in net.parameters()) == 320_010  # and 2,304 fewer for grey images: the field's 317,706
     assert net(torch.zeros(1, 3, side, side)).shape == (1, 10)
+
+
+def test_students_of_another_network_have_another_key():
+    """At 28 pixels ConvNets were smaller once: what they reached is not what these reach."""
+    names = ("convnet-d3", "convnet-d3-w32", "resnet18")
+    assert [identity(name, 28) for name in names] == ["convnet-d3, padded", "convnet-d3-w32, padded", "resnet18"]
+    assert [identity(name, 32) for name in names] == list(names)
 
 
 CUTMIX, MIXUP = Augment((0.08, 1.0), flip=True, mix="cutmix"), Augment((0.08, 1.0), flip=True, mix="mixup")

@@ -14,7 +14,8 @@ from pyarrow import csv as pacsv
 
 from d3hr_ray.config import CaO2Config, DataConfig, ModelConfig, RunConfig, SynthesisConfig
 from d3hr_ray.evaluation.comparison import image_side
-from d3hr_ray.evaluation.sets import find_sets, load_set
+from d3hr_ray.evaluation.folders import find_sets
+from d3hr_ray.evaluation.sets import load_set
 from d3hr_ray.methods.variants import variants
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.loading import read_card

@@ -24,6 +24,14 @@ from d3hr_ray.datasets.webdataset import list_tars
 from d3hr_ray.filesystems import absolute, patient
 
 
+class ClassMismatch(ValueError):
+    """The source's classes are not those asked for. `found` are the source's."""
+
+    def __init__(self, message: str, found: Sequence[str]) -> None:
+        super().__init__(message)
+        self.found = sorted(found)
+
+
 @dataclass(frozen=True)
 class Listing:
     """`entries`: image_id, label (int32), file, start, length, version; `classes`: what the labels mean.
@@ -89,7 +97,7 @@ def list_images(
 ) -> Listing:
     """Scan the source, match its classes and keep the images asked for.
 
-    Raises ValueError for an empty source, an unknown class, or a class with fewer than 2 images.
+    Raises ValueError for an empty source, ClassMismatch for a class that it does not have.
     """
     source = open_source(data)
     found_there = source.scan(each)
@@ -102,7 +110,10 @@ def list_images(
     composed = _composed(names.dictionary.to_pylist())
     found = list(dict.fromkeys(composed))
     model_names = None if model_names is None else _composed(model_names)
-    classes = build_class_map(found, _composed(data.classes), num_classes, model_names, _composed(data.class_ids))
+    try:
+        classes = build_class_map(found, _composed(data.classes), num_classes, model_names, _composed(data.class_ids))
+    except ValueError as error:
+        raise ClassMismatch(str(error), found) from error
     label_of = {name: label for label, name in enumerate(classes.sources)}
     lookup = pa.array([label_of.get(name) for name in composed], pa.int32())
     scan = scan.set_column(1, "label", lookup.take(names.indices))

@@ -11,9 +11,10 @@ from d3hr_ray.config import DataConfig, data_config
 from d3hr_ray.datasets.digits import Digits
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.evaluation.baselines import DRAWN, make_baseline, random_set
+from d3hr_ray.evaluation.folders import find_sets, first_image, images_of
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
-from d3hr_ray.evaluation.sets import DistilledSet, find_sets, list_real, load_set, read_listing
+from d3hr_ray.evaluation.sets import DistilledSet, few, list_real, load_set, read_listing
 from d3hr_ray.evaluation.students import build_on_meta
 from d3hr_ray.evaluation.teachers import Target
 from d3hr_ray.evaluation.training import check_batches
@@ -104,7 +105,10 @@ def open_comparison(
     first = sets[0]
     for store, other in zip(stores, sets, strict=True):
         if other.images.classes != first.images.classes:
-            raise ValueError(f"--distilled {store.uri} has other classes than {stores[0].uri}; evaluate them apart")
+            both = f"{few(other.images.classes)} and {few(first.images.classes)}"
+            raise ValueError(
+                f"--distilled {store.uri} and {stores[0].uri} differ in classes: {both}; evaluate them apart"
+            )
     source = source_of(first)
     if data is None:
         if source is None or source.format != "digits":
@@ -124,8 +128,8 @@ def _own_side(store: Store) -> int:
 
 def image_side(store: Store) -> int:
     """The shorter side in pixels of a set's first image."""
-    name = next(n for n in store.list("train", recursive=True) if not n.endswith((".parquet", ".json")))
-    with Image.open(io.BytesIO(store.read_bytes(f"train/{name}"))) as image:
+    images = images_of(store)
+    with Image.open(io.BytesIO(images.read_bytes(first_image(images)))) as image:
         return int(min(image.size))
 
 
@@ -138,10 +142,10 @@ def source_of(found: DistilledSet) -> DataConfig | None:
 def list_train(comparison: Comparison, data: DataConfig | None) -> Listing:
     """The real training images: those named, else those that the first set was distilled from. Raises ValueError."""
     first = comparison.sets[0]
-    source = data or source_of(first)
+    source, flag = data or source_of(first), "--train-data" if data else "--data"
     if source is None:
         raise ValueError("--train-data is needed: baselines and `--teacher train` want the real training images")
-    return list_real(source, first.images.classes, first.wnids)
+    return list_real(source, first.images.classes, first.wnids, flag)
 
 
 def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) -> Images:

@@ -5,6 +5,7 @@ Classes are matched by name, never by position (FIELD.md 5: most reports of chan
 
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,12 +15,13 @@ import pyarrow as pa
 
 from d3hr_ray.config import DataConfig, RunError, fingerprint, without_axes
 from d3hr_ray.datasets.decode import RejectedImage, decode
-from d3hr_ray.datasets.listing import Listing, list_images
+from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images
 from d3hr_ray.datasets.source import Source, thread_map
+from d3hr_ray.evaluation.folders import class_folders, images_of
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.methods.variants import about_of
 from d3hr_ray.stages.tasks import ray_map
-from d3hr_ray.store import Store, absolute
+from d3hr_ray.store import Store
 
 READ_AT_ONCE = 512
 READERS = 16  # threads, where storage is remote and each file waits for an answer
@@ -37,22 +39,6 @@ class DistilledSet:
     wnids: tuple[str, ...] | None = None
 
 
-def find_sets(paths: tuple[str, ...]) -> list[Store]:
-    """Paths of sets, of run folders or of their distilled/ => a store per set. Raises ValueError if none."""
-    found = []
-    for path in paths:
-        store = Store(absolute(path))
-        if "train" in store.folders():
-            found.append(store)
-            continue
-        inner = store if "run.json" not in store.list() else store.at("distilled")
-        names = [n for n in inner.folders() if "train" in inner.at(n).folders()]
-        if not names:
-            raise ValueError(f"--distilled {path}: no set in it (a folder with train/<class>/<image>)")
-        found += [inner.at(n) for n in names]
-    return found
-
-
 def load_set(store: Store, side: int) -> DistilledSet:
     """A set's images at `side` pixels. Raises ValueError for a class without images, RunError for broken files."""
     if store.exists("manifest.json"):
@@ -64,14 +50,14 @@ def load_set(store: Store, side: int) -> DistilledSet:
     pixels, labels = read_listing(listing, side, None)
     images = Images(pixels, labels, listing.classes.sources)
     wnids = listing.classes.wnids if all(listing.classes.wnids) else None
-    about = {"ipc": images.ipc, "settings": images.digest[:8]}  # two folders of one name never share a mean
-    return DistilledSet(store.name, images, images.digest, about=about, wnids=wnids)  # type: ignore[arg-type]
+    return DistilledSet(store.name, images, images.digest, about={"ipc": images.ipc}, wnids=wnids)  # type: ignore[arg-type]
 
 
 def list_foreign(store: Store) -> Listing:
-    """The images of a set that others made: train/<class>/<image>, classes in sorted order."""
-    names = store.at("train").folders()
-    return list_images(DataConfig(store.at("train").uri, "imagefolder", tuple(names)), len(names), names)
+    """The images of a set that others made: its class folders in sorted order."""
+    classes = images_of(store)
+    names = class_folders(classes)
+    return list_images(DataConfig(classes.uri, "imagefolder", tuple(names)), len(names), names)
 
 
 def _load_ours(store: Store, side: int) -> DistilledSet:
@@ -116,25 +102,41 @@ def _names(rows: list[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(f"{name} ({folder})" if name in twice else name for name, folder in names)
 
 
+def few(names: Sequence[str]) -> str:
+    """Names of classes in a line: all, or of many the first three and the last."""
+    if len(names) <= 6:
+        return ", ".join(names)
+    return f"{', '.join(names[:3])}, ..., {names[-1]} ({len(names)} classes)"
+
+
 def _wnids(rows: list[dict[str, Any]]) -> tuple[str, ...] | None:
     named = {row["label"]: row["file_name"].split("/")[1] for row in rows}
     folders = tuple(named[label] for label in sorted(named))
     return folders if all(f[0] == "n" and f[1:].isdecimal() and len(f) == 9 for f in folders) else None
 
 
-def list_real(data: DataConfig, classes: tuple[str, ...], wnids: tuple[str, ...] | None) -> Listing:
-    """Real images of a set's classes, labelled in the set's order. Raises ValueError naming a class without images."""
+def list_real(
+    data: DataConfig, classes: tuple[str, ...], wnids: tuple[str, ...] | None, flag: str = "--data"
+) -> Listing:
+    """Real images of a set's classes, labelled in the set's order; `flag` named their source.
+
+    Raises ValueError for classes that differ, with both lists, or for one without images.
+    """
     wanted = wnids or classes
     spread = replace(data, classes=tuple(wanted))
     each = ray_map if "://" in data.uri else thread_map
     count, names = (1000, None) if wnids else (len(classes), list(classes))
     try:
         listing = list_images(spread, count, names, each)
+    except ClassMismatch as error:
+        why = str(error).replace("--classes ", "class ")
+        both = f"the set has {few(classes)}, the data {few(error.found)}"
+        raise ValueError(f"{flag} {data.uri}: {both} ({why})") from error
     except ValueError as error:
-        raise ValueError(str(error).replace("--classes ", f"--data {data.uri}: class ")) from error
+        raise ValueError(str(error).replace("--data ", f"{flag} ", 1)) from error
     empty = [name for name, count in zip(wanted, listing.counts(), strict=True) if count == 0]
     if empty:
-        raise ValueError(f"--data {data.uri}: no image of class {empty[0]!r}, which the set has")
+        raise ValueError(f"{flag} {data.uri}: no image of class {empty[0]!r}, which the set has")
     return listing
 
 

@@ -97,6 +97,11 @@ def build_student(arch: str, num_classes: int, image_size: int, seed: int) -> nn
     return Normalised(net)
 
 
+def identity(arch: str, image_size: int) -> str:
+    """What a trial's key calls a network: two that differ never share it. ConvNets did not always pad 28 pixels."""
+    return f"{arch}, padded" if image_size == 28 and CONVNET.fullmatch(arch) else arch
+
+
 def build_on_meta(arch: str, num_classes: int, image_size: int) -> nn.Module:
     """The shape of a network without its weights: can it take the size, and which layers has it? Raises ValueError."""
     with torch.device("meta"):

@@ -22,6 +22,7 @@ from d3hr_ray.evaluation.training import evaluate
 from d3hr_ray.store import Store, absolute
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
+HUB = "hf-hub:"  # timm's prefix of models on the Hugging Face hub
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def load_teacher(name: str, target: Target) -> nn.Module:
     store = Store(absolute(name))
     if store.exists(CARD):
         return _from_folder(store, target)
-    if "/" in name and not name.startswith(("timm/", "hf-hub:")):
+    if "/" in name and not name.startswith(("timm/", HUB)):
         raise ValueError(f"--teacher {name}: no {CARD} in it; give a folder of `--teacher train`, or ARCH=FILE")
     return _from_timm(name, target)
 
@@ -131,7 +132,13 @@ def _from_folder(store: Store, target: Target) -> nn.Module:
     if hashlib.sha256(data).hexdigest() != card["weights"]:
         raise RunError(f"--teacher {store.uri}: {WEIGHTS} is not the file that was saved; train it again")
     net = build_student(card["arch"], len(card["classes"]), card["image_size"], 0)
-    net.load_state_dict(safetensors.torch.load(data))
+    try:
+        net.load_state_dict(safetensors.torch.load(data))
+    except RuntimeError as error:
+        raise RunError(
+            f"--teacher {store.uri}: its weights are of another {card['arch']} than this version's; delete the folder "
+            "and train it again with --teacher train"
+        ) from error
     return _match(net, tuple(card["classes"]), target, store.uri)
 
 
@@ -181,13 +188,14 @@ def _outputs(state: Mapping[str, torch.Tensor]) -> int:
 
 def _from_timm(name: str, target: Target) -> nn.Module:
     plain = name.removeprefix("timm/")
-    if not timm.is_model_pretrained(plain):
+    if not plain.startswith(HUB) and not timm.is_model_pretrained(plain):  # the hub alone knows what it holds
         raise ValueError(f"--teacher {name}: no timm model with weights, no folder of --teacher train, no ARCH=FILE")
     try:
         net: Any = timm.create_model(plain, pretrained=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        why = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"--teacher {name}: its weights cannot be had ({error}); download them and give ARCH=FILE"
+            f"--teacher {name}: its weights cannot be had ({why}); download them and give ARCH=FILE"
         ) from error
     facts = net.pretrained_cfg
     side = facts["input_size"][-1]
@@ -195,9 +203,10 @@ def _from_timm(name: str, target: Target) -> nn.Module:
         raise ValueError(
             f"--teacher {name} takes {side} pixels and the students {target.side}; give --image-size {side}"
         )
-    if facts["num_classes"] != 1000:
-        raise ValueError(f"--teacher {name} knows {facts['num_classes']} classes that are not ImageNet-1K's")
-    return _match(Normalised(net, facts["mean"], facts["std"]), imagenet_wnids(), target, name)
+    known = facts.get("label_names") or (imagenet_wnids() if facts["num_classes"] == 1000 else ())
+    if facts["num_classes"] != len(known):
+        raise ValueError(f"--teacher {name} knows {facts['num_classes']} classes without names, not ImageNet-1K's")
+    return _match(Normalised(net, facts["mean"], facts["std"]), tuple(known), target, name)
 
 
 def _match(net: nn.Module, known: tuple[str, ...], target: Target, name: str) -> nn.Module:

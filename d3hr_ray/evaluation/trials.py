@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from d3hr_ray.config import as_dict, fingerprint
+from d3hr_ray.evaluation import students
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import Protocol
 from d3hr_ray.evaluation.sets import DistilledSet
@@ -66,9 +67,12 @@ def make_trial(
 ) -> Trial:
     """A trial with its identity; `teacher` is the teachers' id with hashes, `tested` the test images' URI, digest."""
     soft = protocol.labels == "soft"
-    identity = [found.set_hash, found.set_seed, arch, as_dict(protocol), seed, teacher if soft else None, tested[1]]
+    network = students.identity(arch, found.images.side)
+    identity = [found.set_hash, found.set_seed, network, as_dict(protocol), seed, teacher if soft else None, tested[1]]
     words = {name: found.about.get(name) for name in WORDS}
     words["kind"] = words["kind"] or found.name
+    if words["method"] is None:  # two folders of one name, that others made, never share a mean
+        words["settings"] = found.set_hash[:8]
     about = {"set": found.name, **words, "set_seed": found.set_seed, "set_hash": found.set_hash}
     about |= {"data": tested[0], "test": tested[1]}
     about |= {"teacher": teacher if soft else None, "images": len(found.images)}

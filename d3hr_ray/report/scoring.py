@@ -10,8 +10,9 @@ import pyarrow as pa
 import torch
 
 from d3hr_ray.evaluation.comparison import image_side, source_of
+from d3hr_ray.evaluation.folders import find_sets
 from d3hr_ray.evaluation.naming import name_of, sets_apart
-from d3hr_ray.evaluation.sets import DistilledSet, find_sets, list_real, load_set, read_listing
+from d3hr_ray.evaluation.sets import DistilledSet, list_real, load_set, read_listing
 from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
 from d3hr_ray.runs import base_of
 from d3hr_ray.sets import made_with

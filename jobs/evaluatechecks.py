@@ -1,0 +1,59 @@
+"""What jobs/evaluate.py asks of paths and of what lies there, before anything heavy is imported."""
+
+from evaluateflags import EvaluateFlags
+
+from d3hr_ray.config import DataConfig, Format
+from d3hr_ray.datasets.listing import open_source
+from d3hr_ray.evaluation.folders import find_sets, run_of, source_of
+from d3hr_ray.store import Store, absolute
+
+
+def find_out(flags: EvaluateFlags) -> Store:
+    """Where results go: --out, or the run folder that the first set lies in.
+
+    Raises ValueError for a path with nothing in it, or once for all that is missing.
+    """
+    first = find_sets(flags.distilled)[0]
+    for flag, data in (("--data", test_data(flags)), ("--train-data", train_data(flags))):
+        if data:
+            _check(flag, data)
+    run, source = run_of(first), source_of(first)
+    missing = []
+    if not flags.out and run is None:
+        missing.append("--out FOLDER, for the results: the set lies in no run folder")
+    if not flags.data and (source is None or source.format != "digits"):
+        missing.append("--data URI, real test images of its classes: only the digits' are embedded")
+    if (asked := wants_training(flags)) and not flags.train_data and source is None:
+        missing.append(f"--train-data URI, real training images, for {asked}")
+    if missing:
+        raise ValueError(f"{flags.distilled[0]} needs more: {'; '.join(missing)}")
+    return Store(absolute(flags.out)) if flags.out else run or first
+
+
+def test_data(flags: EvaluateFlags) -> DataConfig | None:
+    """The source of --data."""
+    return _real(flags, flags.data, flags.format) if flags.data else None
+
+
+def train_data(flags: EvaluateFlags) -> DataConfig | None:
+    """The source of --train-data."""
+    return _real(flags, flags.train_data) if flags.train_data else None
+
+
+def _real(flags: EvaluateFlags, uri: str, form: Format = "auto") -> DataConfig:
+    return DataConfig(uri, form, class_depth=flags.class_depth, class_ids=flags.class_ids)
+
+
+def wants_training(flags: EvaluateFlags) -> str | None:
+    """The flag, if there is one, that asks for training images; the default baseline does without."""
+    asked = [f"--baselines {name}" for name in flags.baselines if name != "none"]
+    asked += ["--teacher train"] if "train" in flags.teacher else []
+    asked += [flag for flag, on in (("--full", flags.full), ("--ranking", flags.ranking)) if on]
+    return asked[0] if asked else None
+
+
+def _check(flag: str, data: DataConfig) -> None:
+    try:
+        open_source(data)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--data ", f"{flag} ", 1)) from error
