@@ -1,5 +1,6 @@
 """Files and models from strangers: nothing they hold is run, followed out of the folder, or believed about its size."""
 
+import io
 import json
 import os
 import pickle
@@ -77,8 +78,14 @@ def test_links_and_devices_in_a_tar_are_not_followed(tmp_path):
             info = tarfile.TarInfo(f"{kind.decode()}.png")
             info.type, info.linkname = kind, "secret.png"
             tar.addfile(info)
-    with pytest.raises(ValueError, match="no image in it"):
-        listing(tmp_path / "x.tar")
+            info = tarfile.TarInfo(f"{kind.decode()}.cls")
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"1"))
+    found = listing(tmp_path / "x.tar")
+    for data in found.source.read(found.entries):
+        with pytest.raises(RejectedImage, match="a link or device that is no file of the tar"):
+            decode(data, 8)
+    assert len(found) == 4
 
 
 def test_pickles_in_parquet_are_never_opened(tmp_path):

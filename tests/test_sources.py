@@ -166,7 +166,7 @@ def test_joined_and_compressed_tars_are_refused(tmp_path):
     refuses("data follows the tar's end mark", tmp_path)
     with tarfile.open(first, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"))
-    refuses("not a whole uncompressed tar", tmp_path)
+    refuses("compressed, though it is called .tar; unpack it: gunzip", tmp_path)
 
 
 def test_samples_without_label_or_with_two_images_are_refused(tmp_path):
@@ -181,8 +181,6 @@ def test_samples_without_label_or_with_two_images_are_refused(tmp_path):
     refuses("sample 'a' has no .cls", tmp_path)
     write("a.png", "a.jpg", "a.cls")
     refuses("sample 'a' has two images", tmp_path)
-    write("a.png", "a.cls", "b.png", "b.cls", "a.png", "a.cls")
-    refuses("key 'a' comes twice", tmp_path)
 
 
 def test_names_in_a_tar_never_become_paths(tmp_path):

@@ -1,32 +1,24 @@
-"""WebDataset shards: tar files whose members share a key, such as 0001.jpg + 0001.cls or 0001.json.
+"""Images in tars: WebDataset's samples, whose members share a key (0001.jpg + 0001.cls or 0001.json), or folders of
+images in a tar, or a tar per class, be they files of their own or members of one tar, as ImageNet's training set is.
 
 A scan reads headers and labels only and records where each image's bytes lie, so that any run of images can later be
-read on its own. The tar must be uncompressed; one that is cut off is refused, because what is lost cannot be counted.
+read on its own.
 """
 
-import io
-import json
 import shlex
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from d3hr_ray.datasets.decode import MAX_BYTES
+from d3hr_ray.datasets.decode import MAX_BYTES, NoImage
 from d3hr_ray.datasets.files import list_files
-from d3hr_ray.datasets.source import (
-    IMAGE_SUFFIXES,
-    UNREAD_SUFFIXES,
-    Mapper,
-    Scan,
-    file_version,
-    join_scans,
-    scan_table,
-)
+from d3hr_ray.datasets.folders import escaped
+from d3hr_ray.datasets.samples import NOTES, UNREADABLE, Contents, list_contents, list_samples
+from d3hr_ray.datasets.source import Mapper, Scan, file_version, join_scans, scan_table
+from d3hr_ray.datasets.tarfiles import BROKEN, Span, Tar
 from d3hr_ray.filesystems import patient, resolve
 
 TAR = ".tar"
@@ -38,11 +30,6 @@ CURES = {  # what makes a .tar of a compressed one
     ".tar.zst": "unzstd",
 }
 TARS = (TAR, *CURES)
-SUFFIXES = tuple(s.removeprefix(".") for s in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES))
-JSON_KEYS = ("label", "cls", "class", "class_id", "class_name")
-MAX_LABEL_BYTES = 1 << 20
-MAX_HEADER_BYTES = 1 << 20  # of one extended header; tarfile would take any length that a header claims
-READ_AHEAD = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -53,8 +40,18 @@ class WebDataset:
     files: tuple[str, ...]
 
     def scan(self, each: Mapper) -> Scan:
-        """Images in tar order. Raises ValueError naming the tar that is cut off, and the sample without a label."""
-        return join_scans(each(partial(_scan_tar, self.uri), self.files))
+        """Images in tar order, those of tars within tars last.
+
+        Raises ValueError naming the tar that is cut off, and the sample without a label.
+        """
+        outer = list(each(partial(_scan_tar, self.uri), [Span(file) for file in self.files]))
+        spans = [span for _, inner in outer for span in inner]
+        inside = each(partial(_scan_tar, self.uri), spans) if spans else []
+        made = join_scans([scan for scan, _ in (*outer, *inside)])
+        told = {kind: found for kind, found in made.passed.items() if kind in NOTES}
+        passed = {kind: found for kind, found in made.passed.items() if kind not in NOTES}
+        notes = (f"--data {self.uri}: " + NOTES[kind].format(*found) for kind, found in told.items())
+        return Scan(made.images, passed, tuple(notes))
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
         """Byte ranges of the tars; entries in order make it one forward pass."""
@@ -63,106 +60,41 @@ class WebDataset:
         for file, group in groupby(rows, key=lambda row: row[0]):
             with filesystem.open_input_file(f"{root}/{file}") as stream:
                 for _, start, length in group:
+                    if length in UNREADABLE:
+                        yield NoImage(UNREADABLE[length])
+                        continue
                     stream.seek(start)
                     yield stream.read(min(length, MAX_BYTES + 1))
 
 
 @patient
-def _scan_tar(uri: str, file: str) -> Scan:
+def _scan_tar(uri: str, span: Span) -> tuple[Scan, list[Span]]:
+    """A tar's images, and the tars that lie in it."""
     filesystem, root = resolve(uri)
-    where = f"{uri.rstrip('/')}/{file}" if file else uri
-    with filesystem.open_input_file(f"{root}/{file}") as raw:
-        stream = _Headers(cast(Any, pa.PythonFile(raw, mode="r")), READ_AHEAD)
-        try:
-            with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
-                rows = list(_samples(tar, file, where))
-                _check_end(stream, tar.offset, where)
-        except (tarfile.TarError, EOFError, UnicodeError, RecursionError) as error:
-            raise ValueError(
-                f"--data {where}: not a whole uncompressed tar ({error}); it may be cut off: copy or pack it again"
-            ) from error
-    return Scan(scan_table(rows, file_version(filesystem.get_file_info(f"{root}/{file}"))))
+    where = f"{uri.rstrip('/')}/{escaped(span.name)}"
+    with filesystem.open_input_file(f"{root}/{span.file}") as raw:
+        contents = _contents(raw, span, where, "://" in uri)
+    passed: dict[str, tuple[int, str]] = {}
+    rows = [
+        (f"{escaped(span.name)}/{escaped(sample.key)}", sample.label, span.file, sample.start, sample.length)
+        for sample in list_samples(contents, span, where, passed)
+    ]
+    version = file_version(filesystem.get_file_info(f"{root}/{span.file}"))
+    return Scan(scan_table(rows, version), passed), contents.tars if not span.inner else []
 
 
-class _Headers(io.BufferedReader):
-    """A tar's stream that gives no piece longer than a header may be."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read `size` bytes. Raises tarfile.ReadError if that is too many, or no number."""
-        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header claims {size} bytes")
-        return super().read(size)
-
-
-def _forward(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members. Raises tarfile.ReadError where a header leads backwards, which tarfile follows for ever."""
-    last = -1
-    for member in tar:
-        if member.size < 0 or member.offset <= last:
-            raise tarfile.ReadError(f"the header of {member.name!r} leads backwards")
-        if member.issparse():
-            raise tarfile.ReadError(f"{member.name!r} is a sparse file")
-        last = member.offset
-        yield member
-
-
-def _samples(tar: tarfile.TarFile, file: str, where: str) -> Iterator[tuple[str, str, str, int, int]]:
-    """(image_id, class_name, file, start, length) of every sample that holds an image."""
-    seen: set[str] = set()
-    members = (m for m in _forward(tar) if m.isfile() and not m.name.rpartition("/")[2].startswith("."))
-    for key, group in groupby(members, key=lambda m: _split(m.name)[0]):
-        image, label = None, None
-        for member in group:
-            suffix = _split(member.name)[1]
-            if suffix in SUFFIXES:
-                if image is not None:
-                    raise ValueError(f"--data {where}: sample {key!r} has two images; give each its own key")
-                image = member
-            elif suffix in ("cls", "json") and label is None:
-                label = _label(tar, member, where)
-        if image is None:
-            continue
-        if label is None:
-            raise ValueError(f"--data {where}: sample {key!r} has no .cls and no .json with a label")
-        if key in seen:
-            raise ValueError(f"--data {where}: key {key!r} comes twice; members of a sample must be adjacent")
-        seen.add(key)
-        yield f"{file}/{key}", label, file, image.offset_data, image.size
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Member name => (key, suffix): the key ends at the base name's first dot, as WebDataset has it."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    return folder + slash + stem, suffix.lower()
-
-
-def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> str | None:
-    stream = tar.extractfile(member)
-    if stream is None or member.size > MAX_LABEL_BYTES:
-        raise ValueError(f"--data {where}: label {member.name!r} is {member.size} bytes long")
-    text = stream.read()
+def _contents(raw: pa.NativeFile, span: Span, where: str, remote: bool) -> Contents:
+    tar = Tar(raw, span, remote)
     try:
-        if member.name.lower().endswith(".cls"):
-            return text.decode().strip() or None
-        value = json.loads(text)
+        return list_contents(tar, span)
+    except BROKEN as error:
+        if cure := tar.cure():
+            raise ValueError(f"--data {where}: compressed, though it is called .tar; unpack it: {cure}") from error
+        raise ValueError(
+            f"--data {where}: not a whole uncompressed tar ({error}); it may be cut off: copy or pack it again"
+        ) from error
     except ValueError as error:
-        raise ValueError(f"--data {where}: label {member.name!r} cannot be read ({error})") from error
-    found = [value[k] for k in JSON_KEYS if k in value] if isinstance(value, dict) else [value]
-    return str(found[0]) if found and isinstance(found[0], int | str) else None
-
-
-def _check_end(stream: IO[bytes], offset: int, where: str) -> None:
-    """A whole tar ends in zero blocks and nothing else; data behind them would be lost in silence."""
-    stream.seek(offset)
-    end = stream.read(tarfile.BLOCKSIZE)
-    if len(end) < tarfile.BLOCKSIZE or any(end):
-        raise ValueError(f"--data {where}: the tar has no end mark, so it is cut off; copy or pack it again")
-    while block := stream.read(1 << 20):
-        if any(block):
-            raise ValueError(
-                f"--data {where}: data follows the tar's end mark; unpack joined tars and pack them one by one"
-            )
+        raise ValueError(f"--data {where}: {error}") from error
 
 
 def list_tars(uri: str) -> WebDataset | None:
