@@ -51,6 +51,11 @@ def absolute(uri: str) -> str:
     return base.rstrip("/") + query if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
+def is_same_place(uri: str, other: str) -> bool:
+    """Whether two paths or URIs are one, but for how they are written: from here, from the root, with a last slash."""
+    return absolute(uri) == absolute(other)
+
+
 @functools.lru_cache(64)
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """Path or URI => (filesystem, path on it). Raises ValueError for a scheme that pyarrow does not know.

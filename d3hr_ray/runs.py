@@ -35,17 +35,20 @@ LOG = logging.getLogger("d3hr_ray")
 LIBRARIES = ("d3hr-ray", "ray", "torch", "diffusers", "numpy", "pyarrow", "pillow")
 
 
-def open_run(store: Store, config: RunConfig, inputs: dict[str, Any], overwrite: bool = False) -> None:
+def open_run(
+    store: Store, config: RunConfig, inputs: dict[str, Any], overwrite: bool = False, images: str = ""
+) -> None:
     """Start a run folder, or resume it if its config and inputs are the same.
 
-    Raises ValueError with the fields that differ, or if the folder holds something else.
+    `images` says how the files of the data differ from when the run began. Raises ValueError with what differs, or if
+    the folder holds something else.
     """
     if overwrite:
         clear(store)
     with contextlib.suppress(OSError):  # workers of a killed driver may still write there for a moment
         store.delete(".tmp")
     if store.exists("run.json"):
-        _same_run(store, config, inputs)
+        _same_run(store, config, inputs, images)
         return
     if foreign := _foreign(store):
         raise ValueError(f"--out {store.uri} holds {foreign[0]} but no run.json; give an empty or new folder")
@@ -107,13 +110,19 @@ def _record(config: RunConfig, inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any]) -> None:
+def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any], images: str) -> None:
     old = read_run(store)
     # Through from_dict, so that a field that an older version did not have counts as its default.
     was, new = as_dict(from_dict(old["config"])), as_dict(config)
     for plain in (was, new):
         plain["data"].pop("max_rejected")  # a limit on the input, which changes no result
-    changed = differences(was, new) + differences(old["inputs"], inputs, "inputs.")
+    changed = differences(was, new)
+    if not changed and images and old["inputs"].get("listing") != inputs.get("listing"):
+        raise ValueError(
+            f"--data {config.data.uri}: {images}. --out {store.uri} was made from the images as they were: put them "
+            "back, or give another --out, or --overwrite to start anew"
+        )
+    changed += differences(old["inputs"], inputs, "inputs.")
     if changed:
         raise ValueError(
             f"--out {store.uri} holds a run with another config: {'; '.join(changed)}. Give another --out, or "

@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -194,6 +194,12 @@ class Store:
         """Record that a unit of a stage is complete, with its counts, in the name of an empty file."""
         words = [f"{unit:06d}", *(f"{k}={v}" for k, v in sorted(counts.items()))]
         self.write_bytes(f".done/{stage}/{'.'.join(words)}", b"")
+
+    def unmark(self, stage: str, units: Set[int]) -> None:
+        """Take back the marks of some units, which are made again."""
+        for name in self.list(f".done/{stage}"):
+            if int(name.partition(".")[0]) in units:
+                self.delete(f".done/{stage}/{name}")
 
     def marks(self, stage: str) -> dict[int, dict[str, int]]:
         """Unit => counts for every complete unit of a stage; one listing, no file is opened."""

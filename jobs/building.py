@@ -12,8 +12,9 @@ from settling import exactly
 
 from d3hr_ray.config import D3HR_QUIRKS, RunConfig, from_dict
 from d3hr_ray.datasets.classes import read_classes
+from d3hr_ray.datasets.digits import NAMES
 from d3hr_ray.runs import stored_config
-from d3hr_ray.store import Store
+from d3hr_ray.store import Store, absolute
 
 ADAMS_STEPS = 15  # round trip as good as that of 50 DDIM steps (README); t = 600 is on this grid
 
@@ -145,7 +146,7 @@ def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
         base,
         data=_given(
             base.data,
-            uri=flags.data,
+            uri=flags.data and written_out(flags.data, flags.format),
             format=flags.format or ("auto" if flags.data else None),
             class_depth=flags.class_depth,
             classes=read_classes(flags.classes),
@@ -184,6 +185,12 @@ def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
         mended=tuple(sorted(set(flags.mend))) or base.mended,
     )
     return with_classifier(made)
+
+
+def written_out(uri: str, form: str | None) -> str:
+    """--data as any folder can say it again: an absolute path, or the name of an embedded set."""
+    is_name = form in (None, "auto", "digits") and uri.partition("/")[0] in NAMES
+    return uri if is_name else absolute(uri)
 
 
 def _iterations(base: RunConfig, flags: DistillFlags) -> int | None:

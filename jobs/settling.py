@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from d3hr_ray.config import Dtype, RunConfig
+from d3hr_ray.filesystems import is_same_place
 from d3hr_ray.numerics.grids import above, position
 
 if TYPE_CHECKING:  # Ray takes seconds to import: --help and a wrong flag should not wait for it
@@ -30,7 +31,10 @@ def exactly(config: RunConfig) -> RunConfig:
 
 
 def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Pool") -> RunConfig:
-    """Replace every `auto` by the choice that the run folder already made, else by what the device suits."""
+    """Replace every `auto` by the choice that the run folder already made, else by what the device suits.
+
+    The same data keeps the spelling of its path that the run folder knows it by.
+    """
     gpu = pool.device == "cuda"
     dtype, size = config.model.dtype, config.inversion.batch_size
     if dtype == "auto":
@@ -40,6 +44,12 @@ def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Pool") -> Ru
         dtype = stored["model"]["dtype"] if stored else (half if gpu and not exact else "float32")
     if size == "auto":
         size = stored["inversion"]["batch_size"] if stored else (128 if gpu else 64)
+    uri = config.data.uri
+    if stored and is_same_place(stored["data"]["uri"], uri):
+        uri = stored["data"]["uri"]
     return replace(
-        config, model=replace(config.model, dtype=dtype), inversion=replace(config.inversion, batch_size=size)
+        config,
+        data=replace(config.data, uri=uri),
+        model=replace(config.model, dtype=dtype),
+        inversion=replace(config.inversion, batch_size=size),
     )

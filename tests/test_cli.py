@@ -18,11 +18,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 from flags import DistillFlags
 from inputs import read_model
 from presets import PRESETS, as_official
+from settling import settle
 from sweepvariants import vary
 
 from d3hr_ray.config import ModelConfig, Quirk, RunError, as_dict
 from d3hr_ray.models.card import locate, read_card, sampling_grid
 from d3hr_ray.models.loading import load_schedule
+from d3hr_ray.stages.pool import Pool
 from d3hr_ray.store import Store
 
 
@@ -328,3 +330,19 @@ def test_a_plan_counts_the_search_of_a_whole_pool(monkeypatch, capsys):
     rows = dry_run(monkeypatch, capsys, "--method d3hr+cao2 --pool 3 --ipc 10")
     assert [rows[stage].split()[1] for stage in ("search", "pool", "synthesize")] == ["30,000", "30,000", "10,000"]
     assert rows["search"].split()[5] == "492" and rows["search"].split()[6] == "MB"  # 30,000 x 4096 x 4
+
+
+@pytest.mark.parametrize("spelling", ["{root}/images", "{root}/images/", "images", "images/", "./images"])
+def test_data_is_one_place_however_it_is_written(tmp_path, monkeypatch, spelling):
+    monkeypatch.chdir(tmp_path)
+    typed = spelling.format(root=tmp_path)
+    config = build_config(DistillFlags(preset="imagenet1k", data=typed))
+    assert config.data.uri == f"{tmp_path}/images"
+    old = as_dict(replace(config, data=replace(config.data, uri="images")))  # as older versions kept it
+    assert settle(config, old, Pool((1, 1), 0)).data.uri == "images"
+    assert settle(config, None, Pool((1, 1), 0)).data.uri == f"{tmp_path}/images"
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-affine/test", "s3://bucket/images"])
+def test_names_and_uris_of_data_stay_as_they_are(name):
+    assert build_config(DistillFlags(data=name)).data.uri == name

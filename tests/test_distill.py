@@ -141,7 +141,7 @@ def test_mixtures_come_from_stored_latents(digits, monkeypatch, tmp_path):
         run(monkeypatch, f"{command} --cluster-timestep 300 --out {tmp_path / 'none'}")
 
 
-def test_official_fidelity_gives_the_golden_latents_end_to_end(ray_session, golden, monkeypatch, tmp_path):
+def test_official_fidelity_gives_the_golden_latents_end_to_end(ray_session, golden, monkeypatch, tmp_path, capsys):
     """The authors' 24 images as PNG files, through the whole job, against their inverted latents and moments."""
     wnid = {1: WNIDS[0], 207: WNIDS[1], 999: WNIDS[2]}
     images = [
@@ -166,6 +166,13 @@ def test_official_fidelity_gives_the_golden_latents_end_to_end(ray_session, gold
         assert np.abs(np.array(r["mean"]) - mean).max() < 2e-3
     made = Image.open(out / f"distilled/d3hr-random-t600-ipc5-seed0/train/{WNIDS[0]}/4.png")
     assert made.size == (224, 224)
+    image = Path(data, images[0][0], f"{images[0][1]}.png")
+    image.touch()
+    run(monkeypatch, command)  # the same bytes, written again: compared, and taken
+    image.write_bytes(images[0][2][:-1] + b"!")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, command)
+    assert f"{images[0][0]}/{images[0][1]}.png (written again)" in capsys.readouterr().err
 
 
 def layout(root: Path, actors: int) -> dict[str, bytes]:

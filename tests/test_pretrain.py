@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import WNIDS, make_images, write_imagefolder
 from PIL import Image
 
 from d3hr_ray.config import DataConfig, RunError
@@ -108,6 +109,21 @@ def test_a_run_is_not_resumed_on_other_images(tmp_path):
     assert prepare(TINY, str(tmp_path)) is not None
     with pytest.raises(ValueError, match=r"limit_per_class: None -> 5"):
         prepare(replace(TINY, data=DataConfig("digits", limit_per_class=5)), str(tmp_path))
+
+
+def test_files_that_changed_before_a_resume_are_told(tmp_path, monkeypatch):
+    write_imagefolder(tmp_path / "data", make_images(40))
+    config, out = replace(TINY, data=DataConfig(str(tmp_path / "data"))), str(tmp_path / "out")
+    assert prepare(config, out).notes == ()
+    image = tmp_path / "data" / WNIDS[0] / "0003.png"
+    os.utime(image, ns=(0, 0))
+    (note,) = prepare(config, out).notes
+    assert f"1 file has changed since: {WNIDS[0]}/0003.png (written again); training goes on" in note
+    monkeypatch.chdir(tmp_path)
+    assert prepare(replace(config, data=DataConfig("data/")), out).notes == ()  # the same place, written otherwise
+    image.unlink()
+    with pytest.raises(ValueError, match=r"0003.png \(gone\)"):
+        prepare(config, out)
 
 
 def test_overwrite_deletes_only_what_training_wrote(trained, tmp_path):

@@ -1,6 +1,7 @@
 """The stages' cores without Ray: the same classes that Ray Data schedules, called in this process."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig, RunError
 from d3hr_ray.datasets.listing import Listing, list_images
+from d3hr_ray.datasets.source import thread_map
+from d3hr_ray.methods.d3hr import start_run
 from d3hr_ray.models.loading import load_schedule, read_card
 from d3hr_ray.numerics.ddim import invert
+from d3hr_ray.stages import contents
 from d3hr_ray.stages import invert as stage
 from d3hr_ray.stages.fit import gaussian_table, merge_tree, partial_moments, to_tensors
 from d3hr_ray.stages.pool import Pool
@@ -41,6 +45,7 @@ def inline(monkeypatch):
             yield row
 
     monkeypatch.setattr(stage, "run_units", run_units)
+    monkeypatch.setattr(contents, "ray_map", thread_map)
 
 
 def config(uri: str, model: str = PIPELINE, batch_size: int = 8, posterior="sample", **data) -> RunConfig:
@@ -122,7 +127,7 @@ def test_deleted_parts_are_rebuilt_to_the_same_bytes(tmp_path):
     whole = snapshot(tmp_path / "run")
     for name in (
         "latents/part-000001.parquet",
-        ".done/invert/000000.accepted=8.rejected=0",
+        f".done/invert/{Store(str(tmp_path / 'run')).list('.done/invert')[0]}",
         "latents/part-000000.parquet",
     ):
         (tmp_path / "run" / name).unlink()
@@ -278,3 +283,104 @@ def test_files_that_show_a_picture_twice_are_told_by_class():
     text = repeats_text(pa.Table.from_pylist(rows))
     assert text == "class 'few' has 10 files of 2 pictures; give fewer --ipc, or more images of them"
     assert repeats_text(pa.Table.from_pylist(rows[10:])) == ""
+
+
+def started(root: Path, made: RunConfig) -> Store:
+    """As a job starts or resumes a run."""
+    store = Store(str(root))
+    start_run(store, made, read_card(made.model.name), listing(made), CPU, overwrite=False)
+    return store
+
+
+def whole(tmp_path: Path, write=write_imagefolder) -> RunConfig:
+    """A run that has inverted all its images."""
+    made = config(write(tmp_path / "data", IMAGES))
+    started(tmp_path / "run", made)
+    inverted(tmp_path / "run", made)
+    return made
+
+
+def touch(root: Path) -> None:
+    for path in root.rglob("*.*"):
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+
+def replaced(image: bytes) -> bytes:
+    return image[:-1] + b"!"
+
+
+WRITERS = {"imagefolder": write_imagefolder, "webdataset": write_webdataset, "parquet": write_parquet}
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_images_replaced_in_place_are_refused_and_copies_of_the_same_are_not(tmp_path, form, monkeypatch):
+    made = whole(tmp_path, WRITERS[form])
+    touch(tmp_path / "data")
+    started(tmp_path / "run", made)  # other times, the same bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(contents, "read_content", None)
+        started(tmp_path / "run", made)  # compared once, not at every resume
+    wnid, name, data = IMAGES[8]
+    WRITERS[form](tmp_path / "data", [*IMAGES[:8], (wnid, name, replaced(data)), *IMAGES[9:]])
+    touch(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"are others now: .*\(written again\)"):
+        started(tmp_path / "run", made)
+
+
+def test_the_first_files_that_changed_are_named(tmp_path):
+    made = whole(tmp_path)
+    path = tmp_path / "data" / WNIDS[1] / "0001.png"
+    touch(tmp_path / "data" / WNIDS[0])
+    before = path.read_bytes()
+    path.write_bytes(replaced(before))
+    with pytest.raises(
+        ValueError, match=f"are others now: 1 file has changed since: {WNIDS[1]}/0001.png .written again"
+    ):
+        started(tmp_path / "run", made)
+    path.write_bytes(before)
+    started(tmp_path / "run", made)  # put back
+    for name in ("a.png", "b.png"):
+        (tmp_path / "data" / WNIDS[0] / name).write_bytes(before)
+    path.unlink()
+    with pytest.raises(ValueError, match="3 files have changed since") as error:
+        started(tmp_path / "run", made)
+    words = f"{WNIDS[0]}/a.png (new), {WNIDS[0]}/b.png (new), {WNIDS[1]}/0001.png (gone). --out"
+    assert words in str(error.value)
+
+
+def test_an_image_replaced_before_its_shard_is_done_mixes_nothing(tmp_path):
+    made = whole(tmp_path)
+    store = Store(str(tmp_path / "run"))
+    store.delete(f"latents/{stage.shard_file(2)}")
+    path = tmp_path / "data" / WNIDS[2] / "0006.png"
+    path.write_bytes(replaced(path.read_bytes()))
+    started(tmp_path / "run", made)
+    inverted(tmp_path / "run", made)
+    assert len(store.list(".done/invert")) == 3  # one mark each, the last one of what was read last
+    touch(tmp_path / "data")
+    started(tmp_path / "run", made)
+
+
+def test_a_run_that_kept_no_digests_goes_on_and_says_so(tmp_path, caplog):
+    made = whole(tmp_path)
+    store = Store(str(tmp_path / "run"))
+    store.delete(contents.VERSIONS)
+    for shard, counts in store.marks("invert").items():
+        store.unmark("invert", {shard})
+        store.mark("invert", shard, accepted=counts["accepted"], rejected=counts["rejected"])
+    started(tmp_path / "run", made)
+    assert not caplog.messages
+    touch(tmp_path / "data" / WNIDS[0])
+    started(tmp_path / "run", made)
+    assert "kept no digests of its images, so 1 of its shards are taken as they are" in caplog.text
+
+
+def test_real_images_that_were_picked_are_refused_with_their_files(tmp_path):
+    made = replace(config(write_imagefolder(tmp_path / "data", IMAGES)), method="random")
+    store = started(tmp_path / "run", made)
+    touch(tmp_path / "data")
+    started(tmp_path / "run", made)  # nothing was picked yet
+    store.write_bytes("distilled/random-ipc2/x.png", b"")
+    touch(tmp_path / "data")
+    with pytest.raises(ValueError, match="21 files have changed since"):
+        started(tmp_path / "run", made)

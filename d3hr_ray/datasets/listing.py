@@ -19,7 +19,7 @@ from d3hr_ray.datasets.detect import detect
 from d3hr_ray.datasets.files import get_kind, is_pattern
 from d3hr_ray.datasets.imagefolder import ImageFolder
 from d3hr_ray.datasets.parquet import list_parquet
-from d3hr_ray.datasets.source import Mapper, Source, summary, thread_map
+from d3hr_ray.datasets.source import Mapper, Source, scan_table, summary, thread_map
 from d3hr_ray.datasets.webdataset import list_tars
 from d3hr_ray.filesystems import absolute, patient
 
@@ -133,8 +133,8 @@ def model_listing(data: DataConfig, num_classes: int, model_names: Sequence[str]
     """No image, and the model's own classes (those of `data.classes`): for methods that need no dataset."""
     found = model_names or (imagenet_wnids() if num_classes == 1000 else [str(i) for i in range(num_classes)])
     classes = build_class_map(found, data.classes, num_classes, model_names, data.class_ids)
-    columns = {"image_id": pa.string(), "label": pa.int32(), "start": pa.int64(), "length": pa.int64()}
-    return Listing(digits.Digits("digits"), pa.schema(list(columns.items())).empty_table(), classes)
+    empty = scan_table([])
+    return Listing(digits.Digits("digits"), empty.set_column(1, "label", pa.array([], pa.int32())), classes)
 
 
 def require_variance(listing: Listing) -> None:

@@ -13,6 +13,7 @@ from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.models.card import ModelCard
 from d3hr_ray.runs import claim_recipe, open_run
+from d3hr_ray.stages import contents
 from d3hr_ray.stages.candidates import run_candidates
 from d3hr_ray.stages.choose import run_choose
 from d3hr_ray.stages.fit import gaussian_file, run_fit
@@ -42,14 +43,19 @@ class Run:
 
 
 def start_run(store: Store, config: RunConfig, card: ModelCard, listing: Listing, pool: Pool, overwrite: bool) -> Run:
-    """Open a run folder, new or to resume. Raises ValueError if it holds another run."""
+    """Open a run folder, new or to resume. Raises ValueError if it holds another run, or one of other images."""
     inputs = {
         "images": len(listing),
         "listing": listing.digest,
         "classes": listing.classes.checksum,
         "model": card.digest,
     }
-    open_run(store, config, inputs, overwrite)
+    changed = {} if overwrite else contents.changed_files(store, listing)
+    open_run(store, config, inputs, overwrite, contents.describe(changed))
+    if changed:
+        contents.refuse_replaced(store, config, listing, changed)
+    if changed or not store.exists(contents.VERSIONS):
+        contents.remember(store, listing)
     classes = listing.classes.table()
     store.write_table("classes.parquet", classes)
     return Run(store, config, card, classes, inputs, pool, store, store)

@@ -7,6 +7,7 @@ workers.
 
 import os
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray.train.torch import TorchTrainer
 from d3hr_ray.config import DataConfig, RunError, as_dict, data_config, differences
 from d3hr_ray.datasets.listing import Listing, list_images, open_source
 from d3hr_ray.datasets.source import thread_map
+from d3hr_ray.filesystems import is_same_place
 from d3hr_ray.models.loading import locate
 from d3hr_ray.pretraining import export
 from d3hr_ray.pretraining.networks import image_size
@@ -27,9 +29,11 @@ from d3hr_ray.pretraining.optimise import SCRATCH
 from d3hr_ray.pretraining.settings import PretrainConfig
 from d3hr_ray.pretraining.stream import ImageStream
 from d3hr_ray.pretraining.work import work
+from d3hr_ray.stages import contents
 from d3hr_ray.store import Store
 
 CLAIM = f"{SCRATCH}/settings.json"
+VERSIONS = f"{SCRATCH}/versions.parquet"
 
 
 def prepare(config: PretrainConfig, out: str, workers: int = 0) -> Listing | None:
@@ -44,12 +48,16 @@ def prepare(config: PretrainConfig, out: str, workers: int = 0) -> Listing | Non
     listing = list_classes(config.data)
     _check_shares(config, listing, max(1, workers))
     claim = as_dict(config) | {"images": listing.digest}
+    changed = contents.describe(contents.changed_files(store, listing, VERSIONS))
     if store.exists(CLAIM):
-        _refuse_others(store, store.read_json(CLAIM), claim)
+        _refuse_others(store, store.read_json(CLAIM), claim, changed)
     elif store.list():
         raise ValueError(f"--out {out} holds files of something else; give another --out")
     store.write_json(CLAIM, claim)
-    return listing
+    contents.remember(store, listing, VERSIONS)
+    # Not refused: they may be copies of the same images, which half-trained weights cannot tell.
+    note = f"--data {config.data.uri}: {changed}; training goes on with the files as they are now"
+    return replace(listing, notes=(*listing.notes, note)) if changed else listing
 
 
 def pretrain(
@@ -113,8 +121,13 @@ class _Once:
         return self._found
 
 
-def _refuse_others(store: Store, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _refuse_others(store: Store, old: dict[str, Any], new: dict[str, Any], images: str = "") -> None:
+    """Raise ValueError with what differs; a path that is only written in another way does not."""
+    if is_same_place(old["data"]["uri"], new["data"]["uri"]):
+        new = {**new, "data": {**new["data"], "uri": old["data"]["uri"]}}
     changes = differences(old, new)
+    if images and old.get("images") != new.get("images"):
+        changes.append(images)
     if changes:
         raise ValueError(
             f"--out {store.uri} has other settings ({'; '.join(changes)}); use --overwrite or another --out"

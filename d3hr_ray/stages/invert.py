@@ -24,7 +24,7 @@ from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.stages.batching import open_model, run_batches
 from d3hr_ray.stages.pool import Pool, run_units
-from d3hr_ray.stages.read import ReadShard, open_message, shard_unit
+from d3hr_ray.stages.read import ReadShard, content_of, open_message, shard_unit
 from d3hr_ray.stages.telemetry import describe
 from d3hr_ray.store import Store
 
@@ -40,6 +40,7 @@ def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listin
     done = finished(store)
     units = [shard_unit(i, entries) for i, entries in enumerate(shards) if i not in done]
     inverted = sum(len(shards[i]) for i in done)
+    store.unmark("invert", {unit["shard"] for unit in units})  # a shard whose files are lost gets another mark
     if units:
         read = ReadShard(listing.source, card.image_size)
         config = replace(config, model=replace(config.model, name=portable(config.model.name)))
@@ -113,14 +114,16 @@ class InvertShard:
             pixels, accepted, rejected = open_message(batch)
             describe(run=self.job.store.uri, shard=shard, labels=sorted(set(accepted["label"].to_pylist())))
             try:
-                lost = self.write(shard, pixels, accepted, rejected)
+                lost = self.write(shard, pixels, accepted, rejected.drop_columns("key"), content_of(accepted, rejected))
                 count = len(accepted) + len(rejected)
             except (ValueError, OSError) as problem:
                 error = str(problem)
         return pa.table([[count], [lost], [f"shard {shard}: {error}" if error else None]], schema=RESULT_SCHEMA)
 
-    def write(self, shard: int, pixels: np.ndarray, accepted: pa.Table, rejected: pa.Table) -> int:
-        """Invert and write one shard; its done mark comes last. Files of an earlier, killed try are replaced.
+    def write(self, shard: int, pixels: np.ndarray, accepted: pa.Table, rejected: pa.Table, content: int) -> int:
+        """Invert and write one shard; its done mark, which keeps the content of its images, comes last.
+
+        Files of an earlier, killed try are replaced.
 
         Returns how many images it rejected: those that could not be read, and those that do not fit into memory.
         """
@@ -138,7 +141,7 @@ class InvertShard:
             self._write_probe(shard, accepted, states[0])
         if len(rejected):
             store.write_table(f"rejected/{shard_file(shard)}", rejected)
-        store.mark("invert", shard, accepted=len(accepted), rejected=len(rejected))
+        store.mark("invert", shard, accepted=len(accepted), content=content, rejected=len(rejected))
         return len(rejected)
 
     def invert(self, pixels: np.ndarray, accepted: pa.Table, misfits: list[int]) -> dict[int, np.ndarray]:

@@ -15,6 +15,7 @@ from d3hr_ray.filesystems import patient
 from d3hr_ray.numerics.seeds import digest
 
 REJECTED_SCHEMA = pa.schema([("image_id", pa.string()), ("label", pa.int32()), ("reason", pa.string())])
+KEY = pa.field("key", pa.int64())  # names an image by its encoded bytes
 MESSAGE_SCHEMA = pa.schema(
     [
         ("shard", pa.int64()),
@@ -52,9 +53,9 @@ class ReadShard:
 
 
 def read_shard(source: Source, entries: pa.Table, size: int) -> tuple[np.ndarray, pa.Table, pa.Table]:
-    """Entries => pixels (N, size, size, 3) uint8, the accepted entries with their noise keys, the rejected ones.
+    """Entries => pixels (N, size, size, 3) uint8, the accepted entries and the rejected ones, all with their keys.
 
-    Noise keys name an image by its encoded bytes, so that the same image has the same noise in every file format.
+    Keys name an image by its encoded bytes, so that the same image has the same noise in every file format.
     """
     rows = entries.select(["image_id", "label", "probe"]).to_pylist()
     pixels, accepted, rejected = [], [], []
@@ -63,10 +64,28 @@ def read_shard(source: Source, entries: pa.Table, size: int) -> tuple[np.ndarray
             pixels.append(decode(data, size))
             accepted.append(row | {"key": digest(data)})
         except RejectedImage as error:
-            rejected.append({"image_id": row["image_id"], "label": row["label"], "reason": str(error)})
-    schema = entries.select(["image_id", "label", "probe"]).schema.append(pa.field("key", pa.int64()))
+            own = {"image_id": row["image_id"], "label": row["label"]}
+            rejected.append(own | {"reason": str(error), "key": digest(data)})
+    schema = entries.select(["image_id", "label", "probe"]).schema.append(KEY)
     stacked = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
-    return stacked, pa.Table.from_pylist(accepted, schema), pa.Table.from_pylist(rejected, REJECTED_SCHEMA)
+    return stacked, pa.Table.from_pylist(accepted, schema), pa.Table.from_pylist(rejected, REJECTED_SCHEMA.append(KEY))
+
+
+def content_of(*images: pa.Table) -> int:
+    """Tables of image_id and key => one number for the bytes of all these images, in whatever order they come."""
+    rows = [
+        row for table in images for row in zip(table["image_id"].to_pylist(), table["key"].to_pylist(), strict=True)
+    ]
+    return digest(repr(sorted(rows)).encode())
+
+
+@patient
+def read_content(unit: tuple[Source, bytes]) -> int:
+    """A source and a shard's entries, as shard_unit packs them => the content of their images as they are now."""
+    source, packed = unit
+    entries = _unpack(packed)
+    keys = pa.array([digest(data) for data in source.read(entries)], pa.int64())
+    return content_of(pa.table({"image_id": entries["image_id"], "key": keys}))
 
 
 def _pack(table: pa.Table) -> bytes:
