@@ -14,16 +14,17 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import diffusers.utils.logging
-from cli import Ints, Words, connect, guard, parse, refusing, tell
+from cli import Ints, Words, announce, connect, guard, parse, refusing, tell
 
 from d3hr_ray.config import DataConfig, Format
 from d3hr_ray.datasets.classes import read_classes
 from d3hr_ray.datasets.digits import NAMES
+from d3hr_ray.lock import driving
 from d3hr_ray.pretraining import settings
-from d3hr_ray.pretraining.check import measure
-from d3hr_ray.pretraining.launch import prepare, pretrain, start_anew, trained_on
 from d3hr_ray.pretraining.settings import PretrainConfig
+from d3hr_ray.store import Store, absolute
+
+SAMPLES = 500  # that --check draws
 
 
 @dataclass(frozen=True)
@@ -90,32 +91,58 @@ class PretrainFlags:
     """Delete the model and checkpoints in --out and start anew."""
     check: str | None = None
     """Train nothing: measure this trained model on held-out images (--data, or the digits' test split), print JSON."""
+    check_samples: int | None = None
+    """Samples that --check draws, spread over the classes. Default: 500."""
 
 
 def main() -> None:
     """Check a model, or train one."""
     flags = parse(PretrainFlags, __doc__ or "")
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
-    diffusers.utils.logging.set_verbosity_error()  # it doubts every cast to fp16, of no module here
+    with refusing():
+        if flags.check is None and flags.check_samples is not None:
+            raise ValueError("--check-samples needs --check: the trained model to measure")
+        if flags.check_samples is not None and flags.check_samples < 1:
+            raise ValueError(f"--check-samples {flags.check_samples} must be at least 1")
     if flags.check is not None:
-        with refusing():
-            splits = find_splits(flags.check, flags.data)
-        print(json.dumps(asdict(measure(flags.check, *splits)), indent=2))
-        return
-    out = flags.out or f"runs/pretrain-{flags.preset}"
+        return check(flags.check, flags.data, flags.check_samples or SAMPLES)
     with refusing():
         config = build_config(flags)
-        if flags.overwrite:
-            start_anew(out)
-        listing = prepare(config, out, flags.workers)
-    if listing is None:
-        print(f"{out}: complete already; --overwrite starts anew")
-        return
-    tell(listing.notes)
-    if flags.workers:
-        connect(flags.address)
-    pretrain(config, listing, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads)
-    print(f"{out}: trained on {len(listing)} images of {len(listing.classes)} classes")
+
+    # Imported late: torch and diffusers take seconds, and --help or a wrong flag should not wait for them.
+    import diffusers.utils.logging
+
+    from d3hr_ray.pretraining.launch import prepare, pretrain, start_anew
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
+    diffusers.utils.logging.set_verbosity_error()  # it doubts every cast to fp16, of no module here
+    out = flags.out or f"runs/pretrain-{flags.preset}"
+    with driving(Store(absolute(out))):
+        with refusing():
+            if flags.overwrite:
+                start_anew(out)
+            listing = prepare(config, out, flags.workers)
+        if listing is None:
+            print(f"{out}: complete already; --overwrite starts anew")
+            return
+        tell(listing.notes)
+        found = f"{len(listing):,} images of {len(listing.classes)} classes"
+        if flags.workers:
+            connect(flags.address)
+        announce(f"{found} -> {out}, " + (f"on {flags.workers} workers" if flags.workers else "in this process"))
+        pretrain(config, listing, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads)
+        print(f"{out}: trained on {found}")
+
+
+def check(model: str, held_out: str | None, samples: int) -> None:
+    """Measure a trained model and print what was found as JSON."""
+    from d3hr_ray.pretraining.check import measure
+    from d3hr_ray.pretraining.watch import showing
+
+    with refusing():
+        splits = find_splits(model, held_out)
+    with showing() as bars:
+        quality = measure(model, *splits, samples, tell=bars)
+    print(json.dumps(asdict(quality), indent=2))
 
 
 def build_config(flags: PretrainFlags) -> PretrainConfig:
@@ -160,6 +187,8 @@ def build_config(flags: PretrainFlags) -> PretrainConfig:
 
 def find_splits(model: str, held_out: str | None) -> tuple[DataConfig, DataConfig]:
     """The data a model was trained on, and data it never saw: as given, or the embedded set's own test split."""
+    from d3hr_ray.pretraining.launch import trained_on
+
     data = trained_on(model)
     name = data.uri.partition("/")[0]
     if held_out is None and name not in NAMES:

@@ -1,12 +1,15 @@
 """Pretraining: resume and repetition give the same bytes; streams are complete, seeded and bounded; fine-tuning."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,9 +18,12 @@ import pytest
 import torch
 from conftest import WNIDS, make_images, write_imagefolder
 from PIL import Image
+from tqdm import tqdm
 
+from d3hr_ray import lock
 from d3hr_ray.config import DataConfig, RunError
 from d3hr_ray.models.loading import load_networks, load_schedule, read_card
+from d3hr_ray.pretraining import check, launch, watch
 from d3hr_ray.pretraining import stream as streams
 from d3hr_ray.pretraining.export import FILES
 from d3hr_ray.pretraining.launch import list_classes, prepare, pretrain, start_anew
@@ -25,7 +31,9 @@ from d3hr_ray.pretraining.networks import build
 from d3hr_ray.pretraining.objectives import DitObjective
 from d3hr_ray.pretraining.optimise import Loop, rate
 from d3hr_ray.pretraining.settings import Architecture, Phase, PretrainConfig
+from d3hr_ray.pretraining.state import State
 from d3hr_ray.pretraining.stream import ImageStream
+from d3hr_ray.store import Store
 
 ROOT = Path(__file__).parent.parent
 SHAPE = Architecture(16, 4, (8, 16), 1, patch_size=4, dit_layers=1, dit_heads=1, dit_width=16)
@@ -233,6 +241,105 @@ def test_too_many_unreadable_images_fail_the_run_and_name_one(folder, tmp_path_f
     assert read_card(str(out / "b")).class_names == ("cat", "dog")
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """What progress bars draw, every state of them."""
+    text = io.StringIO()
+
+    def draw(total, title, unit, hide, done=0):
+        return tqdm(total=total, desc=title, unit=f" {unit}", initial=done, file=text, mininterval=0, miniters=1)
+
+    monkeypatch.setattr(watch, "progress", draw)
+    monkeypatch.setattr(launch, "progress", draw)
+    return text
+
+
+def test_training_shows_images_parameters_steps_and_loss(trained, tmp_path, drawn):
+    config = replace(TINY, dit=replace(TINY.dit, steps=1), checkpoint_every=1)
+    train(config, tmp_path)
+    sizes = json.loads((tmp_path / "training.json").read_text())["parameters"]
+    for shown in (
+        r"reading 1,297 images: 100%.* 1297/1297 ",
+        rf"vae of {sizes['vae']:,} parameters: +0%.* 0/6 ",
+        rf"vae of {sizes['vae']:,} parameters, loss 0\.\d+: 100%.* 6/6 .*step",
+        r"scale of the latents: 100%.* 1297/1297 ",
+        rf"dit of {sizes['transformer']:,} parameters, loss \d\.\d+: 100%.* 1/1 .*step",
+    ):
+        assert re.search(shown, drawn.getvalue()), shown
+
+
+def test_listing_is_shown(folder, drawn):
+    list_classes(DataConfig(folder))
+    assert re.search(r"listing: 100%.* 2/2 ", drawn.getvalue())
+
+
+def test_a_driver_shows_what_a_distant_worker_tells(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(watch, "POLL", (0.01, 0.01))
+    store = Store(str(tmp_path))
+    store.write_json(watch.FILE, {"of": "a run before"})
+    with watch.following(store):
+        tell = watch.to_driver(store)
+        tell(State("vae", 0, 9, "step"))
+        tell(State("vae", 9, 9, "step", torch.tensor(0.25)))
+    assert "vae, loss 0.25: 100%" in drawn.getvalue()
+
+
+def test_a_phase_that_starts_again_gets_a_new_bar(drawn):
+    with watch.showing() as tell:
+        for done in (0, 5, 2, 5):
+            tell(State("vae", done, 5, "step"))
+    assert drawn.getvalue().count("5/5") >= 2 and "2/5" not in drawn.getvalue().partition("5/5")[0]
+
+
+def test_a_check_draws_as_many_samples_as_asked_and_tells_how_far_it_is(trained, monkeypatch):
+    monkeypatch.setattr(check, "STEPS", 2)
+    monkeypatch.setattr(check, "train_convnet", partial(check.train_convnet, steps=2))
+    told = []
+    quality = check.measure(str(trained), DataConfig("digits"), DataConfig("digits/test"), 5, tell=told.append)
+    assert [k for k, right in enumerate(quality.accuracy_per_class) if right is not None] == [0, 2, 4, 6, 8]
+    assert quality.sample_accuracy * 5 == sum(right or 0 for right in quality.accuracy_per_class)
+    ends = {state.phase: (state.done, state.total) for state in told}
+    assert ends == {
+        "reading 1,297 images": (1297, 1297),
+        "reading 500 images": (500, 500),
+        "training a classifier": (2, 2),
+        "sampling": (5, 5),
+        "reconstructing": (500, 500),
+    }
+
+
+def test_samples_are_spread_over_the_classes():
+    assert check.spread(500, 10).tolist() == np.repeat(range(10), 50).tolist()
+    assert check.spread(3, 1000).tolist() == [0, 333, 666]
+
+
+def job_main(monkeypatch, *args):
+    """jobs/pretrain.py in this process."""
+    import pretrain as job
+
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, args)])
+    job.main()
+
+
+def test_a_second_driver_of_a_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    with lock.driving(Store(str(tmp_path))), pytest.raises(RunError, match=f"--out {tmp_path} is in use by process"):
+        job_main(monkeypatch, *SMALL, "--out", tmp_path, "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--check", "digits", "--check-samples", "0"), "--check-samples 0 must be at least 1"),
+        (("--check-samples", "9"), "--check-samples needs --check"),
+    ],
+)
+def test_samples_that_cannot_be_drawn_are_refused(flags, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        job_main(monkeypatch, *flags)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -279,7 +386,7 @@ def test_kill_9_and_the_same_command_end_at_the_same_bytes(tmp_path):
     assert not (tmp_path / "killed" / "training.json").exists()
     assert whole.wait() == 0, whole.communicate()
     again = job(*flags, "--out", f"{tmp_path}/killed")
-    out, err = again.communicate()
+    _, err = again.communicate()
     assert again.returncode == 0, err
-    assert "phase vae" not in out
+    assert "vae of" not in err  # trained before
     assert files(tmp_path / "killed") == files(tmp_path / "whole")

@@ -1,5 +1,6 @@
 """Small image classifiers that are trained on the spot: to score generated images, and as students."""
 
+from collections.abc import Callable
 from math import log2
 from typing import Literal
 
@@ -9,6 +10,8 @@ from torch import nn
 
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.numerics.seeds import generator
+
+STEPS = 800  # of a classifier, which is enough for digits
 
 
 class HalfPool(nn.Module):
@@ -56,16 +59,18 @@ def train_convnet(
     pixels: np.ndarray,
     labels: np.ndarray,
     num_classes: int,
-    steps: int = 800,
+    steps: int = STEPS,
     width: int = 32,
     batch_size: int = 128,
     lr: float = 4e-3,
     shift: int = 1,
     seed: int = 0,
+    told: Callable[[int, torch.Tensor], None] = lambda done, loss: None,
 ) -> ConvNet:
     """Pixels (N, S, S, 3) uint8 and labels (N,) => a trained ConvNet; equal inputs give equal weights on a CPU.
 
     Images are shifted by up to `shift` pixels, edges repeated. One core trains digits in about half a minute.
+    `told` is called with the number of steps done and the last one's loss.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -84,6 +89,7 @@ def train_convnet(
         loss.backward()
         optimizer.step()
         schedule.step()
+        told(step + 1, loss.detach())
     return net.eval()
 
 

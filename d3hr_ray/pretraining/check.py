@@ -1,5 +1,6 @@
 """How good a pretrained model is, on images it never saw: reconstruction, and whether its samples show their class."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,43 +9,66 @@ import torch
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.models.autoencoder import Autoencoder, to_images, to_pixels
-from d3hr_ray.models.classifiers import predict, train_convnet
+from d3hr_ray.models.classifiers import STEPS, predict, train_convnet
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.loading import ModelCard, load_networks, load_schedule, read_card
 from d3hr_ray.numerics.ddim import sample
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
-from d3hr_ray.pretraining.stream import ImageStream
+from d3hr_ray.pretraining.state import State, Tell, silent
+from d3hr_ray.pretraining.stream import READ, ImageStream, reading
+
+BATCH = 100  # images per forward
 
 
 @dataclass(frozen=True)
 class Quality:
-    """`psnr` in dB over all held-out pixels; accuracies in [0, 1]; `latent_std` of the scaled training latents."""
+    """`psnr` in dB over all held-out pixels; accuracies in [0, 1]; `latent_std` of the scaled training latents.
+
+    A class of which no sample was drawn has no accuracy.
+    """
 
     psnr: float
     classifier_accuracy: float
     sample_accuracy: float
-    accuracy_per_class: tuple[float, ...]
+    accuracy_per_class: tuple[float | None, ...]
     latent_std: float
 
 
-def measure(model: str, train: DataConfig, held_out: DataConfig, per_class: int = 50, seed: int = 0) -> Quality:
-    """Check a model with a classifier trained on `train`; both sets must fit into memory."""
+def measure(
+    model: str, train: DataConfig, held_out: DataConfig, count: int = 500, seed: int = 0, tell: Tell = silent
+) -> Quality:
+    """Check a model by `count` samples and a classifier trained on `train`; both sets must fit into memory."""
     card = read_card(model)
     autoencoder, denoiser = load_networks(model, torch.float32, "cpu")
-    pixels, labels = load_set(train, card)
-    held_pixels, held_labels = load_set(held_out, card)
-    net = train_convnet(pixels, labels, card.num_classes, seed=seed)
-    classes = np.repeat(np.arange(card.num_classes), per_class)
-    samples = draw_samples(autoencoder, denoiser, load_schedule(model, 50), torch.from_numpy(classes), seed=seed)
-    right = predict(net, samples) == classes
+    pixels, labels = load_set(train, card, tell)
+    held_pixels, held_labels = load_set(held_out, card, tell)
+    net = train_convnet(
+        pixels,
+        labels,
+        card.num_classes,
+        seed=seed,
+        told=lambda done, loss: tell(State("training a classifier", done, STEPS, "step", loss)),
+    )
+    classes = spread(count, card.num_classes)
+    right = np.zeros(count, bool)
+    for at, samples in draw_samples(autoencoder, denoiser, load_schedule(model, 50), torch.from_numpy(classes), seed):
+        right[at : at + len(samples)] = predict(net, samples) == classes[at : at + len(samples)]
+        tell(State("sampling", at + len(samples), count, "image"))
     return Quality(
-        psnr=psnr(held_pixels, reconstruct(autoencoder, held_pixels)),
+        psnr=psnr(held_pixels, reconstruct(autoencoder, held_pixels, tell)),
         classifier_accuracy=float((predict(net, held_pixels) == held_labels).mean()),
         sample_accuracy=float(right.mean()),
-        accuracy_per_class=tuple(right.reshape(-1, per_class).mean(1).tolist()),
+        accuracy_per_class=tuple(
+            float(right[classes == k].mean()) if (classes == k).any() else None for k in range(card.num_classes)
+        ),
         latent_std=_latent_std(autoencoder, pixels, seed),
     )
+
+
+def spread(count: int, num_classes: int) -> np.ndarray:
+    """A class id for each of `count` samples, ascending and as evenly spread as can be."""
+    return np.arange(count) * num_classes // count
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,12 +77,14 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def reconstruct(autoencoder: Autoencoder, pixels: np.ndarray) -> np.ndarray:
+def reconstruct(autoencoder: Autoencoder, pixels: np.ndarray, tell: Tell = silent) -> np.ndarray:
     """Pixels => pixels (N, S, S, 3), through the posterior's mode."""
-    parts = torch.from_numpy(pixels).split(100)
-    return np.concatenate(
-        [to_pixels(autoencoder.decode(autoencoder.encode(to_images(p), None))).numpy() for p in parts]
-    )
+    made = np.empty_like(pixels)
+    for at in range(0, len(pixels), BATCH):
+        images = to_images(torch.from_numpy(pixels[at : at + BATCH]))
+        made[at : at + BATCH] = to_pixels(autoencoder.decode(autoencoder.encode(images, None))).numpy()
+        tell(State("reconstructing", min(at + BATCH, len(pixels)), len(pixels), "image"))
+    return made
 
 
 @torch.inference_mode()
@@ -67,23 +93,29 @@ def draw_samples(
     denoiser: Denoiser,
     schedule: Schedule,
     classes: torch.Tensor,
-    guidance: float = 2.0,
     seed: int = 0,
-) -> np.ndarray:
-    """Class ids (N,) => one sample each from pure noise at the grid's top, pixels (N, S, S, 3) uint8."""
-    parts = []
-    for at in range(0, len(classes), 100):
-        part = classes[at : at + 100]
+    guidance: float = 2.0,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Class ids (N,) => one sample each from pure noise at the grid's top, in order: a place and the pixels from it on.
+
+    Pixels are (n, S, S, 3) uint8.
+    """
+    for at in range(0, len(classes), BATCH):
+        part = classes[at : at + BATCH]
         noise = normal((len(part), *denoiser.latent_shape), "check", seed, at)
         latents = sample(denoiser.guided(part, guidance), noise, schedule, schedule.grid[-1])
-        parts.append(to_pixels(autoencoder.decode(latents)).numpy())
-    return np.concatenate(parts)
+        yield at, to_pixels(autoencoder.decode(latents)).numpy()
 
 
-def load_set(data: DataConfig, card: ModelCard) -> tuple[np.ndarray, np.ndarray]:
+def load_set(data: DataConfig, card: ModelCard, tell: Tell = silent) -> tuple[np.ndarray, np.ndarray]:
     """A whole set => pixels (N, S, S, 3) and the model's class ids (N,)."""
     listing = list_images(data, card.num_classes, card.class_names)
-    batches = list(ImageStream(listing, card.image_size, 0).fixed(1000, len(listing)))
+    stream = ImageStream(listing, card.image_size, 0, tell=tell)
+    batches = []
+    for batch in stream.fixed(READ, len(listing)):
+        batches.append(batch)
+        if not stream.small:  # a small set is read whole with its first batch, and told of
+            tell(reading(len(batches) * READ, len(listing)))
     ids = np.asarray(listing.classes.model_classes)
     return np.concatenate([b.pixels for b in batches]), ids[np.concatenate([b.labels for b in batches])]
 

@@ -5,6 +5,7 @@ Ours are files in `--out`, whole or absent, so that a killed run continues under
 workers.
 """
 
+import contextlib
 import os
 import uuid
 from dataclasses import replace
@@ -22,14 +23,17 @@ from d3hr_ray.config import DataConfig, RunError, as_dict, data_config, differen
 from d3hr_ray.datasets.listing import Listing, list_images, open_source
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.filesystems import is_same_place
+from d3hr_ray.lock import NAME as LOCK
 from d3hr_ray.models.loading import locate
 from d3hr_ray.pretraining import export
 from d3hr_ray.pretraining.networks import image_size
 from d3hr_ray.pretraining.optimise import SCRATCH
 from d3hr_ray.pretraining.settings import PretrainConfig
 from d3hr_ray.pretraining.stream import ImageStream
+from d3hr_ray.pretraining.watch import following
 from d3hr_ray.pretraining.work import work
 from d3hr_ray.stages import contents
+from d3hr_ray.stages.tasks import progress
 from d3hr_ray.store import Store
 
 CLAIM = f"{SCRATCH}/settings.json"
@@ -51,7 +55,7 @@ def prepare(config: PretrainConfig, out: str, workers: int = 0) -> Listing | Non
     changed = contents.describe(contents.changed_files(store, listing, VERSIONS))
     if store.exists(CLAIM):
         _refuse_others(store, store.read_json(CLAIM), claim, changed)
-    elif store.list():
+    elif set(store.list()) - {LOCK}:
         raise ValueError(f"--out {out} holds files of something else; give another --out")
     store.write_json(CLAIM, claim)
     contents.remember(store, listing, VERSIONS)
@@ -68,7 +72,13 @@ def pretrain(
     Raises RunError if training fails, and says how to resume.
     """
     os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # relative paths mean the same in a worker as here
-    settings = {"config": config, "out": _absolute(out), "command": command, "threads": threads}
+    settings = {
+        "config": config,
+        "out": _absolute(out),
+        "command": command,
+        "workers": workers,
+        "threads": threads,
+    }
     trainer = TorchTrainer(
         work,
         train_loop_config=settings | {"listing": ray.put(listing) if workers else listing},
@@ -81,7 +91,8 @@ def pretrain(
         ),
     )
     try:
-        trainer.fit()
+        with following(Store(out)) if workers else contextlib.nullcontext():
+            trainer.fit()
     except train.TrainingFailedError as error:
         raise RunError(f"pretraining into {out} failed: {error}; run the same command again to resume") from error
     for name in (SCRATCH, ".tmp"):
@@ -117,7 +128,11 @@ class _Once:
 
     def __call__(self, function: Any, items: Any) -> list[Any]:
         if self._found is None:
-            self._found = list(thread_map(function, items))
+            with progress(len(items), "listing", "part", False) as bar:
+                self._found = []
+                for found in thread_map(function, items):
+                    self._found.append(found)
+                    bar.update()
         return self._found
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from d3hr_ray.config import RunError
 from d3hr_ray.pretraining.settings import Phase
+from d3hr_ray.pretraining.state import State, Tell, silent
 from d3hr_ray.store import Store
 
 SCRATCH = ".training"  # in the run folder: checkpoints and rejected images, until the model is complete
@@ -40,6 +41,7 @@ class Loop:
     rank: int = 0
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module
     report: Callable[[Row], None] = lambda row: None
+    tell: Tell = silent
 
     @property
     def file(self) -> str:
@@ -59,6 +61,8 @@ class Loop:
         )
         progress = self._load(trained, average, optimizer)
         module = self.wrap(objective)
+        title = f"{self.name} of {sum(p.numel() for p in trained.parameters()):,} parameters"
+        self.tell(State(title, progress.step, self.phase.steps, "step"))  # the first images may take a while
         sums: dict[str, Any] = {}
         steps = range(progress.step, self.phase.steps)
         for step, batch in zip(steps, inputs(progress.step), strict=False):
@@ -66,6 +70,8 @@ class Loop:
             _average(average, trained.state_dict(), min(self.phase.ema, (1 + step) / (10 + step)))
             sums = {name: sums.get(name, 0.0) + value.double() for name, value in losses.items()}
             progress.step = step + 1
+            loss = sums["loss"] / self._counted(progress)
+            self.tell(State(title, progress.step, self.phase.steps, "step", loss))
             if progress.step % self.log_every == 0 or progress.step == self.phase.steps:
                 self._log(progress, sums)
                 sums = {}
@@ -89,10 +95,13 @@ class Loop:
         return {name: value.detach() for name, value in losses.items()}
 
     def _log(self, progress: Progress, sums: dict[str, Any]) -> None:
-        count = (progress.step - 1) % self.log_every + 1
         row: Row = {"phase": self.name, "step": progress.step}
-        row |= {name: float(total) / count for name, total in sums.items()}
+        row |= {name: float(total) / self._counted(progress) for name, total in sums.items()}
         progress.curve.append(row)
+
+    def _counted(self, progress: Progress) -> int:
+        """The steps whose losses are summed: those since the curve's last row."""
+        return (progress.step - 1) % self.log_every + 1
 
     def _save(
         self, progress: Progress, trained: nn.Module, average: dict[str, Any], optimizer: torch.optim.Optimizer

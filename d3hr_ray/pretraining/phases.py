@@ -13,6 +13,7 @@ from d3hr_ray.pretraining.networks import Networks
 from d3hr_ray.pretraining.objectives import DitObjective, VaeObjective
 from d3hr_ray.pretraining.optimise import Inputs, Loop, Row
 from d3hr_ray.pretraining.settings import Phase, PretrainConfig
+from d3hr_ray.pretraining.state import State, Tell, silent
 from d3hr_ray.pretraining.stream import Batch, ImageStream
 from d3hr_ray.store import Store
 
@@ -29,6 +30,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module
     report: Callable[[Row], None] = lambda row: None
+    tell: Tell = silent
 
 
 @dataclass
@@ -51,7 +53,8 @@ class Worker:
 
     def _loop(self, name: str, phase: Phase) -> Loop:
         c, w = self.config, self.world
-        return Loop(name, phase, self.store, c.log_every, c.checkpoint_every, w.device, w.rank, w.wrap, w.report)
+        every = c.log_every, c.checkpoint_every
+        return Loop(name, phase, self.store, *every, w.device, w.rank, w.wrap, w.report, w.tell)
 
     def _train_vae(self) -> list[Row]:
         objective = VaeObjective(self.networks.vae, self.config.kl_weight)
@@ -92,11 +95,19 @@ class Worker:
         posterior = self.networks.vae.encode(images).latent_dist
         return posterior.mean, posterior.std
 
+    def _posteriors(self, phase: str, images: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Means and stds of the listing's first images, batch by batch."""
+        done = 0
+        for batch in self.stream.fixed(ENCODE_BATCH, images):
+            yield self._posterior(batch)
+            done += len(batch.pixels)
+            self.world.tell(State(phase, done, images, "image"))
+
     def _latent_std(self) -> float:
         """Std of the sampled latents over all dims: that of the means plus the posterior's own, in float64."""
         total, squares, count = 0.0, 0.0, 0
-        for batch in self.stream.fixed(ENCODE_BATCH, SCALE_IMAGES):
-            mean, std = (x.double() for x in self._posterior(batch))
+        for posterior in self._posteriors("scale of the latents", min(SCALE_IMAGES, len(self.stream))):
+            mean, std = (x.double() for x in posterior)
             total += float(mean.sum())
             squares += float((mean.square() + std.square()).sum())
             count += mean.numel()
@@ -112,8 +123,8 @@ class Worker:
                 return (mean + std * noise.to(mean.device)) * scale
 
             return encode
-        parts = [self._posterior(batch) for batch in self.stream.fixed(ENCODE_BATCH, len(self.stream))]
-        means, stds = (torch.cat(part) * scale for part in zip(*parts, strict=True))
+        parts = zip(*self._posteriors("latents", len(self.stream)), strict=True)
+        means, stds = (torch.cat(part) * scale for part in parts)
 
         def look_up(batch: Batch, noise: torch.Tensor) -> torch.Tensor:
             rows = torch.from_numpy(batch.indices).to(means.device)

@@ -16,9 +16,11 @@ from d3hr_ray.config import RunError
 from d3hr_ray.datasets.decode import RejectedImage, decode
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.numerics.seeds import generator
+from d3hr_ray.pretraining.state import State, Tell, silent
 
 SHARD, WINDOW = 64, 64  # images per shard and shards per window: 4,096 encoded images, 0.5 GB of ImageNet, are held
 CACHE_BYTES = 1 << 28  # decoded sets up to this size are kept whole
+READ = 256  # images of such a set that are read and decoded at a time
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class ImageStream:
     rank: int = 0
     world: int = 1
     rejected: dict[str, str] = field(default_factory=dict)
+    tell: Tell = silent
 
     def __post_init__(self) -> None:
         self._labels = np.asarray(self.listing.entries["label"].to_pylist(), np.int64)
@@ -47,8 +50,7 @@ class ImageStream:
         self._shards = shards[self.rank :: self.world]
         if not self._shards:
             raise ValueError(f"--workers {self.world} is more than the data's {len(shards)} shards of {SHARD} images")
-        self._cache: np.ndarray | None = None  # the decoded set, if it is small
-        self._sound = np.ones(0, bool)
+        self._cache: tuple[np.ndarray, np.ndarray] | None = None  # the decoded set, if it is small
 
     def __len__(self) -> int:
         return len(self.listing)
@@ -107,16 +109,24 @@ class ImageStream:
     def _batch(self, indices: np.ndarray, data: list[bytes]) -> Batch:
         """A broken image's place is taken by a sound one of the same batch, so that positions never shift."""
         if self.small:
-            if self._cache is None:
-                every = self.listing.source.read(self.listing.entries)
-                self._cache, self._sound = self._decode(range(len(self)), list(every))
-            pixels, sound = self._cache[indices], self._sound[indices]
+            self._cache = self._cache or self._read_all()
+            pixels, sound = (part[indices] for part in self._cache)
         else:
             pixels, sound = self._decode(indices.tolist(), data)
         if not sound.any():
             raise RunError(f"pretraining: none of {len(indices)} images can be read; see {self._example()}")
         chosen = np.where(sound, np.arange(len(sound)), np.resize(np.flatnonzero(sound), len(sound)))
         return Batch(pixels[chosen], self._labels[indices[chosen]], indices[chosen])
+
+    def _read_all(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every image's pixels (N, S, S, 3), and whether it could be read (N,)."""
+        parts = []
+        for at in range(0, len(self), READ):
+            entries = self.listing.entries.slice(at, READ)
+            parts.append(self._decode(range(at, at + len(entries)), list(self.listing.source.read(entries))))
+            self.tell(reading(at + len(entries), len(self)))
+        pixels, sound = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return pixels, sound
 
     def _decode(self, rows: Sequence[int], data: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Encoded images => pixels (N, S, S, 3), and whether each could be read (N,)."""
@@ -137,3 +147,8 @@ class ImageStream:
     def _example(self) -> str:
         image_id, reason = min(self.rejected.items())
         return f"{image_id} ({reason})"
+
+
+def reading(done: int, total: int) -> State:
+    """That images of a set are read and decoded."""
+    return State(f"reading {total:,} images", min(done, total), total, "image")

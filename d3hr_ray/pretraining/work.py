@@ -15,29 +15,37 @@ from d3hr_ray.pretraining.networks import build, image_size
 from d3hr_ray.pretraining.optimise import SCRATCH, Row
 from d3hr_ray.pretraining.phases import Worker, World
 from d3hr_ray.pretraining.settings import PretrainConfig
+from d3hr_ray.pretraining.state import Tell, silent
 from d3hr_ray.pretraining.stream import ImageStream
+from d3hr_ray.pretraining.watch import showing, to_driver
 from d3hr_ray.store import Store
 
 
 def work(settings: dict[str, Any]) -> None:
-    """Ray Train's training function: one worker's whole run. Rank 0 writes the model."""
+    """Ray Train's training function: one worker's whole run. Rank 0 tells how far it is, and writes the model."""
     torch.set_num_threads(settings["threads"])  # more threads sum in another order: other bytes
+    context, store = train.get_context(), Store(settings["out"])
+    if not settings["workers"]:
+        with showing() as tell:
+            _train(settings, store, 0, 1, tell)
+        return
+    rank = context.get_world_rank()
+    _train(settings, store, rank, context.get_world_size(), silent if rank else to_driver(store))
+
+
+def _train(settings: dict[str, Any], store: Store, rank: int, size: int, tell: Tell) -> None:
     start = time.monotonic()
-    config, store, listing = settings["config"], Store(settings["out"]), settings["listing"]
+    config, listing = settings["config"], settings["listing"]
     listing = ray.get(listing) if isinstance(listing, ray.ObjectRef) else listing
-    context = train.get_context()
-    rank, size = context.get_world_rank(), context.get_world_size()
-    stream = ImageStream(listing, image_size(config), config.seed, rank, size)
+    stream = ImageStream(listing, image_size(config), config.seed, rank, size, tell=tell)
     rejected = Rejected(store, stream, rank, config.data.max_rejected)
 
     def report(row: Row) -> None:
         rejected.save()
         train.report(dict(row))  # a barrier too: every rank has saved
-        if rank == 0:
-            print(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
 
     gpu = size > 1 or torch.cuda.is_available()
-    world = World(rank, size, get_device() if gpu else torch.device("cpu"), report=report)
+    world = World(rank, size, get_device() if gpu else torch.device("cpu"), report=report, tell=tell)
     networks = build(config, listing.classes.sources)
     worker = Worker(config, networks, stream, store, replace(world, wrap=prepare_model) if size > 1 else world)
     curve = worker.run()
