@@ -1,9 +1,9 @@
-# Two commands to know: `make demo` and `make test`. Both install into .venv first.
+# Commands to know: `make demo`, `make check`, `make test`. All install into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := d3hr_ray jobs tests
 
-.PHONY: help install demo test chaos lint format clean
+.PHONY: help install demo check test chaos lint format clean
 
 help:  ## what each target does
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -26,6 +26,9 @@ install: .venv/.installed  ## make .venv with pinned versions (uv if present, el
 
 demo: install  ## distil the embedded digits: the whole pipeline on a laptop
 	$(BIN)/python jobs/distill.py --preset digits
+
+check: install  ## the quick tests, for minutes of work: what takes more than 20 seconds is left to `make test`
+	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos" -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install  ## all tests but those that need a GPU or take minutes (`make chaos`)
 	$(BIN)/python -m pytest -m "not gpu and not chaos" -n 2 --dist loadfile --no-loadscope-reorder

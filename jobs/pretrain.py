@@ -109,12 +109,10 @@ def main() -> None:
         config = build_config(flags)
 
     # Imported late: torch and diffusers take seconds, and --help or a wrong flag should not wait for them.
-    import diffusers.utils.logging
-
     from d3hr_ray.pretraining.launch import prepare, pretrain, start_anew
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
-    diffusers.utils.logging.set_verbosity_error()  # it doubts every cast to fp16, of no module here
+    logging.getLogger("diffusers").setLevel(logging.ERROR)  # it doubts every cast to fp16, of no module here
     out = flags.out or f"runs/pretrain-{flags.preset}"
     with driving(Store(absolute(out))):
         with refusing():

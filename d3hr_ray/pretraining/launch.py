@@ -128,11 +128,12 @@ class _Once:
 
     def __call__(self, function: Any, items: Any) -> list[Any]:
         if self._found is None:
+            found = []
             with progress(len(items), "listing", "part", False) as bar:
-                self._found = []
-                for found in thread_map(function, items):
-                    self._found.append(found)
+                for part in thread_map(function, items):
+                    found.append(part)
                     bar.update()
+            self._found = found
         return self._found
 
 
