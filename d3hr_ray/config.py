@@ -59,6 +59,7 @@ class DataConfig:
 
     `class_depth` is the level of an image folder's class folders: 1 for FOLDER/<class>/..., 2 for groups of them.
     `classes` chooses some; `class_ids`, written NAME=ID, says what class of the model a class is, and leaves none out.
+    `image_column` and `label_column` name columns of Parquet that are not found by their names.
     """
 
     uri: str
@@ -69,6 +70,8 @@ class DataConfig:
     shard_size: int = 512
     class_depth: int | None = field(default=None, metadata=LATE)
     class_ids: tuple[str, ...] = field(default=(), metadata=LATE)
+    image_column: str | None = field(default=None, metadata=LATE)
+    label_column: str | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
         _one_of("--format", self.format, Format)

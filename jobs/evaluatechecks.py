@@ -41,7 +41,14 @@ def train_data(flags: EvaluateFlags) -> DataConfig | None:
 
 
 def _real(flags: EvaluateFlags, uri: str, form: Format = "auto") -> DataConfig:
-    return DataConfig(uri, form, class_depth=flags.class_depth, class_ids=flags.class_ids)
+    return DataConfig(
+        uri,
+        form,
+        class_depth=flags.class_depth,
+        class_ids=flags.class_ids,
+        image_column=flags.image_column,
+        label_column=flags.label_column,
+    )
 
 
 def wants_training(flags: EvaluateFlags) -> str | None:

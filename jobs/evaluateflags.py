@@ -25,6 +25,10 @@ class EvaluateFlags:
     """Layout of --data."""
     class_depth: int | None = None
     """Of an image folder: the level whose folders are the classes, in --data and --train-data. Default: 1, if clear."""
+    image_column: str | None = None
+    """Of Parquet, in --data and --train-data: the column of images. Default: found by its name, such as image."""
+    label_column: str | None = None
+    """Of Parquet, in --data and --train-data: the column of labels. Default: found by its name, such as label."""
     class_ids: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=ID ...")] = ()
     """Of real images: ImageNet's class id (or the class's place in the set) where a class's name fits none, or two."""
     train_data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None

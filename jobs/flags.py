@@ -37,6 +37,10 @@ class DistillFlags:
     class_depth: int | None = None
     """Of an image folder: the level whose folders are the classes, 1 for FOLDER/<class>/..., 2 for
     FOLDER/<group>/<class>/... Default: 1, unless that is not clear."""
+    image_column: str | None = None
+    """Of Parquet: the column of images. Default: found by its name, such as image."""
+    label_column: str | None = None
+    """Of Parquet: the column of labels. Default: found by its name, such as label."""
     classes: Words = ()
     """Classes in order, and no others: names, wnids, NAME=ID (the model's class id), a file of them, or imagenette,
     imagewoof, imagenet100. Default: all, sorted."""

@@ -39,6 +39,10 @@ class PretrainFlags:
     """Layout of --data."""
     class_depth: int | None = None
     """Of an image folder: the level whose folders are the classes, in --data. Default: 1, if clear."""
+    image_column: str | None = None
+    """Of Parquet, in --data: the column of images. Default: found by its name, such as image."""
+    label_column: str | None = None
+    """Of Parquet, in --data: the column of labels. Default: found by its name, such as label."""
     classes: Words = ()
     """Class names, one file of names, or a named subset; their order becomes the model's. Default: all."""
     max_rejected: float | None = None
@@ -151,7 +155,12 @@ def build_config(flags: PretrainFlags) -> PretrainConfig:
         uri,
         flags.format,
         read_classes(flags.classes),
-        **_given(max_rejected=flags.max_rejected, class_depth=flags.class_depth),
+        **_given(
+            max_rejected=flags.max_rejected,
+            class_depth=flags.class_depth,
+            image_column=flags.image_column,
+            label_column=flags.label_column,
+        ),
     )
     shape = _given(
         image_size=flags.image_size,

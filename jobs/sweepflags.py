@@ -71,6 +71,10 @@ class SweepFlags:
     """Layout of --data."""
     class_depth: int | None = None
     """Of an image folder: the level whose folders are the classes, in --data. Default: 1, if clear."""
+    image_column: str | None = None
+    """Of Parquet, in --data: the column of images. Default: found by its name, such as image."""
+    label_column: str | None = None
+    """Of Parquet, in --data: the column of labels. Default: found by its name, such as label."""
     scheduler: Literal["grid", "asha"] = "grid"
     """grid: all to the end. asha: stop the worst early; they must share one IPC and one student to be comparable."""
     gpus_per_trial: float | None = None

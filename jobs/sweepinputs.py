@@ -50,6 +50,17 @@ def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
     return replace(flags, **kept), store
 
 
+def tested_on(flags: SweepFlags, uri: str) -> DataConfig:
+    """The real images that --data names."""
+    return DataConfig(
+        uri,
+        flags.format,
+        class_depth=flags.class_depth,
+        image_column=flags.image_column,
+        label_column=flags.label_column,
+    )
+
+
 SEARCHING = ("d3hr", "d3hr+cao2")
 
 
@@ -89,7 +100,7 @@ class Sweep:
             raise ValueError(f"--preset {flags.preset} is not what --run {store.uri} was made from; leave it out")
         pool = find_pool((), None)
         base = settle(base, stored, pool)
-        data = DataConfig(flags.data, flags.format, class_depth=flags.class_depth) if flags.data else base.data
+        data = tested_on(flags, flags.data) if flags.data else base.data
         return cls(flags, store, base, data, pool)
 
     @property

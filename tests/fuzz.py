@@ -22,6 +22,7 @@ from PIL import Image
 
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.decode import RejectedImage, decode
+from d3hr_ray.datasets.imagenet import imagenet
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.datasets.source import thread_map
 
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    imagenet()  # imports torch, which no input is to blame for
     fates: dict[str, Counter[str]] = {kind: Counter() for kind in MAKERS}
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "a" / "b" / "inputs"

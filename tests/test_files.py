@@ -8,9 +8,10 @@ import pytest
 from conftest import make_images, write_parquet, write_webdataset
 
 from d3hr_ray.config import DataConfig
-from d3hr_ray.datasets.files import expand_braces, list_files
+from d3hr_ray.datasets.files import list_files
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.datasets.parquet import ParquetImages
+from d3hr_ray.datasets.patterns import expand_braces
 from d3hr_ray.datasets.webdataset import WebDataset
 
 BOTH = (".tar", ".parquet")
@@ -99,6 +100,23 @@ def test_other_suffixes_and_patterns_are_detected_as_parquet(tmp_path, suffix):
     for uri in (tmp_path, tmp_path / "data-0000?.*", tmp_path / f"data-0000[0-3].{suffix}"):
         source = open_source(DataConfig(str(uri)))
         assert isinstance(source, ParquetImages) and len(source.files) == 2
+
+
+def test_links_that_lead_round_list_no_file_twice(tmp_path):
+    lay(tmp_path, "a/0.tar")
+    (tmp_path / "a" / "back").symlink_to("..")
+    (tmp_path / "b").symlink_to("a")
+    for uri in (tmp_path, f"{tmp_path}/**"):
+        assert list_files(str(uri), BOTH) == (str(tmp_path), ("a/0.tar",))
+
+
+def test_a_tar_whose_name_is_not_utf8_is_refused_by_name(tmp_path):
+    lay(tmp_path, "a.tar", "caf\udce9.txt")
+    assert list_files(str(tmp_path), BOTH) == (str(tmp_path), ("a.tar",))
+    lay(tmp_path, "caf\udce9.tar")
+    for uri in (tmp_path, f"{tmp_path}/c*.tar"):
+        with pytest.raises(ValueError, match=r"the name of caf\\xe9\.tar is not UTF-8; rename the file"):
+            list_files(str(uri), BOTH)
 
 
 def test_files_of_a_mac_beside_tars_are_no_tars(tmp_path):

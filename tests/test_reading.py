@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d3hr_ray.config import DataConfig
-from d3hr_ray.datasets import parquet
+from d3hr_ray.datasets import parquetread
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.evaluation.baselines import random_set
 from d3hr_ray.evaluation.sets import list_real, read_listing
@@ -38,20 +38,20 @@ def test_entries_come_back_in_the_order_asked(sources, form, rows, held):
     """Shuffled, repeated or none, and however few bytes may wait for their turn."""
     listing, images = sources[form]
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(parquet, "HELD_BYTES", held)
+        monkeypatch.setattr(parquetread, "HELD_BYTES", held)
         entries = listing.entries.take(pa.array(rows, pa.int64()))
         assert list(listing.source.read(entries)) == [images[i] for i in rows]
 
 
 def test_each_row_group_is_read_once_in_any_order(tmp_path, monkeypatch):
     listing = list_images(DataConfig(write_parquet(tmp_path, IMAGES, per_file=27, group=5)), 1000, None)
-    read, groups = parquet._read_group, []
+    read, groups = parquetread._read_group, []
 
     def counting(file, group, *rest):
         groups.append(group)
         return read(file, group, *rest)
 
-    monkeypatch.setattr(parquet, "_read_group", counting)
+    monkeypatch.setattr(parquetread, "_read_group", counting)
     order = np.random.default_rng(0).permutation(27)
     list(listing.source.read(listing.entries.take(order)))
     assert groups == [0, 1, 2, 3, 4, 5]

@@ -213,7 +213,7 @@ def test_a_parquet_image_without_bytes_is_read_as_empty(tmp_path):
     table = pa.table({"image": [{"bytes": None, "path": "a.png"}, {"bytes": b"x", "path": None}], "label": [1, 1]})
     pq.write_table(table, tmp_path / "x.parquet")
     found = listing(str(tmp_path))
-    assert list(found.source.read(found.entries)) == [b"", b"x"]
+    assert list(found.source.read(found.entries)) == [b"", b"x"]  # a.png is not there
 
 
 def test_digits_have_a_fixed_stratified_split():

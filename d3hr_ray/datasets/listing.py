@@ -7,6 +7,7 @@ import hashlib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,7 @@ import pyarrow.fs as pafs
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets import digits
 from d3hr_ray.datasets.classes import ClassMap, build_class_map, imagenet_wnids
+from d3hr_ray.datasets.columns import BY_NAME, Columns
 from d3hr_ray.datasets.detect import detect
 from d3hr_ray.datasets.files import get_kind, is_pattern
 from d3hr_ray.datasets.imagefolder import ImageFolder
@@ -80,7 +82,14 @@ def open_source(data: DataConfig) -> Source:
     if kind == pafs.FileType.NotFound:
         raise ValueError(f"--data {data.uri}: no such file or folder")
     form = detect(uri) if data.format == "auto" else data.format
-    finders: dict[str, Callable[[str], Source | None]] = {"webdataset": list_tars, "parquet": list_parquet}
+    columns = Columns(data.image_column, data.label_column)
+    if form != "parquet" and columns != BY_NAME:
+        flag = "--image-column" if columns.image else "--label-column"
+        raise ValueError(f"--data {data.uri}: {flag} is for Parquet, and this is {form}; leave it out")
+    finders: dict[str, Callable[[str], Source | None]] = {
+        "webdataset": list_tars,
+        "parquet": partial(list_parquet, columns=columns),
+    }
     if form in finders:
         source = finders[form](uri)
         if source is None:

@@ -1,0 +1,162 @@
+"""Parquet as people have it: other columns, categories, folders that say the label, and paths in place of images."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_images, write_imagefolder
+
+from d3hr_ray.config import DataConfig, ModelConfig, RunConfig, as_dict
+from d3hr_ray.datasets.decode import RejectedImage, decode
+from d3hr_ray.datasets.listing import Listing, list_images
+
+PNG = [data for _, _, data in make_images(2)]
+IMAGES = [{"bytes": data, "path": None} for data in PNG]
+
+
+def listing(uri: Path | str, **options) -> Listing:
+    return list_images(DataConfig(str(uri), **options), 2, None)
+
+
+def read(found: Listing) -> list[bytes]:
+    return list(found.source.read(found.entries))
+
+
+def labels(found: Listing) -> list[str]:
+    return [found.classes.sources[label] for label in found.entries["label"].to_pylist()]
+
+
+def write(path: Path, **columns) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=2)
+    return path
+
+
+def test_columns_of_other_names_are_named_by_flags(tmp_path):
+    path = write(tmp_path / "x.parquet", scan=IMAGES, diagnosis=[0, 1] * 3, label=["a", "b", "c"] * 2)
+    with pytest.raises(ValueError, match=r"no image column.*has scan, diagnosis, label: name it by --image-column"):
+        listing(path)
+    with pytest.raises(
+        ValueError, match=r"no label column 'sort' .*has scan, diagnosis, label: name it by --label-col"
+    ):
+        listing(path, image_column="scan", label_column="sort")
+    with pytest.raises(ValueError, match="no image column 'diagnosis'"):
+        listing(path, image_column="diagnosis")
+    found = listing(path, image_column="scan", label_column="diagnosis")
+    assert labels(found) == ["0", "1"] * 3 and read(found) == PNG
+    with pytest.raises(ValueError, match="--label-column is for Parquet, and this is imagefolder"):
+        listing(write_imagefolder(tmp_path / "folder", make_images(2)), label_column="diagnosis")
+
+
+@pytest.mark.parametrize("values", [["cat", "dog", "cat"] * 2, [3, 5, 3] * 2])
+def test_categories_are_labels(tmp_path, values):
+    """As pandas writes a Categorical: a dictionary of strings or of numbers."""
+    found = listing(write(tmp_path / "x.parquet", image=IMAGES, label=pa.array(values).dictionary_encode()))
+    assert labels(found) == list(map(str, values))
+
+
+def test_folders_say_the_label_as_hive_has_it(tmp_path):
+    write(tmp_path / "label=1" / "0.parquet", image=IMAGES[:2])
+    write(tmp_path / "label=a%20b" / "0.parquet", image=IMAGES[2:4])
+    found = listing(tmp_path)
+    assert labels(found) == ["1", "1", "a b", "a b"] and read(found) == PNG[:4]
+    assert len(list_images(DataConfig(f"{tmp_path}/label=1"), 1, None)) == 2
+    write(tmp_path / "label=__HIVE_DEFAULT_PARTITION__" / "0.parquet", image=IMAGES[:2])
+    with pytest.raises(ValueError, match="lies in a folder without 'label'"):
+        listing(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Six images in class folders, in a folder with things beside it that are none of the data."""
+    write_imagefolder(tmp_path / "data" / "images", make_images(2))
+    (tmp_path / "secret.png").write_bytes(PNG[0])
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "data" / "linked").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "data" / "pipe.png")
+    return tmp_path / "data"
+
+
+def paths_only(path: Path, paths: list[str | None], images: list[bytes | None] | None = None) -> Path:
+    images = images or [None] * len(paths)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": data, "path": name} for data, name in zip(images, paths, strict=True)]
+    return write(path, image=pa.array(rows, kind), label=[i % 2 for i in range(len(paths))])
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_images_that_rows_name_are_read_beside_the_file(folder, absolute):
+    names = sorted(str(path.relative_to(folder)) for path in folder.glob("images/*/*.png"))
+    listed = [str(folder / name) for name in names] if absolute else names
+    found = listing(paths_only(folder / "train.parquet", listed))
+    assert read(found) == PNG
+    again = listing(folder, format="parquet")
+    assert read(again) == PNG and again.digest == found.digest
+    (folder / names[3]).write_bytes(PNG[3] + b"more")
+    assert listing(folder / "train.parquet").digest != found.digest
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("images/none.png", "is not there"),
+        ("pipe.png", "is not there"),
+        ("images", "is not there"),
+        ("../secret.png", "is not in the data's folder"),
+        ("images/../../secret.png", "is not in the data's folder"),
+        ("/etc/passwd", "is not in the data's folder"),
+        ("link.png", "is not in the data's folder"),
+        ("linked/secret.png", "is not in the data's folder"),
+        ("a\0b", "is not in the data's folder"),
+        ("", "is not in the data's folder"),
+        (None, "is not in the data's folder"),
+    ],
+)
+def test_a_path_that_leads_nowhere_or_out_of_the_data_is_refused_when_listed(folder, path, why):
+    good = str(next(folder.glob("images/*/*.png")))
+    file = paths_only(folder / "train.parquet", [good, path])
+    with pytest.raises(ValueError, match="holds paths of images and not the images; 1 of 2 cannot") as refused:
+        listing(file)
+    assert f"the first, {path!r}, {why}" in str(refused.value)
+    mixed = listing(paths_only(folder / "train.parquet", [good, path], [PNG[0], None]))
+    with pytest.raises(RejectedImage, match="path"):
+        decode(read(mixed)[1], 8)
+
+
+def test_what_datasets_writes_of_an_image_folder_is_read(folder, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    cache = str(tmp_path / "cache")
+    made = datasets.load_dataset("imagefolder", data_dir=str(folder / "images"), split="train", cache_dir=cache)
+    made.to_parquet(str(folder / "train.parquet"))
+    assert pq.read_table(folder / "train.parquet")["image"][0].as_py()["bytes"] is None
+    found = list_images(DataConfig(str(folder), "parquet"), 1000, None)
+    assert found.counts() == [2, 2, 2] and read(found) == PNG
+    (tmp_path / "elsewhere").mkdir()
+    made.to_parquet(str(tmp_path / "elsewhere" / "train.parquet"))
+    with pytest.raises(ValueError, match=r"Move the file to the images' folder, or write it with their bytes"):
+        listing(tmp_path / "elsewhere")
+
+
+def test_every_job_takes_the_names_of_the_columns():
+    import building
+    import evaluatechecks
+    import pretrain
+    import sweepinputs
+    from evaluateflags import EvaluateFlags
+    from flags import DistillFlags
+    from sweepflags import SweepFlags
+
+    named = {"image_column": "scan", "label_column": "diagnosis"}
+    base = RunConfig(DataConfig(""), ModelConfig("digits"))
+    evaluated = EvaluateFlags(data="x", train_data="x", **named)
+    made = [
+        building.overlay(base, DistillFlags(data="x", **named)).data,
+        evaluatechecks.test_data(evaluated),
+        evaluatechecks.train_data(evaluated),
+        sweepinputs.tested_on(SweepFlags(**named), "x"),
+        pretrain.build_config(pretrain.PretrainFlags("custom", data="x", **named)).data,
+    ]
+    assert [(data.image_column, data.label_column) for data in made] == [("scan", "diagnosis")] * 5
+    assert "image_column" not in as_dict(DataConfig("x")), "runs of before keep their fingerprints"
