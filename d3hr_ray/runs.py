@@ -1,6 +1,7 @@
 """What a run folder says of itself: run.json, written first, so that a rerun resumes the same run or is refused."""
 
 import contextlib
+import itertools
 import logging
 import platform
 from datetime import UTC, datetime
@@ -35,6 +36,16 @@ LOG = logging.getLogger("d3hr_ray")
 LIBRARIES = ("d3hr-ray", "ray", "torch", "diffusers", "numpy", "pyarrow", "pillow")
 
 
+class AnotherRun(ValueError):
+    """A folder holds a run with another config: `changed` says in what; `free` is a folder beside it, not there yet."""
+
+    def __init__(self, store: Store, changed: list[str]) -> None:
+        self.store, self.changed = store, changed
+        self.free = next(f.uri for n in itertools.count(2) if not (f := store.at(f"../{store.name}-{n}")).exists(""))
+        self.what = f"--out {store.uri} holds a run with another config: {'; '.join(changed)}"
+        super().__init__(f"{self.what}. Give --out {self.free}; --overwrite would delete the run in {store.uri}")
+
+
 def open_run(
     store: Store, config: RunConfig, inputs: dict[str, Any], overwrite: bool = False, images: str = ""
 ) -> None:
@@ -50,9 +61,17 @@ def open_run(
     if store.exists("run.json"):
         _same_run(store, config, inputs, images)
         return
-    if foreign := _foreign(store):
-        raise ValueError(f"--out {store.uri} holds {foreign[0]} but no run.json; give an empty or new folder")
+    require_run(store, config)
     store.write_json("run.json", _record(config, inputs) | {"started": _now(), "finished": None})
+
+
+def require_run(store: Store, config: RunConfig) -> None:
+    """Raise AnotherRun if the folder holds a run with another config, ValueError if it holds something else."""
+    if store.exists("run.json"):
+        if changed := _changed(read_run(store), config):
+            raise AnotherRun(store, changed)
+    elif foreign := _foreign(store):
+        raise ValueError(f"--out {store.uri} holds {foreign[0]} but no run.json; give an empty or new folder")
 
 
 def clear(store: Store) -> None:
@@ -64,8 +83,8 @@ def clear(store: Store) -> None:
 
 
 def _foreign(store: Store) -> list[str]:
-    """What lies in a folder, but for the lock of the driver that asks."""
-    return [name for name in [*store.list(), *store.folders()] if name != lock.NAME]
+    """What lies in a folder, but for the lock of the driver that asks and what a killed one was writing."""
+    return [name for name in [*store.list(), *store.folders()] if name not in (lock.NAME, ".tmp")]
 
 
 def close_run(store: Store, summary: dict[str, Any]) -> None:
@@ -110,24 +129,25 @@ def _record(config: RunConfig, inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any], images: str) -> None:
-    old = read_run(store)
+def _changed(old: dict[str, Any], config: RunConfig) -> list[str]:
+    """In what a config differs from a record's."""
     # Through from_dict, so that a field that an older version did not have counts as its default.
     was, new = as_dict(from_dict(old["config"])), as_dict(config)
     for plain in (was, new):
         plain["data"].pop("max_rejected")  # a limit on the input, which changes no result
-    changed = differences(was, new)
+    return differences(was, new)
+
+
+def _same_run(store: Store, config: RunConfig, inputs: dict[str, Any], images: str) -> None:
+    old = read_run(store)
+    changed = _changed(old, config)
     if not changed and images and old["inputs"].get("listing") != inputs.get("listing"):
         raise ValueError(
             f"--data {config.data.uri}: {images}. --out {store.uri} was made from the images as they were: put them "
             "back, or give another --out, or --overwrite to start anew"
         )
-    changed += differences(old["inputs"], inputs, "inputs.")
-    if changed:
-        raise ValueError(
-            f"--out {store.uri} holds a run with another config: {'; '.join(changed)}. Give another --out, or "
-            "--overwrite to start anew, or --from-gaussians to make more sets from its Gaussians"
-        )
+    if changed := changed + differences(old["inputs"], inputs, "inputs."):
+        raise AnotherRun(store, changed)
     if old.get("finished") is None:
         _tell_versions(store, old.get("versions", {}))
 

@@ -12,6 +12,17 @@ from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+from surroundings import (
+    LITTLE_SHM,
+    adapt,
+    hidden_here,
+    lend_token,
+    out_of_the_way,
+    ray_temp,
+    require_answer,
+    shared_memory,
+    starting,
+)
 
 from d3hr_ray.config import RunError
 from d3hr_ray.lock import Stopped
@@ -63,6 +74,7 @@ def refuse(message: object) -> None:
 
 def guard(main: Callable[[], None]) -> None:
     """Run a job. A failure that the user can mend prints one line that names it and exits with status 1."""
+    adapt()
     try:
         main()
     except (RunError, ValueError, OSError) as error:
@@ -95,6 +107,12 @@ def connect(address: str | None, log_format: LogFormat = "text") -> bool:
     One slot holds the networks and one reads images: a single slot would wait for itself. With json, drivers and
     workers log JSON lines. Returns whether this is a cluster, which may grow.
     """
+    named = (
+        f"--address {address}" if address else f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}, set in the environment"
+    )
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        require_answer(address, named)
     import ray  # takes seconds to import: --help and a wrong flag should not wait for it
 
     if ray.is_initialized():
@@ -105,17 +123,25 @@ def connect(address: str | None, log_format: LogFormat = "text") -> bool:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if log_format == "json":
         quiet["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
-    address = address or os.environ.get("RAY_ADDRESS")
     if address and address != "local":
         try:
             ray.init(address=address, **quiet)
-        except ConnectionError as error:
-            raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from error
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise ValueError(
+                f"{named}: no Ray cluster answers there ({error}); one that was started with a token needs "
+                "RAY_AUTH_MODE=token here, and its ~/.ray/auth_token, or that as RAY_AUTH_TOKEN"
+            ) from error
         return True
+    lend_token()
     # Ray's C++ log calls every pool's constructor arguments an error (ray issue 53727, harmless for small ones).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     cpus = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    if (free := shared_memory()) < LITTLE_SHM:
+        announce(f"/dev/shm has {free >> 20} MB: Ray keeps objects on disk, which is slower (docker run --shm-size=2g)")
+    if hiding := hidden_here():
+        announce(f"{', '.join(hiding)} in {os.getcwd()} would hide modules from Ray's workers: they run elsewhere")
+    with out_of_the_way(hiding), starting():
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=ray_temp(), **quiet)
     return False
 
 

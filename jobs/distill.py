@@ -14,11 +14,12 @@ from building import build_config
 from cli import announce, connect, guard, parse, refusing
 from flags import DistillFlags, only_status
 from inputs import count_images, list_data, list_early, read_model
+from proposing import proposing
 from settling import check_timesteps, settle
 
 from d3hr_ray.lock import driving
 from d3hr_ray.report.status import status
-from d3hr_ray.runs import stored_config
+from d3hr_ray.runs import require_run, stored_config
 from d3hr_ray.store import Store, absolute
 
 
@@ -34,6 +35,9 @@ def main() -> None:
     with refusing():
         card, grid = read_model(config, planning=flags.dry_run)
         check_timesteps(config, grid)
+        if not (source or flags.dry_run or flags.overwrite):
+            with proposing():
+                require_run(store, settle(config, stored_config(store), None))
         counted = count_images(config, card, flags.preset or "digits") if flags.dry_run else (0, 0)
         listing = None if source or flags.dry_run else list_early(config, card)
 
@@ -58,7 +62,7 @@ def main() -> None:
         if source is None:
             listing = listing or list_data(config, card)
     with driving(store), recording():
-        with refusing():
+        with refusing(), proposing():
             config = settle(config, None if flags.overwrite else stored_config(source or store), pool)
             if listing is not None:
                 run = d3hr.start_run(store, config, card, listing, pool, flags.overwrite)

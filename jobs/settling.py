@@ -30,12 +30,13 @@ def exactly(config: RunConfig) -> RunConfig:
     return replace(config, model=replace(config.model, dtype="float32")) if needs_float32(config) else config
 
 
-def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Pool") -> RunConfig:
-    """Replace every `auto` by the choice that the run folder already made, else by what the device suits.
+def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Pool | None") -> RunConfig:
+    """Replace every `auto` by the choice that the run folder already made, else by what the device suits: a CPU, if no
+    pool is known yet.
 
     The same data keeps the spelling of its path that the run folder knows it by.
     """
-    gpu = pool.device == "cuda"
+    gpu = pool is not None and pool.device == "cuda"
     dtype, size = config.model.dtype, config.inversion.batch_size
     if dtype == "auto":
         official = config.fidelity == "official"

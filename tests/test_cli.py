@@ -18,12 +18,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 from flags import DistillFlags
 from inputs import read_model
 from presets import PRESETS, as_official
+from proposing import again
 from settling import settle
 from sweepvariants import vary
 
 from d3hr_ray.config import ModelConfig, Quirk, RunError, as_dict
 from d3hr_ray.models.card import locate, read_card, sampling_grid
 from d3hr_ray.models.loading import load_schedule
+from d3hr_ray.runs import open_run
 from d3hr_ray.stages.pool import Pool
 from d3hr_ray.store import Store
 
@@ -179,6 +181,39 @@ def test_a_model_with_fewer_classes_than_the_data_is_refused(monkeypatch, capsys
     code, said = main(monkeypatch, capsys, f"--data {tmp_path} --format imagefolder --model digits")
     assert code == 2
     assert "--model has 10 classes, fewer than the data's 11" in said
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch) -> Store:
+    """runs/x, begun with 12 digits per class, and Gaussians in it."""
+    monkeypatch.chdir(tmp_path)
+    store, config = Store(str(tmp_path / "runs" / "x")), build_config(DistillFlags(limit_per_class=12))
+    open_run(store, settle(config, None, None), {})
+    store.write_bytes("gaussians/t0600.parquet", b"")
+    return store
+
+
+def test_a_folder_with_another_run_is_refused_with_the_commands_that_work(begun, monkeypatch, capsys):
+    """Before Ray starts, harmless ways first; what --overwrite loses is said last."""
+    told = {
+        "--ipc 50": "Type: python jobs/distill.py --ipc 50 --from-gaussians runs/x (more sets of that run, nothing is "
+        "inverted again), or: python jobs/distill.py --limit-per-class 12 --ipc 50 --out runs/x-2. --overwrite would "
+        "delete the run in runs/x\n",
+        "--timesteps 200": "Type: python jobs/distill.py --limit-per-class 12 --timesteps 200 --out runs/x-2. --over",
+    }
+    for changed, ways in told.items():
+        code, said = main(monkeypatch, capsys, f"--limit-per-class 12 --out runs/x {changed}")
+        assert code == 2 and ways in said, said
+    begun.at("../x-2").write_bytes("a", b"")
+    code, said = main(monkeypatch, capsys, "--out runs/x --limit-per-class 11")
+    assert "--out runs/x-3. --over" in said
+    code, said = main(monkeypatch, capsys, "--out runs/x-2")
+    assert "runs/x-2 holds a but no run.json; give an empty or new folder" in said
+
+
+def test_a_command_is_typed_again_with_other_flags():
+    typed = ["a.py", "--ipc", "1", "10", "--out=x y", "--data", "a b", "--limit_per_class", "2"]
+    assert again(typed, ("--out", "--limit-per-class"), "--out", "z") == "python a.py --ipc 1 10 --data 'a b' --out z"
 
 
 def test_help_names_every_flag(monkeypatch, capsys):

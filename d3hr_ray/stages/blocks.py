@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from d3hr_ray.config import RunConfig
+from d3hr_ray.evaluation.teachers import resolve
 from d3hr_ray.models.loading import portable
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.sampling import Sampler
@@ -72,6 +73,8 @@ def run_blocks(
     if not todo:
         return
     config = replace(config, model=replace(config.model, name=portable(config.model.name)))
+    if config.cao2.classifier is not None:
+        config = replace(config, cao2=replace(config.cao2, classifier=resolve(config.cao2.classifier)))
     job = BlockJob(store, config, tuple(variants), classes, pool.device)
     units = [{"variant": variants.index(v), "block": b} for v, b in todo]
     steps: list[tuple[Any, dict[str, Any]]] = [(actor, {"fn_constructor_args": (job,), **pool.options(len(units))})]

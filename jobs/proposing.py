@@ -1,0 +1,49 @@
+"""A folder that holds another run: the commands that lead on without losing it."""
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+
+from building import UPSTREAM
+
+from d3hr_ray.runs import AnotherRun
+
+# What differs between sets of one run's Gaussians; its timesteps are checked where they are read.
+OF_SETS = ("search.", "synthesis.", "cao2.", "method", "seed", "mended")
+
+
+@contextlib.contextmanager
+def proposing() -> Iterator[None]:
+    """Add to a refusal the very command that works. Raises ValueError in the place of AnotherRun."""
+    try:
+        yield
+    except AnotherRun as refused:
+        run, free = _short(refused.store.uri), _short(refused.free)
+        ways = [again(sys.argv, ("--out",), "--out", free)]
+        if all(text.startswith(OF_SETS) for text in refused.changed) and refused.store.list("gaussians"):
+            upstream = (*UPSTREAM, "from_gaussians", "out", "overwrite")
+            sets = again(sys.argv, ["--" + n.replace("_", "-") for n in upstream], "--from-gaussians", run)
+            ways.insert(0, f"{sets} (more sets of that run, nothing is inverted again)")
+        raise ValueError(
+            f"{refused.what}. Type: {', or: '.join(ways)}. --overwrite would delete the run in {run}"
+        ) from refused
+
+
+def again(argv: Sequence[str], without: Sequence[str], *flags: str) -> str:
+    """A command line as typed, without some flags and their values, with others at its end."""
+    kept, dropping = [], False
+    for word in argv:
+        if word.startswith("--"):
+            dropping = word.partition("=")[0].replace("_", "-") in without
+        if not dropping:
+            kept.append(word)
+    return shlex.join(["python", *kept, *flags])
+
+
+def _short(uri: str) -> str:
+    """A local path as people type it: from the working folder, if it lies within."""
+    if "://" in uri or not uri.startswith(os.getcwd() + os.sep):
+        return uri
+    return os.path.relpath(uri)
