@@ -35,7 +35,9 @@ def adapt() -> None:
     home = os.path.expanduser("~")
     if home == "~":
         home = os.environ["HOME"] = tempfile.gettempdir()
-    if not os.access(home, os.W_OK):
+    try:
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError:
         os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), f"matplotlib-{os.getuid()}"))
 
 
