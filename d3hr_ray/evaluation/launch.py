@@ -20,12 +20,12 @@ from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchTrainer
 from torch import nn
 
-from d3hr_ray.config import RunError
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.teachers import Target, load_teachers, preflight
 from d3hr_ray.evaluation.training import Share
 from d3hr_ray.evaluation.trials import Trial, run_trial, untrained
 from d3hr_ray.stages import capacity
+from d3hr_ray.stages.failures import failure
 from d3hr_ray.stages.tasks import fetch, progress
 from d3hr_ray.store import Store
 
@@ -110,17 +110,9 @@ def launch(
         with counting(store, trials, title):
             trainer.fit()
     except train.TrainingFailedError as error:
-        raise RunError(f"{title}: {_first_cause(error)}") from error
+        raise failure(title, error) from error
     finally:
         store.delete(scratch)
-
-
-def _first_cause(error: BaseException) -> str:
-    failures = getattr(error, "worker_failures", None) or {}
-    found: BaseException = next(iter(failures.values()), error)
-    while cause := getattr(found, "cause", None) or found.__cause__:
-        found = cause
-    return (str(found).strip().splitlines() or [type(found).__name__])[-1]
 
 
 def work(config: dict[str, Any]) -> None:
@@ -197,5 +189,5 @@ def check_teachers(names: tuple[str, ...], target: Target, test: Images, workers
     if workers.count == 0:
         return check(test)
     task = ray.remote(num_cpus=1, num_gpus=workers.gpus, max_retries=3)(check)
-    top1: float = fetch(task.remote(ray.put(test)))
+    top1: float = fetch(task.remote(ray.put(test)), f"teacher {' '.join(names)}")
     return top1

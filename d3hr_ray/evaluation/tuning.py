@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler
 
 from d3hr_ray.config import RunError
@@ -19,6 +20,7 @@ from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.launch import SCRATCH, counting
 from d3hr_ray.evaluation.teachers import Target, load_teachers
 from d3hr_ray.evaluation.trials import LOOKS, Trial, describe, run_trial, untrained
+from d3hr_ray.stages.failures import failure
 from d3hr_ray.store import Store
 
 Scheduler = Literal["grid", "asha"]
@@ -88,12 +90,13 @@ def tune_trials(
     try:
         with counting(store, trials, "sweep") if scheduler == "grid" else nullcontext():
             results = tuner.fit()
+    except (RayError, tune.TuneError) as error:
+        raise failure("sweep", error) from error
     finally:
         store.delete(scratch)
     failed = ""
     if results.errors:
-        lines = str(results.errors[0]).strip().splitlines()
-        failed = f"sweep: {len(results.errors)} students failed, the first with: {lines[-1]}"
+        failed = str(failure(f"sweep: {len(results.errors)} students failed, the first", results.errors[0]))
         if not any(store.exists(t.record) for t in trials):
             raise RunError(failed)
     return _stopped(store, marks, trials), failed

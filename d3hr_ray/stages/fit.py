@@ -40,7 +40,7 @@ def fit_tree(store: Store, groups: list[list[str]], t: int) -> PerClass:
     join = ray.remote(num_cpus=1, max_retries=3)(merge)
     root = merge_tree([partial.remote(store, group, t) for group in groups], join.remote)
     with progress(1, f"fit t={t}", "tree", False) as bar:
-        moments: PerClass = fetch(root)
+        moments: PerClass = fetch(root, f"fit t={t}")
         bar.update()
     return moments
 

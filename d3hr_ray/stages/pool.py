@@ -1,17 +1,17 @@
 """Pools of actors that hold networks, and the streams of Ray Data that bring them work."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
-from ray.data.exceptions import ExecutionTimeoutError, SystemException, UserCodeException
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 
 from d3hr_ray.config import RunError
 from d3hr_ray.stages import capacity
+from d3hr_ray.stages.failures import failure
 from d3hr_ray.stages.summary import costing
 from d3hr_ray.stages.tasks import progress
 from d3hr_ray.stages.telemetry import Measured, MeasuredActor
@@ -121,8 +121,8 @@ def run_units(
             raise RunError(
                 f"{title}: no unit was finished for {context.execution_no_progress_timeout_s:g} s"
             ) from error
-        except (RayError, UserCodeException, SystemException) as error:
-            raise RunError(f"{title}: a worker failed: {_innermost(error)}") from error
+        except (RayError, SystemException) as error:
+            raise failure(title, error) from error
 
 
 def time_limit(options: Iterable[dict[str, Any]]) -> float:
@@ -139,13 +139,3 @@ def _measured(
         return Measured(function, f"{title} read", limit), options
     named = type(function.__name__, (MeasuredActor,), {})  # Ray shows this name
     return named, options | {"fn_constructor_args": (function, options["fn_constructor_args"], title, limit)}
-
-
-def _innermost(error: BaseException) -> str:
-    """The first cause of an error from a worker, in one line: it comes first in the traceback that Ray hands on."""
-    if found := re.search(r"^[\w.]+(?:Error|Exception|Interrupt): .+$", str(error), re.M):
-        return found[0]
-    while cause := getattr(error, "cause", None) or error.__cause__:
-        error = cause
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1]

@@ -110,7 +110,7 @@ def _unwritten(writes: list[ray.ObjectRef], timeout: float | None) -> list[ray.O
         return []
     done, rest = ray.wait(writes, num_returns=len(writes), timeout=timeout)
     for task in done:
-        fetch(task)
+        fetch(task, "search")
     return rest
 
 

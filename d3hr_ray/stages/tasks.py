@@ -13,7 +13,10 @@ from tqdm import tqdm
 
 from d3hr_ray.config import RunError
 from d3hr_ray.stages import capacity
+from d3hr_ray.stages.failures import naming
 from d3hr_ray.stages.telemetry import LOG
+
+LISTING = "listing"  # what a stream without a title is for
 
 
 def ray_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
@@ -28,7 +31,8 @@ def bounded(
 ) -> Iterator[tuple[Any, Any]]:
     """Run function(*args) as a Ray task for each (key, args), few at a time; yield (key, result) as they finish.
 
-    Errors that the function raises for users arrive as themselves, so that users read their message.
+    Errors that the function raises for users arrive as themselves, so that users read their message; Ray's own as a
+    RunError that names `title`.
     """
     jobs = list(jobs)
     if not jobs:
@@ -37,7 +41,7 @@ def bounded(
     waiting: dict[Any, Any] = {}
     upcoming = iter(jobs)
     bar = progress(len(jobs), title or "", "task", title is None)
-    with bar, capacity.voicing(title or "listing", 0):
+    with bar, capacity.voicing(title or LISTING, 0):
         for _ in jobs:
             limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # the cluster may grow meanwhile
             while len(waiting) < limit and (job := next(upcoming, None)) is not None:
@@ -45,7 +49,7 @@ def bounded(
             ready, _ = ray.wait(list(waiting), num_returns=1)
             key = waiting.pop(ready[0])
             try:
-                result = fetch(ready[0])
+                result = fetch(ready[0], title or LISTING)
             except (ValueError, OSError, RunError):
                 for other in waiting:
                     ray.cancel(other)
@@ -54,12 +58,10 @@ def bounded(
             yield key, result
 
 
-def fetch(task: ray.ObjectRef) -> Any:
-    """A task's result. What the task raises for users is raised as itself, not as Ray wraps it."""
-    try:
+def fetch(task: ray.ObjectRef, title: str) -> Any:
+    """A task's result. What the task raises for users is raised as itself, and what befell it as a RunError."""
+    with naming(title):
         return ray.get(task)
-    except (ValueError, OSError, RunError) as error:
-        raise getattr(error, "cause", error) from error
 
 
 class _Lines:
