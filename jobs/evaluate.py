@@ -28,10 +28,11 @@ def main() -> None:
     from d3hr_ray.evaluation.results import format_summary, rows_of
     from d3hr_ray.evaluation.teachers import teacher_id
     from d3hr_ray.report.evaluated import report, write_summary
+    from d3hr_ray.stages.capacity import PATIENCE
 
     with refusing():
-        connect(flags.address)
-        workers = find_workers(flags.workers, flags.gpus_per_worker, flags.workers_per_student)
+        patience = PATIENCE if connect(flags.address) else 0
+        workers = find_workers(flags.workers, flags.gpus_per_worker, flags.workers_per_student, patience)
         comparison, listing, full = open_all(flags, overrides(flags))
     with driving(store):
         with refusing():

@@ -14,9 +14,7 @@ from d3hr_ray.stages.fit import fit_tree
 from d3hr_ray.stages.tasks import bounded, fetch
 from d3hr_ray.store import Store
 
-MEMORY = (
-    "Task was killed due to the node running low on memory.\nMemory on the node was 30 / 31 GB.\nRefer to the docs."
-)
+MEMORY = "Task was killed due to the node running low on memory.\nMemory on it was 30 of 31 GB.\nRefer to the docs."
 
 
 def test_a_task_whose_process_dies_again_and_again_names_its_stage_and_how_to_resume(ray_session, capsys):

@@ -24,7 +24,7 @@ from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.teachers import Target, load_teachers, preflight
 from d3hr_ray.evaluation.training import Share
 from d3hr_ray.evaluation.trials import Trial, run_trial, untrained
-from d3hr_ray.stages import capacity
+from d3hr_ray.stages.capacity import Ask, claim, voicing
 from d3hr_ray.stages.failures import failure
 from d3hr_ray.stages.tasks import fetch, progress
 from d3hr_ray.store import Store
@@ -52,17 +52,17 @@ class Workers:
             )
 
 
-def find_workers(count: int | None, gpus: float | None, per_student: int) -> Workers:
-    """--workers as asked, or one per GPU, or per CPU where there is none. Raises ValueError for more than fit."""
-    resources = ray.cluster_resources()
-    there, cpus = resources.get("GPU", 0), int(resources.get("CPU", 1))
-    share = gpus if gpus is not None else (1.0 if there else 0.0)
-    room = min(cpus, capacity.room(share)) if share else cpus  # every worker needs a CPU too
-    if share > there:
-        raise ValueError(f"--gpus-per-worker {share:g}: the cluster has {there:g} GPUs; give 0 to use CPUs")
-    if count is not None and count > room:
-        raise ValueError(f"--workers {count}: the cluster has room for {room}; give fewer or add nodes")
-    return Workers(room if count is None else count, share, per_student)
+def find_workers(count: int | None, gpus: float | None, per_student: int, patience: float = 0.0) -> Workers:
+    """--workers as asked, or one per GPU, or per CPU where there is none; from nothing, as many as share a student.
+
+    A cluster's autoscaler has `patience` seconds to begin adding nodes. Raises ValueError for more than fit.
+    """
+    if count == 0:
+        if gpus:
+            raise ValueError(f"--gpus-per-worker {gpus:g} is idle: --workers 0 trains in this process; leave one out")
+        return Workers(0, 0.0, per_student)
+    share, there = claim(Ask(count, gpus, "--workers", "--gpus-per-worker", least=per_student), patience)
+    return Workers(count or max(per_student, there - there % per_student), share, per_student)
 
 
 def launch(
@@ -107,7 +107,7 @@ def launch(
         ),
     )
     try:
-        with counting(store, trials, title):
+        with counting(store, trials, title), voicing(title, workers.gpus):
             trainer.fit()
     except train.TrainingFailedError as error:
         raise failure(title, error) from error
@@ -189,5 +189,7 @@ def check_teachers(names: tuple[str, ...], target: Target, test: Images, workers
     if workers.count == 0:
         return check(test)
     task = ray.remote(num_cpus=1, num_gpus=workers.gpus, max_retries=3)(check)
-    top1: float = fetch(task.remote(ray.put(test)), f"teacher {' '.join(names)}")
+    title = f"teacher {' '.join(names)}"
+    with voicing(title, workers.gpus):
+        top1: float = fetch(task.remote(ray.put(test)), title)
     return top1

@@ -20,6 +20,7 @@ from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.launch import SCRATCH, counting
 from d3hr_ray.evaluation.teachers import Target, load_teachers
 from d3hr_ray.evaluation.trials import LOOKS, Trial, describe, run_trial, untrained
+from d3hr_ray.stages.capacity import voicing
 from d3hr_ray.stages.failures import failure
 from d3hr_ray.store import Store
 
@@ -88,7 +89,8 @@ def tune_trials(
         ),
     )
     try:
-        with counting(store, trials, "sweep") if scheduler == "grid" else nullcontext():
+        bar = counting(store, trials, "sweep") if scheduler == "grid" else nullcontext()
+        with bar, voicing("sweep", gpus):
             results = tuner.fit()
     except (RayError, tune.TuneError) as error:
         raise failure("sweep", error) from error

@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 
 from d3hr_ray.config import RunError
 from d3hr_ray.stages import capacity
+from d3hr_ray.stages.capacity import Ask, claim
 from d3hr_ray.stages.failures import failure
 from d3hr_ray.stages.summary import costing
 from d3hr_ray.stages.tasks import progress
@@ -58,29 +59,13 @@ def find_pool(actors: tuple[int, ...], gpus_per_actor: float | None, patience: f
     cluster's autoscaler has `patience` seconds to begin adding nodes.
     Raises ValueError when the cluster can never hold the pool asked for.
     """
-    share = gpus_per_actor if gpus_per_actor is not None else (1.0 if ray.cluster_resources().get("GPU") else 0.0)
-    if not (0 <= share <= 1 or share.is_integer()):
-        raise ValueError(f"--gpus-per-actor {share:g}: give 0, a fraction of one GPU, or whole GPUs")
     if actors and (len(actors) != 2 or not 1 <= actors[0] <= actors[1]):
         raise ValueError(f"--actors {' '.join(map(str, actors))}: give MIN MAX with 1 <= MIN <= MAX")
-    there = max(capacity.room(share), 0 if share or patience else 1)
-    needed = actors[0] if actors else 1
-    if there < needed and not (patience and capacity.grows_to(share, needed, patience)):
-        raise ValueError(_too_small(needed if actors else None, share, there, patience))
+    ask = Ask(actors[0] if actors else None, gpus_per_actor, "--actors", "--gpus-per-actor", cpus=0, spare=1)
+    share, there = claim(ask, patience)
     if not actors:  # on a cluster that grows from nothing, Ray Data adds actors as nodes come
         return Pool((there, there) if there else (1, GROWING), share)
     return Pool((actors[0], actors[1] if patience else min(actors[1], max(there, actors[0]))), share)
-
-
-def _too_small(actors: int | None, share: float, there: int, patience: float) -> str:
-    flag = f"--gpus-per-actor {share:g}" if actors is None or (share and not there) else f"--actors {actors}"
-    each = f"{share:g} GPU" if share else "CPU"
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    has = ", ".join(sorted(f"{n.get('CPU', 0):g} CPU + {n.get('GPU', 0):g} GPU" for n in nodes)) or "no node"
-    grow = f", and in {patience:.0f} s its autoscaler began to add none" if patience else ""
-    fix = "give fewer, add nodes, or give --gpus-per-actor 0 to use CPUs" if share else "give fewer or add nodes"
-    room = f"room for {there} (one {each} each, one CPU kept for reading; nodes: {has})"
-    return f"{flag}: the cluster has {room}{grow}; {fix}"
 
 
 def run_units(
