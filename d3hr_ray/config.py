@@ -265,6 +265,16 @@ class RunConfig:
         """Whether the method needs Gaussians, and so the dataset."""
         return self.method in ("d3hr", "d3hr+cao2", "gaussian")
 
+    @property
+    def needs_images(self) -> bool:
+        """Whether the method needs a dataset; the others need a model, whose classes are theirs."""
+        return self.fits or self.method == "random"
+
+    @property
+    def lists_images(self) -> bool:
+        """Whether images are listed: where they are needed, and where their classes are those that `dit` samples."""
+        return self.needs_images or (self.method == "dit" and bool(self.data.uri))
+
     def __post_init__(self) -> None:
         _one_of("--method", self.method, Method)
         _one_of("--fidelity", self.fidelity, Fidelity)

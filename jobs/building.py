@@ -69,7 +69,7 @@ def build_config(flags: DistillFlags) -> RunConfig:
         raise ValueError(
             f"--model is needed: preset {flags.preset} has no public model; train one with jobs/pretrain.py"
         )
-    if not config.data.uri and not flags.dry_run and config.method != "cao2":
+    if not config.data.uri and not flags.dry_run and config.needs_images:
         raise ValueError(f"--data is needed: the images of preset {flags.preset} do not come with the package")
     return config
 

@@ -54,13 +54,15 @@ def main() -> None:
     from d3hr_ray.stages.summary import recording
 
     with refusing():
+        if flags.data and not config.lists_images:
+            announce(f"--data is not read: --method {config.method} makes the model's classes; --classes chooses some")
         if config.has_pool and config.cao2.select != "none":
             judge_id(config)  # a classifier that is not there is said before anything is computed
         cluster = connect(flags.address, flags.log_format)
         pool = find_pool(flags.actors, flags.gpus_per_actor, PATIENCE if cluster else 0)
         pool = replace(pool, limit=flags.task_timeout)
         if source is None:
-            listing = listing or list_data(config, card)
+            listing = list_data(config, card) if listing is None else listing
     with driving(store), recording():
         with refusing(), proposing():
             config = settle(config, None if flags.overwrite else stored_config(source or store), pool)

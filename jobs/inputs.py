@@ -7,7 +7,7 @@ from cli import tell
 from presets import CLASSES, DIT_XL, IMAGES
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.datasets.listing import Listing, list_images, model_listing, require_variance
+from d3hr_ray.datasets.listing import Listing, list_images, model_listing, require_images, require_variance
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.filesystems import resolve
 from d3hr_ray.models.card import ModelCard, read_card, sampling_grid
@@ -17,12 +17,12 @@ from d3hr_ray.numerics.grids import even_grid, leading_grid
 
 def is_remote(config: RunConfig) -> bool:
     """Remote data is listed by Ray tasks; local data by threads before Ray starts, so that mistakes show at once."""
-    return "://" in config.data.uri and config.method != "cao2"
+    return "://" in config.data.uri and config.lists_images
 
 
 def list_data(config: RunConfig, card: ModelCard, planning: bool = False) -> Listing:
     """All images of the run; for a plan, without Ray. Raises ValueError naming what cannot be used."""
-    if config.method == "cao2":
+    if not config.lists_images:
         return model_listing(config.data, card.num_classes, card.class_names)
     each = thread_map
     if is_remote(config) and not planning:
@@ -33,6 +33,8 @@ def list_data(config: RunConfig, card: ModelCard, planning: bool = False) -> Lis
     tell(listing.notes)
     if config.fits:
         require_variance(listing)
+    if config.method == "random":
+        require_images(listing, max(config.search.ipc))
     return listing
 
 
@@ -60,7 +62,7 @@ def read_model(config: RunConfig, planning: bool) -> tuple[ModelCard, tuple[int,
 
 def count_images(config: RunConfig, card: ModelCard, preset: str) -> tuple[int, int]:
     """(images, classes) of the plan: from the data, or the preset's known numbers if no data is given."""
-    if config.data.uri or config.method == "cao2":
+    if config.data.uri or not config.lists_images:
         listing = list_data(config, card, planning=True)
         return len(listing), len(listing.classes)
     images, classes = IMAGES[preset], CLASSES[preset]

@@ -86,7 +86,9 @@ class PretrainFlags:
     checkpoint_every: int | None = None
     """Steps between checkpoints, a multiple of 50."""
     workers: int = 0
-    """Ray Train workers, one GPU each if the cluster has as many; 0 trains in this process."""
+    """Ray Train workers that train together; 0 trains in this process."""
+    gpus_per_worker: float | None = None
+    """GPUs per worker, whole ones; 0 for CPUs. Default 1, or 0 on a cluster without GPUs."""
     threads: int = 1
     """CPU threads per worker; another number gives weights that differ by rounding."""
     address: str | None = None
@@ -113,7 +115,8 @@ def main() -> None:
         config = build_config(flags)
 
     # Imported late: torch and diffusers take seconds, and --help or a wrong flag should not wait for them.
-    from d3hr_ray.pretraining.launch import prepare, pretrain, start_anew
+    from d3hr_ray.pretraining.launch import find_gpus, prepare, pretrain, start_anew
+    from d3hr_ray.stages.capacity import PATIENCE
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # it doubts every cast to fp16, of no module here
@@ -128,10 +131,12 @@ def main() -> None:
             return
         tell(listing.notes)
         found = f"{len(listing):,} images of {len(listing.classes)} classes"
+        gpus = 0.0
         if flags.workers:
-            connect(flags.address)
+            with refusing():
+                gpus = find_gpus(flags.workers, flags.gpus_per_worker, PATIENCE if connect(flags.address) else 0)
         announce(f"{found} -> {out}, " + (f"on {flags.workers} workers" if flags.workers else "in this process"))
-        pretrain(config, listing, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads)
+        pretrain(config, listing, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads, gpus)
         print(f"{out}: trained on {found}")
 
 

@@ -28,17 +28,17 @@ def main() -> None:
     from d3hr_ray.evaluation.tuning import tune_trials
     from d3hr_ray.report.evaluated import report
     from d3hr_ray.report.swept import write_sweep
+    from d3hr_ray.stages.capacity import PATIENCE
 
     with refusing():
         flags, store = open_sweep(flags)
-        connect(flags.address)
+        patience = PATIENCE if connect(flags.address) else 0
     with driving(store):
         with refusing():
-            sweep = Sweep.plan(flags, store)
-            share = sweep.share
+            sweep = Sweep.plan(flags, store, patience)
             sweep.check()
-        runs = invert_all(sweep)  # images => gaussians, once per inversion guidance
-        sets = synthesise_all(sweep, runs)  # gaussians => sets, once per combination
+        places = invert_all(sweep)  # images => gaussians, once per inversion guidance and timestep
+        sets = synthesise_all(sweep, places)  # gaussians => sets, once per combination
         with refusing():
             comparison, trials, top1 = compare(sweep, sets)
         announce(
@@ -52,7 +52,8 @@ def main() -> None:
             comparison.target,
             top1,
             flags.scheduler,
-            *share,
+            sweep.trial_gpus,
+            flags.at_once,
             sweep.name,
         )
         rows = rows_of(store, trials)

@@ -1,16 +1,17 @@
 """The flags of jobs/sweep.py."""
 
-from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
 
 import tyro
 from cli import Ints, Words
 from evaluateflags import ProtocolName
 
-from d3hr_ray.config import Format, Search
+from d3hr_ray.config import Format, Search, as_dict
 
 Floats = Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...")]
 UNKEPT = ("run", "preset", "resume", "address")  # flags that a resumed sweep is given anew
+MACHINE = ("actors", "gpus_per_actor", "gpus_per_trial", "at_once")  # decide no result; another machine may have others
 Method = Literal["d3hr", "gaussian", "dit", "cao2", "d3hr+cao2"]
 
 
@@ -19,9 +20,9 @@ class SweepFlags:
     """Command line of the job. Every list is an axis; the sweep is their product."""
 
     run: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """Run folder with Gaussians (jobs/distill.py). One that is not there yet is made, from --preset."""
+    """Run folder of jobs/distill.py. One that is not there yet is made, if --preset says of what."""
     preset: str | None = None
-    """Preset or preset file of a run that is made. Default: digits."""
+    """Preset or preset file of a run that is made."""
     variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="'FLAG=VALUE ...' ...")] = ()
     """Whole settings of jobs/distill.py, each in quotes: 'components=ipc single=medoid' 'method=cao2 optimise=0';
     run: as the run has it, which is the default."""
@@ -77,27 +78,57 @@ class SweepFlags:
     """Of Parquet, in --data: the column of labels. Default: found by its name, such as label."""
     scheduler: Literal["grid", "asha"] = "grid"
     """grid: all to the end. asha: stop the worst early; they must share one IPC and one student to be comparable."""
+    actors: Annotated[tuple[int, ...], tyro.conf.arg(metavar="MIN MAX")] = ()
+    """Actors that hold the networks, as of jobs/distill.py. Default: all GPUs of the cluster, else all CPUs but one."""
+    gpus_per_actor: float | None = None
+    """GPUs per actor; a fraction shares one. Default 1, or 0 on a cluster without GPUs."""
     gpus_per_trial: float | None = None
-    """GPUs per student; with 0.1, ten share one. Default 1, or 0 without GPUs."""
+    """GPUs per student; with 0.1, ten share one. Default 1, or 0 where the actors have none."""
     at_once: int | None = None
     """Students at once. Default: as many as fit."""
     name: str = "sweep"
     """Of the folder sweeps/<name>/ with the table, the plots and the best preset."""
     resume: bool = False
-    """Go on with the stored sweep of --run and --name, with the flags it had. The same full command does so too."""
+    """Go on with the stored sweep of --run and --name, with the flags it had: to be left out, or the same. The full
+    command without --resume does so too."""
     address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
     """Ray cluster. Default: RAY_ADDRESS, else a local Ray."""
+
+
+def kept(flags: SweepFlags) -> dict[str, Any]:
+    """What sweep.json holds: every flag that a resumed sweep is not given anew."""
+    return {name: value for name, value in as_dict(flags).items() if name not in UNKEPT}
+
+
+def deciding(plain: dict[str, Any]) -> dict[str, Any]:
+    """Kept flags => those that decide results; one that an earlier version did not have had today's default."""
+    return {name: value for name, value in (kept(SweepFlags()) | plain).items() if name not in MACHINE}
+
+
+def resumed(flags: SweepFlags, stored: dict[str, Any]) -> SweepFlags:
+    """The flags of a stored sweep, with the machine's as they are given now.
+
+    Raises ValueError for a flag that is given and is not the stored one.
+    """
+    given = {f.name: getattr(flags, f.name) for f in fields(flags) if getattr(flags, f.name) != f.default}
+    was: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in (kept(SweepFlags()) | stored).items()
+    }
+    for name in given.keys() & deciding(stored).keys():
+        if given[name] != was[name]:
+            flag, values = "--" + name.replace("_", "-"), was[name] if isinstance(was[name], tuple) else (was[name],)
+            raise ValueError(
+                f"--resume: the stored sweep has {flag} {' '.join(map(str, values))}; leave {flag} out, or leave out "
+                "--resume and give the new sweep a --name"
+            )
+    return replace(flags, **was | {name: given[name] for name in MACHINE if name in given})
 
 
 def check_flags(flags: SweepFlags) -> None:
     """Raise ValueError for flags that are missing or contradict each other."""
     if not flags.run:
         raise ValueError("--run is needed: a run folder of jobs/distill.py, or a new one to make")
-    if flags.resume:
-        kept = (f for f in fields(flags) if f.name not in (*UNKEPT, "name"))
-        if others := [f.name for f in kept if getattr(flags, f.name) != f.default]:
-            flag = others[0].replace("_", "-")
-            raise ValueError(f"--resume goes on with the flags that the sweep had; leave out --{flag}, or --resume")
+    if flags.resume:  # the stored flags are to be checked, and were
         return
     for name, values in vars(flags).items():
         if not isinstance(values, tuple):

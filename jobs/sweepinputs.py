@@ -1,20 +1,18 @@
 """What jobs/sweep.py goes through: inversions, sets and students, each once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
-import ray
 from building import load_preset
 from cli import announce, tell
 from evaluateinputs import judge_teachers
 from inputs import list_data, read_model
 from settling import check_timesteps, exactly, settle
-from sweepflags import UNKEPT, SweepFlags
+from sweepflags import SweepFlags, deciding, kept, resumed
 from sweepvariants import PLAIN, vary
 
-from d3hr_ray.config import DataConfig, RunConfig, SearchConfig, as_dict, fingerprint, from_dict
+from d3hr_ray.config import DataConfig, RunConfig, SearchConfig, fingerprint, from_dict
 from d3hr_ray.evaluation.comparison import Comparison, open_comparison
 from d3hr_ray.evaluation.launch import Workers
 from d3hr_ray.evaluation.protocols import Overrides, Recipe, Setting
@@ -27,27 +25,35 @@ from d3hr_ray.methods.many import make_many
 from d3hr_ray.methods.variants import variants
 from d3hr_ray.report.chosen import pools_table, pools_text
 from d3hr_ray.runs import stored_config
+from d3hr_ray.stages.capacity import Ask, claim
 from d3hr_ray.stages.pool import Pool, find_pool
 from d3hr_ray.stages.search import Variant
 from d3hr_ray.store import Store, absolute
 
 
 def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
-    """The flags, or with --resume the stored ones, and the run folder. Raises ValueError if there is none to resume."""
+    """The flags, or with --resume the stored ones, and the run folder.
+
+    Raises ValueError if there is none to resume, or no run and no word of what to make.
+    """
     assert flags.run is not None
     store, file = Store(absolute(flags.run)), f"sweeps/{flags.name}/sweep.json"
-    if not flags.resume:
-        # A flag that an earlier version did not have had today's default.
-        if store.exists(file) and _kept(SweepFlags()) | store.read_json(file) != _kept(flags):
-            raise ValueError(
-                f"--name {flags.name}: {store.uri} has another sweep of this name; give another --name (students and "
-                "sets are shared all the same), or --resume to go on with that one"
-            )
-        return flags, store
-    if not store.exists(file):
-        raise ValueError(f"--resume: {store.uri} has no sweep named {flags.name!r}; give its --name, or start one")
-    kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in store.read_json(file).items()}
-    return replace(flags, **kept), store
+    stored = store.read_json(file) if store.exists(file) else None
+    if flags.resume:
+        if stored is None:
+            raise ValueError(f"--resume: {store.uri} has no sweep named {flags.name!r}; give its --name, or start one")
+        return resumed(flags, stored), store
+    if stored is not None and deciding(stored) != deciding(kept(flags)):
+        raise ValueError(
+            f"--name {flags.name}: {store.uri} has another sweep of this name; give another --name (students and "
+            "sets are shared all the same), or --resume to go on with that one"
+        )
+    if flags.preset is None and not store.exists("run.json"):
+        raise ValueError(
+            f"--run {flags.run}: no run there (it has no run.json); check the path, make it with jobs/distill.py, or "
+            "say with --preset what to make there"
+        )
+    return flags, store
 
 
 def tested_on(flags: SweepFlags, uri: str) -> DataConfig:
@@ -73,35 +79,28 @@ class Sweep:
     base: RunConfig
     data: DataConfig
     pool: Pool
+    trial_gpus: float = 0.0  # per student
 
     @property
     def name(self) -> str:
         """Of its folder in sweeps/."""
         return self.flags.name
 
-    @property
-    def share(self) -> tuple[float, int | None]:
-        """GPUs per student, and students at once."""
-        gpus = self.flags.gpus_per_trial
-        there = ray.cluster_resources().get("GPU", 0)
-        if gpus is None:
-            gpus = 1.0 if there else 0.0
-        if gpus > there:
-            raise ValueError(f"--gpus-per-trial {gpus:g}: the cluster has {there:g} GPUs; give 0 to use CPUs")
-        return gpus, self.flags.at_once
-
     @classmethod
-    def plan(cls, flags: SweepFlags, store: Store) -> "Sweep":
-        """Settle what the axes vary: the stored run's config, or the preset's. Raises ValueError."""
+    def plan(cls, flags: SweepFlags, store: Store, patience: float = 0.0) -> "Sweep":
+        """Settle what the axes vary, the stored run's config or the preset's, and what of the machine they take.
+
+        Raises ValueError.
+        """
         stored = stored_config(store)
         preset = load_preset(flags.preset or "digits")
         base = from_dict(stored) if stored else preset
         if stored and flags.preset and (preset.data, preset.model.name) != (base.data, base.model.name):
             raise ValueError(f"--preset {flags.preset} is not what --run {store.uri} was made from; leave it out")
-        pool = find_pool((), None)
+        pool = find_pool(flags.actors, flags.gpus_per_actor, patience)
         base = settle(base, stored, pool)
         data = tested_on(flags, flags.data) if flags.data else base.data
-        return cls(flags, store, base, data, pool)
+        return cls(flags, store, base, data, pool, trial_gpus(flags, pool, patience))
 
     @property
     def timesteps(self) -> tuple[int, ...]:
@@ -122,10 +121,23 @@ class Sweep:
                 synthesis = replace(varied.synthesis, guidance=guidance)
                 yield replace(varied, seed=seed, search=search, synthesis=synthesis)
 
+    @property
+    def guidances(self) -> list[float]:
+        """Of the inversions, the run's own first: the run folder itself, if new, gets the preset's."""
+        own = self.base.inversion.guidance
+        return sorted(self.flags.inversion_guidance or (own,), key=lambda guidance: guidance != own)
+
     def check(self) -> None:
         """Raise ValueError for settings that do not go together, before hours are spent on the first of them."""
-        for guidance in self.flags.inversion_guidance or (self.base.inversion.guidance,):
-            list(self.configs(guidance))
+        settings = [config for guidance in self.guidances for config in self.configs(guidance)]
+        need = next((config.method for config in settings if config.fits), None)
+        if need and not self.base.data.uri:
+            raise ValueError(
+                f"--method {need} needs images, and the run of --run {self.store.uri} has none: make one with "
+                f"jobs/distill.py --method {need} --data, and sweep that"
+            )
+        if not self.data.uri:
+            raise ValueError("--data is needed: real images to test on; the run has none")
         card, _ = read_model(self.base, planning=False)
         side = self.base.synthesis.image_size or card.image_size
         for arch in self.flags.arch:
@@ -152,77 +164,110 @@ class Sweep:
         return [Overrides(**dict(zip(axes, combination, strict=True))) for combination in product(*values)]
 
 
-def invert_all(sweep: Sweep) -> dict[float, Run]:
-    """A run with Gaussians at all timesteps per inversion guidance; one that has them already is taken as it is."""
-    own = sweep.base.inversion.guidance
-    asked = sweep.flags.inversion_guidance or (own,)
-    made = {}
-    for guidance in sorted(asked, key=lambda g: g != own):  # the run folder itself, if new, gets the preset's
-        inversion = replace(sweep.base.inversion, guidance=guidance, timesteps=sweep.timesteps)
-        made[guidance] = _inverted(sweep, replace(sweep.base, inversion=inversion))
-    return made
+def trial_gpus(flags: SweepFlags, pool: Pool, patience: float) -> float:
+    """GPUs per student: as asked, else one where the actors have any. Raises ValueError if the cluster has none."""
+    share = flags.gpus_per_trial
+    if share is None and (pool.gpus or flags.gpus_per_actor is None):
+        share = 1.0 if pool.gpus else 0.0
+    return claim(Ask(None, share, "--at-once", "--gpus-per-trial"), patience)[0]
 
 
-def _inverted(sweep: Sweep, config: RunConfig) -> Run:
-    card, grid = read_model(config, planning=False)
-    check_timesteps(config, grid)
+@dataclass(frozen=True)
+class Place:
+    """A run, and the timesteps of the sweep whose Gaussians are taken from it: none for what needs no Gaussian."""
+
+    run: Run
+    timesteps: tuple[int, ...] = ()
+
+
+def invert_all(sweep: Sweep) -> list[Place]:
+    """The runs that sets are made from. What a run has already is taken from it; the rest is inverted, and no more."""
+    kinds = {config.fits for guidance in sweep.guidances for config in sweep.configs(guidance)}
+    places = [place for guidance in sweep.guidances for place in _inverted(sweep, guidance)] if True in kinds else []
+    if False in kinds:
+        plain = next(sweep.configs(sweep.guidances[0]))
+        places.append(Place(_open(sweep, sweep.store, plain, fit=False)))
+    return places
+
+
+def _inverted(sweep: Sweep, guidance: float) -> list[Place]:
+    """One inversion's runs: those that have some of its timesteps, and one that is made for those that none has."""
+    config = replace(sweep.base, inversion=replace(sweep.base.inversion, guidance=guidance, timesteps=sweep.timesteps))
+    check_timesteps(config, read_model(config, planning=False)[1])
     inner = sweep.store.at("inversions")
-    there = [sweep.store, *(inner.at(name) for name in inner.folders())]
-    stored = {store: stored_config(store) for store in there}
-    holding = (s for s in there if (plain := stored[s]) and _holds(from_dict(plain), config))
-    name = f"inversions/w{config.inversion.guidance:g}-{fingerprint(config.inversion)[:6]}"
-    store = next(holding, sweep.store.at(name) if stored[sweep.store] else sweep.store)
-    plain = stored.get(store)
-    settled = from_dict(plain) if plain else replace(config, method="d3hr")
-    listing = list_data(settled, card)
-    run = d3hr.start_run(store, settled, card, listing, sweep.pool, overwrite=False)
+    places, left = [], sweep.timesteps
+    for store in (sweep.store, *(inner.at(name) for name in inner.folders())):
+        plain = stored_config(store)
+        there = _fitted(from_dict(plain), config) if plain else ()
+        if taken := tuple(t for t in left if t in there):
+            places.append(Place(_open(sweep, store, config), taken))
+            left = tuple(t for t in left if t not in there)
+    if left:
+        inversion = replace(config.inversion, timesteps=left)
+        name = f"inversions/w{guidance:g}-{fingerprint(inversion)[:6]}"
+        store = sweep.store.at(name) if sweep.store.exists("run.json") else sweep.store
+        places.append(Place(_open(sweep, store, replace(config, inversion=inversion, method="d3hr")), left))
+    return places
+
+
+def _fitted(own: RunConfig, wanted: RunConfig) -> tuple[int, ...]:
+    """The timesteps of a run's Gaussians, if it inverts as is wanted."""
+    same = own.fits and replace(own.inversion, timesteps=wanted.inversion.timesteps) == wanted.inversion
+    return own.inversion.timesteps if same else ()
+
+
+def _open(sweep: Sweep, store: Store, new: RunConfig, fit: bool = True) -> Run:
+    """The run in a folder, or a `new` one there, with all its Gaussians if `fit`; remembers the sweep."""
+    plain = stored_config(store)
+    config, (card, _) = from_dict(plain) if plain else new, read_model(new, planning=False)
+    files = [d3hr.gaussian_file(t) for t in config.inversion.timesteps] if fit else []
+    if plain and all(map(store.exists, ["classes.parquet", *files])):
+        remember(sweep)
+        return d3hr.stored_run(store, card, sweep.pool)  # its images are looked at no more
+    listing = list_data(config, card)
+    if store != sweep.store:
+        d3hr.check_images(sweep.store, listing)
+    run = d3hr.start_run(store, config, card, listing, sweep.pool, overwrite=False)
     remember(sweep)
-    if any(not store.exists(d3hr.gaussian_file(t)) for t in settled.inversion.timesteps):
+    if fit:
         announce(f"inverting {len(listing):,} images with guidance {config.inversion.guidance:g} -> {store.uri}")
         d3hr.fit_gaussians(run, listing)
     return run
 
 
-def _holds(own: RunConfig, wanted: RunConfig) -> bool:
-    """Whether a run has the Gaussians that are wanted: the same inversion, at those timesteps and maybe more."""
-    same = replace(own.inversion, timesteps=wanted.inversion.timesteps) == wanted.inversion
-    return same and set(wanted.inversion.timesteps) <= set(own.inversion.timesteps)
-
-
 def remember(sweep: Sweep) -> None:
     """Keep the flags, for --resume."""
-    sweep.store.write_json(f"sweeps/{sweep.name}/sweep.json", _kept(sweep.flags))
+    sweep.store.write_json(f"sweeps/{sweep.name}/sweep.json", kept(sweep.flags))
 
 
-def _kept(flags: SweepFlags) -> dict[str, Any]:
-    return {name: value for name, value in as_dict(flags).items() if name not in UNKEPT}
-
-
-def synthesise_all(sweep: Sweep, runs: Mapping[float, Run]) -> list[str]:
+def synthesise_all(sweep: Sweep, places: Sequence[Place]) -> list[str]:
     """Every combination's set => their folders; those that are there are kept. What pools held goes to pools.csv.
 
-    Sets that no inversion decides (dit, cao2) are made under the first one alone.
+    Sets that no inversion decides (dit, cao2) are made once, in the run folder itself.
     """
     sets: list[str] = []
     chosen: dict[str, Variant] = {}
-    first = next(iter(runs))
-    wanted: dict[float, list[RunConfig]] = {guidance: [] for guidance in runs}
-    for guidance in runs:
-        for config in sweep.configs(guidance):
-            if config.fits:
-                wanted[guidance].append(config)
-            else:
-                wanted[first].append(replace(config, inversion=replace(config.inversion, guidance=first)))
-    for guidance, run in runs.items():
-        for config, uris in make_many(run, wanted[guidance]).items():
+    for place in places:
+        for config, uris in make_many(place.run, list(_configs(sweep, place))).items():
             sets += [u for u in uris if u not in sets]
             if config.has_pool:
                 chosen |= dict(zip(uris, variants(config), strict=True))
     if chosen:
-        table = pools_table(list(chosen.items()), len(runs[first].classes))
+        table = pools_table(list(chosen.items()), len(places[0].run.classes))
         sweep.store.write_csv(f"sweeps/{sweep.name}/pools.csv", table)
         announce(pools_text(table))
     return sets
+
+
+def _configs(sweep: Sweep, place: Place) -> Iterator[RunConfig]:
+    """The settings whose sets are made from a place's run: at its timesteps, or those that need no Gaussian."""
+    own = place.run.config.inversion
+    for guidance in [own.guidance] if place.timesteps else sweep.guidances:
+        for config in sweep.configs(guidance):
+            if config.fits == bool(place.timesteps):
+                timesteps = place.timesteps or config.inversion.timesteps
+                inversion = replace(config.inversion, guidance=own.guidance, timesteps=timesteps)
+                yield replace(config, inversion=inversion)
 
 
 def compare(sweep: Sweep, sets: Sequence[str]) -> tuple[Comparison, list[Trial], dict[tuple[str, ...], float | None]]:
@@ -233,7 +278,7 @@ def compare(sweep: Sweep, sets: Sequence[str]) -> tuple[Comparison, list[Trial],
     teachers = tuple(map(resolve, flags.teacher))
     top1: dict[tuple[str, ...], float | None] = {}
     if teachers:
-        top1[teachers] = judge_teachers(teachers, comparison, Workers(1, sweep.share[0]))
+        top1[teachers] = judge_teachers(teachers, comparison, Workers(1, sweep.trial_gpus))
     names = teacher_id(teachers) if teachers else None
     trials: list[Trial] = []
     for changes in sweep.overrides():

@@ -4,6 +4,7 @@ import pytest
 import ray
 
 from d3hr_ray.evaluation.launch import find_workers
+from d3hr_ray.pretraining.launch import find_gpus
 from d3hr_ray.stages import capacity
 from d3hr_ray.stages.capacity import Ask, claim, room
 from d3hr_ray.stages.pool import GROWING, find_pool
@@ -59,7 +60,7 @@ WAYS = {
     "sweep": lambda gpus, patience: find_pool((), gpus, patience),
     "evaluate": lambda gpus, patience: find_workers(None, gpus, 1, patience),
     "students of a sweep": lambda gpus, patience: claim(Ask(None, gpus, "--at-once", "--gpus-per-trial"), patience),
-    "pretrain": lambda gpus, patience: claim(Ask(2, gpus, "--workers", "--gpus-per-worker"), patience),
+    "pretrain": lambda gpus, patience: find_gpus(2, gpus, patience),
 }
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,7 +107,7 @@ AUTOSCALING = {
     "auth": {},
     "head_node_type": HEAD,
     "available_node_types": {
-        HEAD: {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
+        HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "gpu": {
             "resources": {"CPU": 2, "GPU": 1, "object_store_memory": 150 << 20},
             "node_config": {},
@@ -133,9 +134,12 @@ FAKE = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "0", "AUTOSCALER_UP
 
 @pytest.fixture
 def fake_cloud(tmp_path):
-    """A head without GPUs and the autoscaler's fake provider, which starts nodes here. It insists on port 6379."""
+    """A head that takes no work, as in cluster/, and the autoscaler's fake provider, which starts nodes here.
+
+    It insists on port 6379.
+    """
     (tmp_path / "fake.yaml").write_text(yaml.safe_dump(AUTOSCALING))
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--port=6379", "--block", "--num-cpus=2"]
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--port=6379", "--block", "--num-cpus=0"]
     command += ["--object-store-memory=150000000"]
     command += ["--include-dashboard=false", f"--autoscaling-config={tmp_path}/fake.yaml", "--disable-usage-stats"]
     head = subprocess.Popen(command, env=os.environ | FAKE, start_new_session=True, stdout=subprocess.DEVNULL)
@@ -166,6 +170,34 @@ def test_a_run_that_asks_for_gpus_grows_a_cluster_from_none(calm, fake_cloud, tm
     assert_same(tmp_path / "run", calm)
     left = subprocess.run([sys.executable, "-c", GPUS, fake_cloud], capture_output=True, text=True, timeout=300)
     assert left.stdout.strip() == "[False]", left.stderr[-3000:]
+
+
+def test_students_and_sweeps_grow_a_cluster_from_none(calm, fake_cloud, tmp_path):
+    """The GPU is none, so what must have one runs on it in name: a student of Ray Train. The sweep takes its CPUs."""
+    root = shutil.copytree(calm, tmp_path / "run")
+    student = ["--arch", "convnet-d3-w32", "--repeats", "1", "--epochs", "2", "--address", fake_cloud]
+    jobs = {
+        "evaluate": ["--distilled", str(root), "--baselines", "none", "--gpus-per-worker", "1"],
+        "sweep": [
+            "--run",
+            str(root),
+            "--ipc",
+            "2",
+            "--seeds",
+            "0",
+            "1",
+            "--gpus-per-actor",
+            "0",
+            "--gpus-per-trial",
+            "0",
+        ],
+    }
+    for name, flags in jobs.items():
+        command = [sys.executable, f"jobs/{name}.py", *flags, *student]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "convnet-d3-w32" in done.stdout
+    assert not (root / "inversions").exists()  # the images were inverted when the run was made
 
 
 def test_what_no_node_type_has_is_said_within_a_minute(fake_cloud, tmp_path):

@@ -5,17 +5,24 @@ import shutil
 from pathlib import Path
 
 import datasets
+import distill
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from building import build_config
+from cli import parse
 from conftest import DIGITS, PIPELINE, WNIDS, encode, make_images, run, snapshot, write_imagefolder
+from flags import DistillFlags
+from inputs import count_images, list_data, read_model
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig
+from d3hr_ray.datasets.classes import ClassMap
 from d3hr_ray.datasets.listing import list_images
+from d3hr_ray.methods.plan import plan
 from d3hr_ray.models.loading import read_card
 from d3hr_ray.stages.fit import run_fit, to_tensors
 from d3hr_ray.stages.invert import run_invert
@@ -173,6 +180,30 @@ def test_official_fidelity_gives_the_golden_latents_end_to_end(ray_session, gold
     with pytest.raises(SystemExit):
         run(monkeypatch, command)
     assert f"{images[0][0]}/{images[0][1]}.png (written again)" in capsys.readouterr().err
+
+
+def test_too_few_images_to_pick_are_said_before_ray_starts(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(distill, "connect", lambda *_: pytest.fail("Ray was started"))
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, f"--method random --limit-per-class 40 --ipc 10 100 --out {tmp_path / 'run'}")
+    assert stop.value.code == 2
+    assert "class '0' has 40 images, fewer than --ipc 100; give 40 at most" in capsys.readouterr().err
+
+
+def test_dit_needs_a_model_and_no_images():
+    """Its classes are the data's if there is any, else the model's; the same noise makes its images either way."""
+
+    def classes(*argv: str) -> ClassMap:
+        config = build_config(parse(DistillFlags, "", ["--method", "dit", "--model", "digits", *argv]))
+        card, grid = read_model(config, planning=True)
+        assert "synthesize" in plan(config, card, grid, *count_images(config, card, "cifar10"), 1.0)
+        return list_data(config, card).classes
+
+    whole = classes("--preset", "cifar10")
+    assert len(whole) == 10 and whole == classes("--preset", "digits")
+    assert classes("--preset", "cifar10", "--classes", "7", "3").model_classes == (7, 3)
+    with pytest.raises(ValueError, match="--data is needed"):
+        build_config(parse(DistillFlags, "", ["--method", "random", "--model", "digits", "--preset", "cifar10"]))
 
 
 def layout(root: Path, actors: int) -> dict[str, bytes]:

@@ -56,6 +56,6 @@ def test_every_wait_for_a_task_converts(ray_session, monkeypatch, tmp_path):
     with pytest.raises(RunError, match="choose: a node ran out of memory"):
         fetch(task, "choose")
     with pytest.raises(RunError, match="listing: a node ran out of memory"):
-        list(bounded(len, [(0, ("",))]))
+        list(bounded(lambda: 0, [(0, ())]))
     with pytest.raises(RunError, match="fit t=20: a node ran out of memory"):
         fit_tree(Store(str(tmp_path)), [[]], 20)

@@ -9,20 +9,29 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.csv as pacsv
 import pytest
 import sweep as job
 import sweepinputs
-from conftest import ROOT, wait_for
+from building import build_config
+from cli import parse
+from conftest import ROOT, encode, wait_for, write_imagefolder
+from flags import DistillFlags
+from inputs import list_data, read_model
 from presets import PRESETS
+from settling import settle
 from stripes import hard, stripes
 from sweepflags import SweepFlags, check_flags
-from sweepinputs import Sweep, invert_all, open_sweep, remember, synthesise_all
+from sweepinputs import Sweep, invert_all, open_sweep, remember, synthesise_all, trial_gpus
 from sweepvariants import vary
 
+from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.evaluation.results import rows_of
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, run_trial
+from d3hr_ray.methods import d3hr, many
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.many import settings_name, with_pools
 from d3hr_ray.methods.variants import variants
@@ -31,6 +40,7 @@ from d3hr_ray.stages.pool import Pool
 from d3hr_ray.stages.publish import recipe
 from d3hr_ray.store import Store
 
+EMBEDDED = ROOT / "d3hr_ray" / "assets"
 BASE = PRESETS["digits"]()
 
 
@@ -85,6 +95,7 @@ def test_matched_guidance_is_the_inversions():
 
 def test_a_sweep_is_resumed_by_name_and_another_is_refused(tmp_path):
     made = sweep(str(tmp_path), ipc=(1,), components=("ipc",))
+    made.store.write_json("run.json", {})
     remember(made)
     flags, _ = open_sweep(SweepFlags(run=str(tmp_path), resume=True))
     assert flags.ipc == (1,) and flags.components == ("ipc",)
@@ -94,8 +105,37 @@ def test_a_sweep_is_resumed_by_name_and_another_is_refused(tmp_path):
     assert open_sweep(made.flags)[0] == made.flags  # one of an earlier version, which had no such flag
     with pytest.raises(ValueError, match="has another sweep of this name; give another --name"):
         open_sweep(SweepFlags(run=str(tmp_path), ipc=(2,)))
-    with pytest.raises(ValueError, match="leave out --ipc, or --resume"):
-        check_flags(SweepFlags(run=str(tmp_path), ipc=(1,), resume=True))
+    again = replace(made.flags, resume=True)
+    assert open_sweep(again)[0] == again  # the very flags that it had
+    other = SweepFlags(run=str(tmp_path), ipc=(2,), resume=True)
+    check_flags(other)
+    with pytest.raises(ValueError, match="the stored sweep has --ipc 1; leave --ipc out"):
+        open_sweep(other)
+
+
+def test_a_sweep_goes_on_with_other_resources(tmp_path):
+    made = sweep(str(tmp_path), ipc=(1,), gpus_per_trial=0.5)
+    made.store.write_json("run.json", {})
+    remember(made)
+    elsewhere = replace(made.flags, gpus_per_trial=1.0, actors=(1, 4), gpus_per_actor=1.0)
+    for flags in (elsewhere, replace(elsewhere, resume=True, ipc=(10,))):  # 10 is the default
+        found, _ = open_sweep(flags)
+        assert (found.ipc, found.gpus_per_trial, found.actors) == ((1,), 1.0, (1, 4))
+    assert open_sweep(SweepFlags(run=str(tmp_path), resume=True))[0].gpus_per_trial == 0.5
+
+
+def test_a_run_that_is_not_there_is_no_run_of_the_digits(tmp_path):
+    with pytest.raises(ValueError, match=r"no run there \(it has no run.json\); check the path.* --preset"):
+        open_sweep(SweepFlags(run=str(tmp_path / "typo"), data="digits/test"))
+    open_sweep(SweepFlags(run=str(tmp_path / "new"), preset="digits"))
+
+
+def test_students_take_a_gpu_each_where_actors_do(monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweepinputs, "claim", lambda ask, patience: (asked.append(ask.share), (0.0, 1))[1])
+    for flags, gpus in (({}, 1.0), ({}, 0.0), ({"gpus_per_actor": 0.0}, 0.0), ({"gpus_per_trial": 0.1}, 1.0)):
+        trial_gpus(SweepFlags(**flags), Pool((1, 1), gpus), 0)
+    assert asked == [1.0, 0.0, None, 0.1]  # None: whatever the cluster has
 
 
 CAO2 = "method=cao2 fidelity=official mend=fill optimise=3"
@@ -143,17 +183,117 @@ def test_a_student_that_cannot_take_the_images_is_refused_before_any_inversion()
         sweep(arch=("convnet-d3-w32", "convnet-d6")).check()
 
 
-def test_sets_that_no_inversion_decides_are_made_under_the_first_alone(monkeypatch):
-    asked = {}
+class Machine:
+    """Inversions and syntheses as their results alone, and a record of them."""
 
-    def make(run: str, configs: list) -> dict:
-        asked[run] = [(c.method, c.inversion.guidance) for c in configs]
-        return {c: [f"{run}/{c.method}-{c.seed}"] for c in configs}
+    def __init__(self) -> None:
+        self.inverted: list[tuple[str, tuple[int, ...]]] = []
+        self.made: list[str] = []
 
-    monkeypatch.setattr(sweepinputs, "make_many", make)
-    plan = sweep(method=("d3hr", "dit"), inversion_guidance=(2.0, 4.0), seeds=(0,))
-    assert synthesise_all(plan, {2.0: "a", 4.0: "b"}) == ["a/d3hr-0", "a/dit-0", "b/d3hr-0"]
-    assert asked == {"a": [("d3hr", 2.0), ("dit", 2.0), ("dit", 2.0)], "b": [("d3hr", 4.0)]}
+    def fit(self, run: Run, listing: Listing) -> None:
+        self.inverted.append((run.store.uri, run.config.inversion.timesteps))
+        assert len(listing) > 0
+        for t in run.config.inversion.timesteps:
+            run.store.write_bytes(f"gaussians/t{t:04d}.parquet", b"any")
+
+    def make(self, wanted: list) -> None:
+        for run, variant in wanted:
+            folder = run.store.at(f"distilled/{variant.name}")
+            folder.write_json("manifest.json", recipe(run.config, variant, run.inputs))
+            self.made.append(folder.uri)
+
+    def sweep(self, store: Store, **flags) -> list[str]:
+        plan = Sweep.plan(SweepFlags(run=store.uri, **{"ipc": (2,)} | flags), store)
+        plan.check()
+        self.inverted, self.made = [], []
+        return synthesise_all(plan, invert_all(plan))
+
+
+@pytest.fixture
+def machine(monkeypatch) -> Machine:
+    made = Machine()
+    monkeypatch.setattr(sweepinputs, "find_pool", lambda *_: Pool((1, 1), 0))
+    monkeypatch.setattr(sweepinputs, "claim", lambda *_: (0.0, 1))
+    monkeypatch.setattr(d3hr, "fit_gaussians", made.fit)
+    monkeypatch.setattr(many, "make_together", made.make)
+    monkeypatch.setattr(sweepinputs, "pools_table", lambda *_: pa.table({}))
+    monkeypatch.setattr(sweepinputs, "pools_text", lambda _: "")
+    return made
+
+
+def distilled(machine: Machine, root: Path, command: str) -> Store:
+    """What jobs/distill.py leaves of images and a model of one's own, as far as a sweep looks at it."""
+    images = [(str(c), str(k), encode(np.full((16, 16, 3), 9 * k + c, np.uint8))) for c in range(10) for k in range(2)]
+    data = write_imagefolder(root / "photos", images)
+    model = shutil.copytree(EMBEDDED / "digits", root / "model", dirs_exist_ok=True)
+    config = build_config(parse(DistillFlags, "", ["--data", data, "--model", str(model), *command.split()]))
+    card, _ = read_model(config, planning=False)
+    config, listing = settle(config, None, Pool((1, 1), 0)), list_data(config, card)
+    run = d3hr.start_run(Store(str(root / "run")), config, card, listing, Pool((1, 1), 0), overwrite=False)
+    if config.fits:
+        machine.fit(run, listing)
+    machine.make([(run, variant) for variant in variants(config)])
+    return run.store
+
+
+def test_a_sweep_inverts_and_makes_only_what_a_run_of_ones_own_images_lacks(machine, tmp_path):
+    store = distilled(machine, tmp_path, "--timesteps 200 600 --ipc 2 10")
+    own = f"{store.uri}/distilled/d3hr-moments-t200-ipc2-seed0"
+    photos = tmp_path / "photos"
+    assert machine.sweep(store, timesteps=(200,)) == [own]
+    assert (machine.inverted, machine.made) == ([], [])
+    photos.rename(tmp_path / "gone")  # no image is needed for what is there
+    assert machine.sweep(store, name="again") == [own, own.replace("t200", "t600")]
+    (tmp_path / "gone").rename(photos)
+    sets = machine.sweep(store, name="more", timesteps=(100, 200, 600))
+    ((folder, timesteps),) = machine.inverted
+    assert folder.startswith(f"{store.uri}/inversions/w2-") and timesteps == (100,)
+    assert sets[:2] == [own, own.replace("t200", "t600")] and machine.made == sets[2:]
+    assert machine.sweep(store, name="twice", timesteps=(100, 600))[1] == sets[2]
+    assert (machine.inverted, machine.made) == ([], [])
+
+
+def test_no_sweep_mixes_a_runs_images_with_others(machine, tmp_path):
+    store = distilled(machine, tmp_path, "--timesteps 600 --ipc 2")
+    more = encode(np.zeros((16, 16, 3), np.uint8))
+    (tmp_path / "photos" / "3" / "2.png").write_bytes(more)
+    with pytest.raises(ValueError, match=r"are others now, 20 then and 21 here. 1 file has changed since: .*2\.png"):
+        machine.sweep(store, timesteps=(200, 600))
+
+
+def test_what_needs_no_gaussian_is_not_inverted_and_made_once(machine, tmp_path):
+    store = Store(str(tmp_path / "new"))
+    plain = {"preset": "digits", "method": ("dit", "cao2"), "inversion_guidance": (2.0, 4.0)}
+    sets = machine.sweep(store, **plain)
+    assert [Path(uri).name.split("-")[0] for uri in sets] == ["dit", "cao2"] and machine.made == sets
+    assert machine.inverted == []
+    assert machine.sweep(store, name="d3hr", method=("d3hr", "dit"))[1:] == sets[:1]
+    ((folder, _),) = machine.inverted  # the run itself stays what it was
+    assert folder.startswith(f"{store.uri}/inversions/")
+
+
+def test_a_run_of_cao2_is_swept_over_d3hr_beside_it(machine, tmp_path):
+    store = distilled(machine, tmp_path, "--method cao2 --optimise 0 --timesteps 600 --ipc 2")
+    assert machine.sweep(store) and machine.inverted == []  # cao2, as the run has it
+    (d3hr_set,) = machine.sweep(store, name="d3hr", method=("d3hr",))
+    assert len(machine.inverted) == 1 and d3hr_set.startswith(machine.inverted[0][0])
+
+
+def test_a_method_that_needs_images_is_refused_where_there_are_none(machine, tmp_path, monkeypatch):
+    none = replace(BASE, method="dit", data=replace(BASE.data, uri="", format="auto"))
+    plan = replace(sweep(str(tmp_path), method=("dit", "gaussian")), base=none, data=none.data)
+    with pytest.raises(ValueError, match="--method gaussian needs images"):
+        plan.check()
+    with pytest.raises(ValueError, match="--data is needed: real images to test on"):
+        replace(plan, flags=replace(plan.flags, method=("dit",))).check()
+
+
+def test_a_killed_run_is_not_inverted_for_sets_of_noise(machine, tmp_path):
+    store = distilled(machine, tmp_path, "--timesteps 600 --ipc 2")
+    store.delete("gaussians")
+    assert len(machine.sweep(store, method=("dit",))) == 1 and machine.inverted == []
+    machine.sweep(store, name="all", method=("d3hr",))
+    assert machine.inverted == [(store.uri, (600,))]
 
 
 @pytest.mark.slow
@@ -207,7 +347,9 @@ def test_a_sweep_judges_a_pool_once_and_what_is_lost_comes_back_the_same(digits,
 
 def test_equal_sets_of_two_settings_are_trained_on_once_and_have_a_row_each(tmp_path):
     store, images = Store(str(tmp_path)), stripes(4)
-    sets = [DistilledSet("s", images, "hash", 0, {"ipc": 4, "settings": name}) for name in ("one", "two")]
+    sets = [
+        DistilledSet("s", images, "hash", 0, {"method": "d3hr", "ipc": 4, "settings": name}) for name in ("one", "two")
+    ]
     trials = [make_trial(found, "convnet-d3-w32", hard(), 0, (), None, ("uri", "test")) for found in sets]
     run_trial(store, trials[0], images, images, None, None, "cpu")
     assert [(row["settings"], row["key"]) for row in rows_of(store, trials)] == [

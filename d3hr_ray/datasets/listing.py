@@ -155,6 +155,13 @@ def require_variance(listing: Listing) -> None:
             )
 
 
+def require_images(listing: Listing, count: int) -> None:
+    """Raise ValueError if a class has fewer than `count` images to pick."""
+    for source, there in zip(listing.classes.sources, listing.counts(), strict=True):
+        if there < count:
+            raise ValueError(f"class {source!r} has {there} images, fewer than --ipc {count}; give {there} at most")
+
+
 def _first(labels: list[int], limit: int) -> Iterator[bool]:
     """True for the first `limit` images of each label."""
     seen: dict[int, int] = {}

@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from d3hr_ray.config import RunConfig
+from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.models.card import ModelCard
-from d3hr_ray.runs import claim_recipe, open_run
+from d3hr_ray.runs import claim_recipe, open_run, read_run
 from d3hr_ray.stages import contents
 from d3hr_ray.stages.candidates import run_candidates
 from d3hr_ray.stages.choose import run_choose
@@ -61,14 +61,40 @@ def start_run(store: Store, config: RunConfig, card: ModelCard, listing: Listing
     return Run(store, config, card, classes, inputs, pool, store, store)
 
 
+def stored_run(store: Store, card: ModelCard, pool: Pool) -> Run:
+    """The run of a folder as it was started, without a look at its images. Raises ValueError if the model changed."""
+    record = read_run(store)
+    config, inputs = from_dict(record["config"]), record["inputs"]
+    _check_model(config, inputs, card, store)
+    return Run(store, config, card, store.read_table("classes.parquet"), inputs, pool, store, store)
+
+
+def check_images(store: Store, listing: Listing) -> None:
+    """Raise ValueError unless the run of a folder, if it has images, was made from those that are listed now."""
+    record = read_run(store)
+    changed = contents.changed_files(store, listing)
+    if record["inputs"]["images"] and record["inputs"]["listing"] != listing.digest:
+        raise ValueError(
+            f"the images that {store.uri} was made from are others now, {record['inputs']['images']:,} then and "
+            f"{len(listing):,} here. {contents.describe(changed)}"
+        )
+    if changed:
+        contents.refuse_replaced(store, from_dict(record["config"]), listing, changed)
+
+
+def _check_model(config: RunConfig, inputs: dict[str, Any], card: ModelCard, source: Store) -> None:
+    """Raise ValueError unless the model is the one that the run in `source` was made with."""
+    if inputs["model"] != card.digest:
+        raise ValueError(f"--model {config.model.name} has changed since {source.uri} was made with it")
+
+
 def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, pool: Pool) -> Run:
     """Make more sets from the Gaussians of `source`, in its folder or in a new one, which gets a copy of them.
 
     Raises ValueError if Gaussians are missing or the model is another.
     """
     inputs = source.read_json("run.json")["inputs"]
-    if inputs["model"] != card.digest:
-        raise ValueError(f"--model {config.model.name} has changed since the Gaussians in {source.uri} were fitted")
+    _check_model(config, inputs, card, source)
     files = [gaussian_file(t) for t in config.inversion.timesteps]
     missing = [t for t, f in zip(config.inversion.timesteps, files, strict=True) if not source.exists(f)]
     if missing:

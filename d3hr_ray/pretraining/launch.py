@@ -19,7 +19,7 @@ from ray import train
 from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchTrainer
 
-from d3hr_ray.config import DataConfig, RunError, as_dict, data_config, differences
+from d3hr_ray.config import DataConfig, as_dict, data_config, differences
 from d3hr_ray.datasets.listing import Listing, list_images, open_source
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.filesystems import is_same_place
@@ -33,6 +33,8 @@ from d3hr_ray.pretraining.stream import ImageStream
 from d3hr_ray.pretraining.watch import following
 from d3hr_ray.pretraining.work import work
 from d3hr_ray.stages import contents
+from d3hr_ray.stages.capacity import Ask, claim, voicing
+from d3hr_ray.stages.failures import failure
 from d3hr_ray.stages.tasks import progress
 from d3hr_ray.store import Store
 
@@ -64,11 +66,25 @@ def prepare(config: PretrainConfig, out: str, workers: int = 0) -> Listing | Non
     return replace(listing, notes=(*listing.notes, note)) if changed else listing
 
 
-def pretrain(
-    config: PretrainConfig, listing: Listing, out: str, command: str, workers: int = 0, threads: int = 1
-) -> None:
-    """Train a model into a prepared folder, or finish training it; 0 workers train in this process, without a cluster.
+def find_gpus(workers: int, gpus: float | None, patience: float) -> float:
+    """GPUs of each of --workers, as --gpus-per-worker asks. Raises ValueError if the cluster has no room for them."""
+    if gpus and not gpus.is_integer():
+        raise ValueError(f"--gpus-per-worker {gpus:g}: workers train together, and NCCL refuses two on one GPU; give 1")
+    return claim(Ask(workers, gpus, "--workers", "--gpus-per-worker"), patience)[0]
 
+
+def pretrain(
+    config: PretrainConfig,
+    listing: Listing,
+    out: str,
+    command: str,
+    workers: int = 0,
+    threads: int = 1,
+    gpus: float = 0.0,
+) -> None:
+    """Train a model into a prepared folder, or finish training it, by workers with so many GPUs each.
+
+    0 workers train in this process, without a cluster, on its GPU if there is one.
     Raises RunError if training fails, and says how to resume.
     """
     os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # relative paths mean the same in a worker as here
@@ -82,7 +98,11 @@ def pretrain(
     trainer = TorchTrainer(
         work,
         train_loop_config=settings | {"listing": ray.put(listing) if workers else listing},
-        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=_gpus(workers)),
+        scaling_config=train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus > 0 if workers else torch.cuda.is_available(),
+            resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})} if workers else None,
+        ),
         # A new name for every launch: under a name it knows, Ray would resume from its own snapshot, not from ours.
         run_config=train.RunConfig(
             name=f"ray-{uuid.uuid4().hex[:8]}",
@@ -91,10 +111,12 @@ def pretrain(
         ),
     )
     try:
-        with following(Store(out)) if workers else contextlib.nullcontext():
+        with contextlib.ExitStack() as watches:
+            for watch in (following(Store(out)), voicing("pretrain", gpus)) if workers else ():
+                watches.enter_context(watch)
             trainer.fit()
     except train.TrainingFailedError as error:
-        raise RunError(f"pretraining into {out} failed: {error}; run the same command again to resume") from error
+        raise failure(f"pretraining into {out}", error) from error
     for name in (SCRATCH, ".tmp"):
         Store(out).delete(name)
 
@@ -156,13 +178,6 @@ def _check_shares(config: PretrainConfig, listing: Listing, workers: int) -> Non
         if size % workers:
             raise ValueError(f"--batch-size {size} cannot be shared by --workers {workers}; give a multiple of it")
     ImageStream(listing, image_size(config), config.seed, workers - 1, workers)
-
-
-def _gpus(workers: int) -> bool:
-    """Whether every worker can have a GPU; in this process, whether there is one."""
-    if workers == 0:
-        return torch.cuda.is_available()
-    return bool(ray.cluster_resources().get("GPU", 0) >= workers)
 
 
 def _absolute(uri: str) -> str:
