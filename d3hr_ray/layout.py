@@ -3,6 +3,8 @@
 from d3hr_ray.sets import Variant
 from d3hr_ray.store import Store
 
+SEEN = "seen"  # marks of what inverting met in each shard's images; shards of older versions have none
+
 
 def shard_file(shard: int) -> str:
     """Name of a shard's file within latents/ and rejected/."""
@@ -10,10 +12,10 @@ def shard_file(shard: int) -> str:
 
 
 def finished(store: Store) -> dict[int, dict[str, int]]:
-    """Shards whose done mark and files are all there, with their counts."""
-    latents, rejected = set(store.list("latents")), set(store.list("rejected"))
+    """Shards whose done mark and files are all there, with their counts, those of what was SEEN among them."""
+    latents, rejected, seen = set(store.list("latents")), set(store.list("rejected")), store.marks(SEEN)
     return {
-        shard: counts
+        shard: counts | seen.get(shard, {})
         for shard, counts in store.marks("invert").items()
         if (not counts["accepted"] or shard_file(shard) in latents)
         and (not counts["rejected"] or shard_file(shard) in rejected)

@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
+    imagenet()  # imports torch, which may take longer on a busy machine than one input may
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     imagenet()  # imports torch, which no input is to blame for
     fates: dict[str, Counter[str]] = {kind: Counter() for kind in MAKERS}

@@ -79,7 +79,8 @@ def test_latents_are_the_contracts_rows(tmp_path):
     assert table.schema.field("z_100").type == pa.list_(pa.float16(), 256)
     assert table["label"].type == pa.int32()
     assert sorted(table["image_id"].to_pylist()) == [f"{w}/{n}.png" for w, n, _ in IMAGES]
-    assert sum(c["accepted"] for c in store.marks("invert").values()) == len(IMAGES)
+    done = stage.finished(store).values()
+    assert sum(c["accepted"] for c in done) == len(IMAGES) and all(c["rotated"] == 0 for c in done)
 
 
 def test_latents_are_what_plain_code_makes(tmp_path, networks):

@@ -1,28 +1,16 @@
 """Encoded bytes of strangers => square pixels, or a plain reason why not. ImageNet's resize and centre crop."""
 
 import io
-import struct
 import warnings
-import zlib
 
 import numpy as np
 from PIL import Image
 
+from d3hr_ray.datasets.look import BROKEN, SHOWN, Look, Seen, to_rgb
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 128 << 20  # of one encoded image; sources read no more than one byte beyond
-# Everything that PIL raises on hostile or broken files; a bug of ours is none of these.
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    KeyError,
-    IndexError,
-    struct.error,
-    zlib.error,
-)
 
 
 class RejectedImage(ValueError):
@@ -41,10 +29,16 @@ class NoImage(bytes):
         return made
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
+def decode(data: bytes, size: int, look: Look = SHOWN) -> np.ndarray:
+    """Encoded image => pixels (size, size, 3) uint8, as decode_seen has them."""
+    return decode_seen(data, size, look)[0]
+
+
+def decode_seen(data: bytes, size: int, look: Look) -> tuple[np.ndarray, Seen]:
     """Encoded image => pixels (size, size, 3) uint8: RGB, short side resized (bilinear, antialiased), centre crop.
 
-    Grayscale, palette, alpha, CMYK and 16-bit images become RGB. Raises RejectedImage with the reason.
+    Grayscale, palette, alpha, CMYK and 16-bit images become RGB; what was met is told. Raises RejectedImage with the
+    reason.
     """
     if not data:
         raise RejectedImage(data.reason if isinstance(data, NoImage) else "empty file")
@@ -57,7 +51,8 @@ def decode(data: bytes, size: int) -> np.ndarray:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise RejectedImage(f"{width} x {height} pixels is more than {MAX_PIXELS}: decompression bomb?")
-            return np.asarray(_crop(_rgb(image), size))
+            rgb, seen = to_rgb(image, look)
+            return np.asarray(_crop(rgb, size)), seen
     except RejectedImage:
         raise
     except Image.UnidentifiedImageError as error:
@@ -68,13 +63,6 @@ def decode(data: bytes, size: int) -> np.ndarray:
         raise RejectedImage("does not fit into memory") from error
     except BROKEN as error:
         raise RejectedImage(f"broken image: {error or type(error).__name__}") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grayscale, which PIL would clip instead of scaling
-        wide = np.asarray(image, np.int64)
-        return Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:

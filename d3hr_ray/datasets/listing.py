@@ -20,6 +20,7 @@ from d3hr_ray.datasets.columns import BY_NAME, Columns
 from d3hr_ray.datasets.detect import detect
 from d3hr_ray.datasets.files import get_kind, is_pattern
 from d3hr_ray.datasets.imagefolder import ImageFolder
+from d3hr_ray.datasets.look import SHOWN, Look
 from d3hr_ray.datasets.parquet import list_parquet
 from d3hr_ray.datasets.source import Mapper, Source, scan_table, summary, thread_map
 from d3hr_ray.datasets.webdataset import list_tars
@@ -36,7 +37,8 @@ class ClassMismatch(ValueError):
 
 @dataclass(frozen=True)
 class Listing:
-    """`entries`: image_id, label (int32), file, start, length, version; `classes`: what the labels mean.
+    """`entries`: image_id, label (int32), file, start, length, version; `classes`: what the labels mean; `look`: how an
+    evaluation or a pretraining reads the images (a run reads them by its fidelity).
 
     `notes` are lines for people: what was passed over, and what the source says of itself.
     """
@@ -45,6 +47,7 @@ class Listing:
     entries: pa.Table
     classes: ClassMap
     notes: tuple[str, ...] = ()
+    look: Look = SHOWN
 
     def __len__(self) -> int:
         return len(self.entries)

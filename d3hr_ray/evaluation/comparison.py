@@ -14,7 +14,7 @@ from d3hr_ray.evaluation.baselines import DRAWN, make_baseline, random_set
 from d3hr_ray.evaluation.folders import find_sets, first_image, images_of
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
-from d3hr_ray.evaluation.sets import DistilledSet, few, list_real, load_set, read_listing
+from d3hr_ray.evaluation.sets import DistilledSet, few, list_real, load_set, look_beside, read_listing
 from d3hr_ray.evaluation.students import build_on_meta
 from d3hr_ray.evaluation.teachers import Target
 from d3hr_ray.evaluation.training import check_batches
@@ -114,7 +114,7 @@ def open_comparison(
         if source is None or source.format != "digits":
             raise ValueError("--data is needed: the real test images of these classes (only the digits' are embedded)")
         data = DataConfig(f"{source.uri.partition('/')[0]}/test", "digits")
-    listing = list_real(data, first.images.classes, first.wnids)
+    listing = replace(list_real(data, first.images.classes, first.wnids), look=look_beside(sets))
     test = Images(*read_listing(listing, side, None, context=True), first.images.classes)
     is_glyphs = isinstance(listing.source, Digits) if glyphs is None else glyphs
     recipe = replace(recipe, glyphs=is_glyphs)
@@ -145,7 +145,7 @@ def list_train(comparison: Comparison, data: DataConfig | None) -> Listing:
     source, flag = data or source_of(first), "--train-data" if data else "--data"
     if source is None:
         raise ValueError("--train-data is needed: baselines and `--teacher train` want the real training images")
-    return list_real(source, first.images.classes, first.wnids, flag)
+    return replace(list_real(source, first.images.classes, first.wnids, flag), look=look_beside(comparison.sets))
 
 
 def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) -> Images:

@@ -5,6 +5,7 @@ Classes are matched by name, never by position (FIELD.md 5: most reports of chan
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from d3hr_ray.config import DataConfig, RunError, fingerprint, without_axes
-from d3hr_ray.datasets.decode import RejectedImage, decode
+from d3hr_ray.datasets.decode import RejectedImage, decode, decode_seen
 from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images
+from d3hr_ray.datasets.look import SHOWN, STORED, Look, Seen
 from d3hr_ray.datasets.source import Source, thread_map
 from d3hr_ray.evaluation.folders import class_folders, images_of
 from d3hr_ray.evaluation.images import Images
@@ -23,6 +25,7 @@ from d3hr_ray.methods.variants import about_of
 from d3hr_ray.stages.tasks import ray_map
 from d3hr_ray.store import Store
 
+LOG = logging.getLogger("d3hr_ray")
 READ_AT_ONCE = 512
 READERS = 16  # threads, where storage is remote and each file waits for an answer
 
@@ -140,6 +143,12 @@ def list_real(
     return listing
 
 
+def look_beside(sets: Sequence[DistilledSet]) -> Look:
+    """How the real images beside these sets are read: as the authors' code does where all of them are its."""
+    fidelities = [str(found.about.get("fidelity", "")) for found in sets]
+    return STORED if fidelities and all(told.startswith("official") for told in fidelities) else SHOWN
+
+
 def read_listing(
     listing: Listing, side: int, rows: np.ndarray | None, context: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -152,21 +161,27 @@ def read_listing(
     order = np.argsort(rows, kind="stable")  # each file is read once, front to back
     larger = max(side, side // 7 * 8) if context else side
     chosen = [order[at : at + READ_AT_ONCE] for at in range(0, len(order), READ_AT_ONCE)]
-    parts = [(listing.source, listing.entries.take(rows[places]), side, larger) for places in chosen]
+    parts = [(listing.source, listing.entries.take(rows[places]), side, larger, listing.look) for places in chosen]
     pixels = np.empty((len(rows), side, side, 3), np.uint8)
     each = ray_map if len(parts) > 1 else map
-    for places, part in zip(chosen, each(_read_part, parts), strict=True):
+    met = []
+    for places, (part, seen) in zip(chosen, each(_read_part, parts), strict=True):
         pixels[places] = part
+        met.append(seen)
+    for line in Seen.total(met).told(listing.look):
+        LOG.warning(f"of {len(rows):,} real images, {line}")
     return pixels, listing.entries["label"].take(rows).to_numpy().astype(np.int64)
 
 
-def _read_part(part: tuple[Source, pa.Table, int, int]) -> np.ndarray:
-    source, entries, side, larger = part
+def _read_part(part: tuple[Source, pa.Table, int, int, Look]) -> tuple[np.ndarray, dict[str, int]]:
+    source, entries, side, larger, look = part
     edge = (larger - side) // 2
-    pixels = []
+    pixels, met = [], []
     for image_id, data in zip(entries["image_id"].to_pylist(), source.read(entries), strict=True):
         try:
-            pixels.append(decode(data, larger)[edge : edge + side, edge : edge + side])
+            image, seen = decode_seen(data, larger, look)
         except RejectedImage as error:
             raise RunError(f"image {image_id}: {error}; mend or remove it") from error
-    return np.stack(pixels)
+        pixels.append(image[edge : edge + side, edge : edge + side])
+        met.append(seen.plain())
+    return np.stack(pixels), Seen.total(met).plain()

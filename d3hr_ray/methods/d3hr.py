@@ -10,6 +10,7 @@ import pyarrow as pa
 from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.datasets.look import look_of
 from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.models.card import ModelCard
 from d3hr_ray.runs import claim_recipe, open_run, read_run
@@ -173,7 +174,7 @@ def pick_reals(run: Run, listing: Listing) -> None:
     for variant in variants(run.config):
         claim_recipe(run.store, variant.name, recipe(run.config, variant, run.inputs))
         size = run.config.synthesis.image_size or run.card.image_size
-        images = run_reals(run.store, variant, listing, run.classes, size)
+        images = run_reals(run.store, variant, listing, run.classes, size, look_of(run.config.fidelity))
         run_publish(run.store, run.config, variant, run.classes, run.inputs, images)
 
 

@@ -135,7 +135,7 @@ class ImageStream:
 
         def place(i: int) -> None:
             try:
-                pixels[i] = decode(data[i], self.size)
+                pixels[i] = decode(data[i], self.size, self.listing.look)
             except RejectedImage as error:
                 sound[i] = False
                 self.rejected[self.listing.entries["image_id"][rows[i]].as_py()] = str(error)

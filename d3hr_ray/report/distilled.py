@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from d3hr_ray.datasets.look import Seen, look_of
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.variants import variants
 from d3hr_ray.report.chosen import chosen_table, chosen_text
@@ -40,10 +41,12 @@ def report(run: Run) -> str:
     recorded = run.store.read_json("run.json").get("sets", {})
     done = finished(run.store).values()
     counts = {key: sum(c[key] for c in done) for key in ("accepted", "rejected")} if done else None
+    seen = Seen.total(done)
+    lines += ["", *told] if (told := seen.told(look_of(run.config.fidelity))) else []
     stages = summary()
     lines += ["", format_summary(stages)] if stages else []
     costs = {"stages": stages} if stages else {}
-    close_run(run.store, {"counts": counts, "sets": recorded | sets} | costs)
+    close_run(run.store, {"counts": counts and counts | seen.plain(), "sets": recorded | sets} | costs)
     lines.append(f"report: {write_page(run.store)}")
     return "\n".join(lines)
 

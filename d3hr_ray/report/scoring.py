@@ -12,7 +12,7 @@ import torch
 from d3hr_ray.evaluation.comparison import image_side, source_of
 from d3hr_ray.evaluation.folders import find_sets
 from d3hr_ray.evaluation.naming import name_of, sets_apart
-from d3hr_ray.evaluation.sets import DistilledSet, list_real, load_set, read_listing
+from d3hr_ray.evaluation.sets import DistilledSet, list_real, load_set, look_beside, read_listing
 from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
 from d3hr_ray.runs import base_of
 from d3hr_ray.sets import made_with
@@ -66,7 +66,7 @@ class Scoring:
         per_class = max(2, min(per_class, MOST_REAL // len(first.images.classes)))
         source = source_of(first)
         assert source is not None, "sets of ours know their source"
-        listing = list_real(source, first.images.classes, first.wnids)
+        listing = replace(list_real(source, first.images.classes, first.wnids), look=look_beside(self.sets))
         labels = listing.entries["label"].to_numpy()
         rows = [np.flatnonzero(labels == label)[:per_class] for label in range(len(first.images.classes))]
         pixels, labels = read_listing(listing, first.images.pixels.shape[1], np.concatenate(rows))

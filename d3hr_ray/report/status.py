@@ -34,7 +34,7 @@ def status(store: Store) -> str:
     config = from_dict(record["config"])
     done = finished(store).values()
     rejected = sum(counts["rejected"] for counts in done)
-    steps = progress(store, config, record["inputs"]["images"], sum(map(sum, (c.values() for c in done))))
+    steps = progress(store, config, record["inputs"]["images"], sum(c["accepted"] + c["rejected"] for c in done))
     left = [f"{s.stage} {s.total - s.done:,} {s.unit}" for s in steps if s.done < s.total]
     lines = [
         f"{store.uri}: {config.method} ({config.fidelity}) of {config.data.uri}, seed {config.seed}",

@@ -4,6 +4,7 @@ A shard is read and decoded by a CPU task, then encoded and inverted by an actor
 last, its done mark. What a shard holds and how it is cut into batches depends on the listing alone.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.listing import Listing
-from d3hr_ray.layout import finished, shard_file
+from d3hr_ray.datasets.look import STORED, Seen, look_of
+from d3hr_ray.layout import SEEN, finished, shard_file
 from d3hr_ray.models.accelerate import to_device
 from d3hr_ray.models.autoencoder import Autoencoder, to_images
 from d3hr_ray.models.loading import ModelCard, portable
@@ -28,6 +30,7 @@ from d3hr_ray.stages.read import ReadShard, content_of, open_message, shard_unit
 from d3hr_ray.stages.telemetry import describe
 from d3hr_ray.store import Store
 
+LOG = logging.getLogger("d3hr_ray")
 RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("rejected", pa.int64()), ("error", pa.string())])
 Invert = Callable[[Denoise, torch.Tensor, Schedule, tuple[int, ...]], dict[int, torch.Tensor]]
 PROBES = ".done/probes"
@@ -38,11 +41,13 @@ def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listin
     """Invert every shard that is not done. Raises RunError if images are lost or too many are unreadable."""
     shards = replace(listing, entries=_with_probes(listing.entries)).shards(config.data.shard_size)
     done = finished(store)
+    _check_looks(config, done)
     units = [shard_unit(i, entries) for i, entries in enumerate(shards) if i not in done]
     inverted = sum(len(shards[i]) for i in done)
-    store.unmark("invert", {unit["shard"] for unit in units})  # a shard whose files are lost gets another mark
+    for stage in ("invert", SEEN):  # a shard whose files are lost gets other marks
+        store.unmark(stage, {unit["shard"] for unit in units})
     if units:
-        read = ReadShard(listing.source, card.image_size)
+        read = ReadShard(listing.source, card.image_size, look_of(config.fidelity))
         config = replace(config, model=replace(config.model, name=portable(config.model.name)))
         job = InversionJob(store, config, listing.classes.model_classes, pool.device)
         steps: list[tuple[Any, dict[str, Any]]] = [
@@ -54,6 +59,8 @@ def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listin
             rejected += row["rejected"]
             _check_rejected(store, config, rejected, len(listing))
     _check_counts(store, config, listing, len(shards))
+    for line in Seen.total(finished(store).values()).told(look_of(config.fidelity)) if units else []:
+        LOG.warning(line)
 
 
 def _with_probes(entries: pa.Table) -> pa.Table:
@@ -67,7 +74,9 @@ def _with_probes(entries: pa.Table) -> pa.Table:
 
 def _check_counts(store: Store, config: RunConfig, listing: Listing, shards: int) -> None:
     """Accepted + rejected = listed, and the rejected are few."""
-    counts = finished(store).values()
+    done = finished(store)
+    _check_looks(config, done)
+    counts = done.values()
     accepted, rejected = (sum(c[k] for c in counts) for k in ("accepted", "rejected"))
     if accepted + rejected != len(listing) or len(counts) != shards:
         raise RunError(
@@ -75,6 +84,17 @@ def _check_counts(store: Store, config: RunConfig, listing: Listing, shards: int
             "run the same command again to complete the missing shards"
         )
     _check_rejected(store, config, rejected, len(listing))
+
+
+def _check_looks(config: RunConfig, done: dict[int, dict[str, int]]) -> None:
+    """Raise RunError for shards of two kinds: what older versions read lies on its side and shows hidden colours."""
+    old = [shard for shard, counts in done.items() if "rotated" not in counts]
+    seen = Seen.total(done.values())
+    if old and look_of(config.fidelity) != STORED and seen.rotated + seen.transparent:
+        raise RunError(
+            f"invert: {len(old)} shards are of a version that left EXIF rotations and transparency aside, and these "
+            f"images have some ({seen.rotated} and {seen.transparent} in the other shards); start anew with --overwrite"
+        )
 
 
 def _check_rejected(store: Store, config: RunConfig, rejected: int, listed: int) -> None:
@@ -141,6 +161,7 @@ class InvertShard:
             self._write_probe(shard, accepted, states[0])
         if len(rejected):
             store.write_table(f"rejected/{shard_file(shard)}", rejected)
+        store.mark(SEEN, shard, **Seen.in_table(accepted).plain())
         store.mark("invert", shard, accepted=len(accepted), content=content, rejected=len(rejected))
         return len(rejected)
 

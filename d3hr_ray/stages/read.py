@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from d3hr_ray.datasets.decode import RejectedImage, decode
+from d3hr_ray.datasets.decode import RejectedImage, decode_seen
+from d3hr_ray.datasets.look import COLUMNS, SHOWN, Look
 from d3hr_ray.datasets.source import Source
 from d3hr_ray.filesystems import patient
 from d3hr_ray.numerics.seeds import digest
@@ -40,20 +41,24 @@ class ReadShard:
 
     source: Source
     size: int
+    look: Look = SHOWN
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One row {shard, entries} => {shard, pixels, accepted, rejected, error}."""
         row = batch.to_pylist()[0]
         try:
-            pixels, accepted, rejected = patient(read_shard)(self.source, _unpack(row["entries"]), self.size)
+            pixels, accepted, rejected = patient(read_shard)(self.source, _unpack(row["entries"]), self.size, self.look)
         except (OSError, ValueError) as error:
             first = _unpack(row["entries"])["image_id"][0]
             return _message(row["shard"], error=f"cannot read the images from {first} on: {error}")
         return _message(row["shard"], pixels, _pack(accepted), _pack(rejected))
 
 
-def read_shard(source: Source, entries: pa.Table, size: int) -> tuple[np.ndarray, pa.Table, pa.Table]:
-    """Entries => pixels (N, size, size, 3) uint8, the accepted entries and the rejected ones, all with their keys.
+def read_shard(
+    source: Source, entries: pa.Table, size: int, look: Look = SHOWN
+) -> tuple[np.ndarray, pa.Table, pa.Table]:
+    """Entries => pixels (N, size, size, 3) uint8, the accepted entries, with what was seen in them (look.COLUMNS), and
+    the rejected ones, all with their keys.
 
     Keys name an image by its encoded bytes, so that the same image has the same noise in every file format.
     """
@@ -61,12 +66,15 @@ def read_shard(source: Source, entries: pa.Table, size: int) -> tuple[np.ndarray
     pixels, accepted, rejected = [], [], []
     for row, data in zip(rows, source.read(entries), strict=True):
         try:
-            pixels.append(decode(data, size))
-            accepted.append(row | {"key": digest(data)})
+            image, seen = decode_seen(data, size, look)
+            pixels.append(image)
+            accepted.append(row | {"key": digest(data)} | seen.plain())
         except RejectedImage as error:
             own = {"image_id": row["image_id"], "label": row["label"]}
             rejected.append(own | {"reason": str(error), "key": digest(data)})
     schema = entries.select(["image_id", "label", "probe"]).schema.append(KEY)
+    for name in COLUMNS:
+        schema = schema.append(pa.field(name, pa.int64()))
     stacked = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
     return stacked, pa.Table.from_pylist(accepted, schema), pa.Table.from_pylist(rejected, REJECTED_SCHEMA.append(KEY))
 

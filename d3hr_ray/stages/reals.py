@@ -1,6 +1,7 @@
 """reals: a random subset of the real images as a distilled set, the baseline that every paper must beat."""
 
 import hashlib
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,8 +9,9 @@ import pyarrow as pa
 
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.classes import folder_names
-from d3hr_ray.datasets.decode import RejectedImage, decode
+from d3hr_ray.datasets.decode import RejectedImage, decode_seen
 from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.datasets.look import Look, Seen
 from d3hr_ray.datasets.source import Source
 from d3hr_ray.numerics.seeds import generator
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
@@ -17,8 +19,10 @@ from d3hr_ray.stages.search import Variant
 from d3hr_ray.stages.tasks import bounded
 from d3hr_ray.store import Store
 
+LOG = logging.getLogger("d3hr_ray")
 
-def run_reals(store: Store, variant: Variant, listing: Listing, classes: pa.Table, size: int) -> pa.Table:
+
+def run_reals(store: Store, variant: Variant, listing: Listing, classes: pa.Table, size: int, look: Look) -> pa.Table:
     """Write n real images per class, cropped to `size`, and return their IMAGE_SCHEMA rows by label and index."""
     labels = listing.entries["label"].to_numpy()
     names, folders = classes["name"].to_pylist(), folder_names(classes)
@@ -26,9 +30,11 @@ def run_reals(store: Store, variant: Variant, listing: Listing, classes: pa.Tabl
     for label in range(len(classes)):
         order = generator("reals", variant.seed, label).permutation(np.flatnonzero(labels == label))
         entries = listing.entries.take(order)
-        jobs.append((label, (store, variant, listing.source, entries, size, label, names[label], folders[label])))
-    tables = dict(bounded(write_class, jobs, f"pick {variant.name}"))
-    return pa.concat_tables([tables[label] for label in range(len(classes))])
+        jobs.append((label, (store, variant, listing.source, entries, size, look, label, names[label], folders[label])))
+    made = dict(bounded(write_class, jobs, f"pick {variant.name}"))
+    for line in Seen.total(seen for _, seen in made.values()).told(look):
+        LOG.warning(line)
+    return pa.concat_tables([made[label][0] for label in range(len(classes))])
 
 
 def write_class(
@@ -37,19 +43,25 @@ def write_class(
     source: Source,
     entries: pa.Table,
     size: int,
+    look: Look,
     label: int,
     name: str,
     folder: str,
-) -> pa.Table:
-    """Write the first n readable images of a shuffled class. Raises RunError if there are not that many."""
+) -> tuple[pa.Table, dict[str, int]]:
+    """Write the first n readable images of a shuffled class; also what was seen in them.
+
+    Raises RunError if there are not that many.
+    """
     rows: list[dict[str, object]] = []
+    met = []
     for data in _in_order(source, entries, variant.ipc):
         if len(rows) == variant.ipc:
             break
         try:
-            pixels = decode(data, size)
+            pixels, seen = decode_seen(data, size, look)
         except RejectedImage:
             continue
+        met.append(seen.plain())
         file, data = f"train/{folder}/{len(rows)}.png", png(pixels, None)
         store.write_bytes(f"distilled/{variant.name}/{file}", data)
         rows.append(
@@ -65,7 +77,7 @@ def write_class(
         )
     if len(rows) < variant.ipc:
         raise RunError(f"class {name!r} has {len(rows)} readable images, fewer than --ipc {variant.ipc}")
-    return pa.Table.from_pylist(rows, IMAGE_SCHEMA)
+    return pa.Table.from_pylist(rows, IMAGE_SCHEMA), Seen.total(met).plain()
 
 
 def _in_order(source: Source, entries: pa.Table, at_once: int) -> Iterator[bytes]:
