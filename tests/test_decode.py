@@ -51,7 +51,10 @@ def save(image: Image.Image, form: str) -> bytes:
 def test_every_colour_mode_becomes_rgb():
     rgb = Image.fromarray(noise(40, 40))
     for mode, form in [("L", "JPEG"), ("L", "PNG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("1", "PNG")]:
-        assert decode(save(rgb.convert(mode), form), 32).shape == (32, 32, 3)
+        data = save(rgb.convert(mode), form)
+        plain = save(Image.open(io.BytesIO(data)).convert("RGB"), "PNG")
+        assert decode(data, 32).shape == (32, 32, 3)
+        assert np.array_equal(decode(data, 32), decode(plain, 32)), (mode, form)
 
 
 def test_16_bit_grayscale_is_scaled_not_clipped():

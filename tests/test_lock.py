@@ -85,7 +85,7 @@ def test_a_silent_driver_elsewhere_is_taken_over(tmp_path):
 def test_a_recycled_process_number_does_not_block_for_ever(tmp_path):
     write_holder(tmp_path)  # this process lives, but it is not the holder
     with driving(Store(str(tmp_path))):
-        pass
+        assert json.loads((tmp_path / NAME).read_text())["owner"] != "x"
 
 
 def test_a_driver_whose_folder_was_taken_stops(tmp_path):
@@ -109,4 +109,4 @@ def test_sigterm_is_a_stop_and_its_handler_is_put_back(tmp_path):
 def test_a_broken_lock_blocks_nobody(tmp_path, junk):
     (tmp_path / NAME).write_bytes(junk)
     with driving(Store(str(tmp_path))):
-        pass
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
