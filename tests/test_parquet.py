@@ -79,6 +79,17 @@ def folder(tmp_path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.parametrize("fields", [["bytes", "path"], ["path"]])
+def test_paths_beside_bytes_of_no_type_are_read(folder, fields):
+    """As pyarrow writes rows whose bytes are all None."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.glob("images/*/*.png"))
+    rows = [{field: name if field == "path" else None for field in fields} for name in names]
+    assert read(listing(write(folder / "train.parquet", image=rows, label=[0, 1] * 3))) == PNG
+    rows[1]["path"] = "images/none.png"
+    with pytest.raises(ValueError, match=r"the first, 'images/none\.png', is not there"):
+        listing(write(folder / "train.parquet", image=rows, label=[0, 1] * 3))
+
+
 def paths_only(path: Path, paths: list[str | None], images: list[bytes | None] | None = None) -> Path:
     images = images or [None] * len(paths)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -29,9 +29,9 @@ BY_NAME = Columns()
 
 
 def image_column(schema: pa.Schema, columns: Columns, where: str) -> str:
-    """The column of images: bytes, or Hugging Face's struct with bytes. Raises ValueError without one."""
+    """The column of images: bytes, or Hugging Face's struct of bytes or a path. Raises ValueError without one."""
     for name in (columns.image,) if columns.image else IMAGE_COLUMNS:
-        if name in schema.names and _holds_bytes(schema.field(name).type):
+        if name in schema.names and _holds_images(schema.field(name).type):
             return name
     asked = f"no image column {columns.image!r}" if columns.image else "no image column"
     raise ValueError(
@@ -40,7 +40,18 @@ def image_column(schema: pa.Schema, columns: Columns, where: str) -> str:
     )
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def names_files(kind: pa.DataType) -> bool:
+    """Whether a column of images holds paths alone: a writer that sees no bytes may give them the type of nothing."""
+    if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+        return False
+    text = kind.field("path").type
+    without = kind.get_field_index("bytes") < 0 or pa.types.is_null(kind.field("bytes").type)
+    return without and (pa.types.is_string(text) or pa.types.is_large_string(text))
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if names_files(kind):
+        return True
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from d3hr_ray.datasets.columns import names_files
 from d3hr_ray.datasets.decode import MAX_BYTES, NoImage
 from d3hr_ray.datasets.source import file_version
 from d3hr_ray.filesystems import resolve
@@ -71,6 +72,8 @@ def list_named(parquet: pq.ParquetFile, column: str, uri: str, file: str, rows: 
 
 def _has_no_bytes(parquet: pq.ParquetFile, group: int, column: str) -> bool:
     """Whether the footer says so: the images themselves are not looked at."""
+    if names_files(parquet.schema_arrow.field(column).type):
+        return True
     found = parquet.metadata.row_group(group)
     chunks = {found.column(i).path_in_schema: found.column(i) for i in range(found.num_columns)}
     chunk = chunks.get(f"{column}.bytes")
