@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cli import meant
+from defaults import default_preset
 from flags import DistillFlags
-from presets import PRESETS, as_cao2, as_official, with_classifier
+from presets import PRESETS, as_cao2, as_official, own, with_classifier
 from settling import exactly
 
 from d3hr_ray.config import D3HR_QUIRKS, RunConfig, from_dict
@@ -52,12 +53,12 @@ def build_config(flags: DistillFlags) -> RunConfig:
         if flags.fidelity not in (None, base.fidelity):
             raise ValueError(f"--fidelity {flags.fidelity} contradicts --from-gaussians: that run is {base.fidelity}")
     else:
-        preset = flags.preset or "digits"
-        base = load_preset(preset)
+        preset = flags.preset or default_preset(flags)
+        base = load_preset(preset) if preset else own(flags.model or "")
         if flags.fidelity == "fixed" and base.fidelity == "official":
             raise ValueError(f"--fidelity fixed contradicts --preset {preset}, which is official; leave one out")
-        base = as_official(base) if flags.fidelity == "official" else base
-        base = as_cao2(base, preset) if flags.method == "cao2" else base
+        base = as_official(base, bool(preset)) if flags.fidelity == "official" else base
+        base = as_cao2(base, preset, bool(preset)) if flags.method == "cao2" else base
     config = overlay(base, flags)
     if flags.from_gaussians and flags.dtype == "auto":
         config = exactly(config)
@@ -69,8 +70,9 @@ def build_config(flags: DistillFlags) -> RunConfig:
         raise ValueError(
             f"--model is needed: preset {flags.preset} has no public model; train one with jobs/pretrain.py"
         )
-    if not config.data.uri and not flags.dry_run and config.needs_images:
-        raise ValueError(f"--data is needed: the images of preset {flags.preset} do not come with the package")
+    if not config.data.uri and config.needs_images and not (flags.dry_run and flags.preset):
+        whose = f"preset {flags.preset}" if flags.preset else f"--model {flags.model}"
+        raise ValueError(f"--data is needed: the images of {whose} do not come with the package")
     return config
 
 
@@ -109,7 +111,7 @@ def load_preset(name: str) -> RunConfig:
             f"--preset {name}: no such preset or file; there are {', '.join(PRESETS)}{meant(name, PRESETS)}"
         )
     try:
-        return from_dict(json.loads(path.read_text())["config"])
+        return from_dict(json.loads(path.read_text(encoding="utf-8"))["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"--preset {name} is no preset file of jobs/sweep.py ({error})") from error
 

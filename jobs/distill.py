@@ -8,14 +8,14 @@ The same command resumes a run that was stopped. D3HR_TRACEBACK=1 shows the trac
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from building import build_config
 from cli import announce, connect, guard, parse, refusing
+from defaults import default_out
 from flags import DistillFlags, only_status
 from inputs import count_images, list_data, list_early, read_model
 from proposing import proposing
-from settling import check_timesteps, settle
+from settling import check_timesteps, on_grid, settle
 
 from d3hr_ray.lock import driving
 from d3hr_ray.report.status import status
@@ -30,10 +30,12 @@ def main() -> None:
         if only_status(flags):
             return print(status(Store(absolute(flags.status or ""))))
         config = build_config(flags)
-    store = Store(absolute(flags.out or flags.from_gaussians or f"runs/{Path(flags.preset or 'digits').stem}"))
+    store = Store(absolute(flags.out or default_out(flags)))
     source = Store(absolute(flags.from_gaussians)) if flags.from_gaussians else None
     with refusing():
         card, grid = read_model(config, planning=flags.dry_run)
+        if flags.preset is None and source is None and not flags.timesteps:
+            config = on_grid(config, grid)
         check_timesteps(config, grid)
         if not (source or flags.dry_run or flags.overwrite):
             with proposing():

@@ -73,6 +73,16 @@ def cifar100() -> RunConfig:
     return _own_model(32)
 
 
+def own(model: str) -> RunConfig:
+    """Images and a model of one's own, without a preset; the run folder is named after the images.
+
+    t = 600 and guidance 2 both ways were best, or within half a point of it, for both models that jobs/pretrain.py made
+    here (README, Results); jobs/sweep.py finds what suits another.
+    """
+    base = _embedded("digits")
+    return replace(base, data=replace(base.data, uri="", format="auto"), model=ModelConfig(model))
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "digits": digits,
     "digits-affine": digits_affine,
@@ -105,10 +115,11 @@ CLASSES = {
 }
 
 
-def as_official(config: RunConfig) -> RunConfig:
+def as_official(config: RunConfig, known: bool = True) -> RunConfig:
     """The authors' settings (FIELD.md 8): guidance 4 both ways, random search over 10^6 subsets, 224-pixel PNGs.
 
-    They have none for the digits, which keep their own guidance: it would confound a comparison with `fixed`.
+    They have none for the digits and for models that they do not know, which keep their own guidance: it would confound
+    a comparison with `fixed`.
     """
     config = replace(
         config,
@@ -116,7 +127,7 @@ def as_official(config: RunConfig) -> RunConfig:
         inversion=replace(config.inversion, posterior="sample"),
         search=replace(config.search, method="random", candidates=1_000_000, skew_weight=OFFICIAL_SKEW_WEIGHT),
     )
-    if config.data.format == "digits":
+    if config.data.format == "digits" or not known:
         return config
     inversion = replace(config.inversion, guidance=4.0)
     return replace(config, inversion=inversion, synthesis=SynthesisConfig(guidance=4.0, image_size=224))
@@ -129,14 +140,14 @@ def with_classifier(config: RunConfig) -> RunConfig:
     return config
 
 
-def as_cao2(config: RunConfig, preset: str) -> RunConfig:
+def as_cao2(config: RunConfig, preset: str, known: bool = True) -> RunConfig:
     """CaO2's settings: per dataset those of its authors' scripts if official (FIELD.md 2.1), else one for all.
 
-    There is no script for the digits; they keep their own guidance and a classifier that comes along.
+    There is no script for the digits, nor for models that the authors do not know; these keep their own guidance.
     """
     if config.method == "d3hr+cao2":  # an earlier setting's, whose default is to leave stage 2 out
         config = replace(config, cao2=replace(config.cao2, iterations=CaO2Config().iterations))
-    if config.data.format == "digits":
+    if config.data.format == "digits" or not known:
         return config
     synthesis = replace(config.synthesis, guidance=CAO2_GUIDANCE, image_size=config.synthesis.image_size)
     if config.fidelity != "official":

@@ -20,6 +20,13 @@ def check_timesteps(config: RunConfig, grid: tuple[int, ...]) -> None:
         above(grid, t)
 
 
+def on_grid(config: RunConfig, grid: tuple[int, ...]) -> RunConfig:
+    """A default t that a model's grid does not have => its nearest point that leaves something to invert."""
+    (t,) = config.inversion.timesteps
+    near = min(grid[1:], key=lambda point: abs(point - t))
+    return replace(config, inversion=replace(config.inversion, timesteps=(near,)))
+
+
 def needs_float32(config: RunConfig) -> bool:
     """CaO2's second stage descends on prediction errors, and its authors computed all in float32."""
     return config.has_pool and (config.fidelity == "official" or config.cao2.iterations > 0)

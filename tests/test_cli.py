@@ -14,12 +14,13 @@ import pytest
 from building import build_config
 from cli import guard, nearest, parse
 from conftest import PIPELINE, ROOT, WNIDS, make_images, write_imagefolder
+from defaults import default_out
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 from flags import DistillFlags
 from inputs import read_model
 from presets import PRESETS, as_official
 from proposing import again
-from settling import settle
+from settling import on_grid, settle
 from sweepvariants import vary
 
 from d3hr_ray.config import ModelConfig, Quirk, RunError, as_dict
@@ -54,8 +55,9 @@ MISTAKES = {
     "--fidelity official --timesteps 980": "starts one above",
     "--preset imagenet1k": "--data is needed",
     "--preset cifar10 --data x": "--model is needed",
-    "--data /nowhere": "--data /nowhere: no such file or folder",
-    "--data ftp://x/y": "cannot open this URI",
+    "--data /nowhere": "the default model knows only digits. Train one of your classes with jobs/pretrain.py --preset",
+    "--data /nowhere --model digits": "--data /nowhere: no such file or folder",
+    "--data ftp://x/y --model digits": "cannot open this URI",
     "--model /nowhere": "--model /nowhere: no such folder",
     "--classes 11": "--classes 11: the data has no such class",
     "--limit-per-class 1": "--limit-per-class 1 leaves no variance",
@@ -66,7 +68,7 @@ MISTAKES = {
     "--method random --candidates 5": "--candidates does nothing with --method random",
     "--status /nowhere": "--status /nowhere: no run there",
     "--status x --ipc 3": "--status goes alone; leave out --ipc",
-    "--data s3://key:secret@bucket/x": "use the environment",
+    "--data s3://key:secret@bucket/x --model digits": "use the environment",
     "--tflops 0": "--tflops 0 must be above 0",
 }
 OF_PARSING = ("--ipx 3", "--ipc", "--ipc ten", "--method cao3")
@@ -270,6 +272,52 @@ def test_official_settings_are_the_authors():
     assert (config.inversion.guidance, config.synthesis.guidance, config.inversion.timesteps) == (4.0, 4.0, (600,))
     assert (config.search.method, config.search.candidates, config.search.skew_weight) == ("random", 1_000_000, 0.1)
     assert config.synthesis.image_size == 224
+
+
+OUTS = {
+    "": "digits", "--preset imagenet1k --data /x/y": "imagenet1k", "--preset a/best.json": "best",
+    "--data digits-affine --model digits-affine": "digits", "--data flowers --model m": "flowers",
+    "--data /data/flowers/train/ --model m": "flowers", "--data s3://bucket/train?scheme=http --model m": "bucket",
+    "--data /x/pets.parquet --model m": "pets", "--data '/x/pets/train-*.parquet' --model m": "pets",
+    "--data /x/pets --model digits": "pets", "--method dit --model ./my-dit": "my-dit",
+    "--data /train --model m": "own", "--data '/x/my pets' --model m": "my-pets",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OUTS)
+def test_the_default_folder_is_named_after_ones_own_data(command):
+    assert default_out(parse(DistillFlags, "", shlex.split(command))) == f"runs/{OUTS[command]}"
+
+
+@pytest.mark.parametrize("method", ["d3hr", "cao2"])
+@pytest.mark.parametrize("fidelity", ["fixed", "official"])
+def test_own_data_and_model_take_no_preset(fidelity, method):
+    """Neutral t and guidance, images as large as the model's, and nothing of the digits."""
+    made = build_config(DistillFlags(data="pets", model=PIPELINE, fidelity=fidelity, method=method, limit_per_class=3))
+    assert (made.data.format, made.data.limit_per_class, made.model.name) == ("auto", 3, PIPELINE)
+    assert made.inversion.timesteps == (600,) and made.synthesis.image_size is None
+    assert made.inversion.guidance == made.synthesis.guidance == 2.0
+
+
+def test_a_default_t_is_the_nearest_on_the_models_grid():
+    made = build_config(DistillFlags(data="pets", model=PIPELINE, ddim_steps=30))
+    assert on_grid(made, sampling_grid(PIPELINE, 30)).inversion.timesteps == (594,)
+    assert on_grid(made, sampling_grid(PIPELINE, 50)) == replace(
+        made, inversion=replace(made.inversion, timesteps=(600,))
+    )
+    assert on_grid(made, (0, 900)).inversion.timesteps == (900,)
+
+
+def test_a_model_of_digits_brings_their_images_and_another_asks_for_its_own(tmp_path):
+    card = tmp_path / "training.json"
+    card.write_text(json.dumps({"settings": {"data": {"uri": "digits-affine"}}}))
+    made = build_config(DistillFlags(model=str(tmp_path)))
+    assert (made.data, made.model.name) == (PRESETS["digits-affine"]().data, str(tmp_path))
+    card.write_text(json.dumps({"settings": {"data": {"uri": "/data/pets"}}}))
+    with pytest.raises(ValueError, match=f"--data is needed: the images of --model {tmp_path} do not come"):
+        build_config(DistillFlags(model=str(tmp_path)))
+    made = build_config(DistillFlags(model="facebook/DiT-XL-2-256", data="/data/pets"))
+    assert (made.inversion.guidance, made.synthesis.guidance) == (1.0, 4.0)  # ImageNet's
 
 
 def test_flags_override_the_preset_and_nothing_else():

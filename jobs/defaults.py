@@ -1,0 +1,64 @@
+"""What stands in for --preset and --out where data or a model of one's own are given without them."""
+
+import json
+import re
+from pathlib import Path
+
+from flags import DistillFlags
+from presets import DIT_XL
+
+from d3hr_ray.datasets.digits import NAMES
+from d3hr_ray.filesystems import absolute, split_query
+from d3hr_ray.models.card import locate
+
+PLAIN = ("train", "training", "data", "images", "")  # names of folders that say nothing of what is in them
+
+
+def default_preset(flags: DistillFlags) -> str:
+    """The preset without --preset: of the embedded set that the data or the model is of; "" for one's own.
+
+    Raises ValueError for own images without a model that knows them.
+    """
+    own_data = flags.data is not None and _embedded(flags.data) is None
+    if own_data and flags.model is None:
+        raise ValueError(
+            f"--model is needed with --data {flags.data}: the default model knows only digits. Train one of your "
+            f"classes with jobs/pretrain.py --preset custom --data {flags.data} --out MODEL, and give --model MODEL; "
+            "or give --preset imagenet1k for classes of ImageNet, --model digits for images of digits"
+        )
+    if flags.model is None or _embedded(flags.model):
+        return "digits"
+    if flags.model == DIT_XL:
+        return "imagenet1k"
+    return "" if own_data else _trained_on(flags.model)
+
+
+def default_out(flags: DistillFlags) -> str:
+    """The run folder without --out: named after the preset, or the data or model of one's own."""
+    if flags.from_gaussians:
+        return flags.from_gaussians
+    if flags.preset:
+        return f"runs/{Path(flags.preset).stem}"
+    given = (value for value in (flags.data, flags.model) if value and not _embedded(value))
+    return f"runs/{folder_name(next(given, 'digits'))}"
+
+
+def folder_name(uri: str) -> str:
+    """What images or a model are called: the last part of their path or URI that tells them apart."""
+    parts = [re.sub(r"(\.tar|\.parquet|\.pq|\.parq)?$", "", part) for part in split_query(absolute(uri))[0].split("/")]
+    telling = [p for p in parts if p.lower() not in PLAIN and not re.search(r"[*?\[{:]", p) and p.strip(".~")]
+    return re.sub(r"[^\w.-]+", "-", telling[-1]).strip("-.") if telling else "own"
+
+
+def _embedded(name: str) -> str | None:
+    """The embedded set or model that a name is of, a split of it included."""
+    first = name.partition("/")[0]
+    return first if first in NAMES else None
+
+
+def _trained_on(model: str) -> str:
+    """The embedded set that a model of jobs/pretrain.py was trained on, which then are its images, too; else ""."""
+    file = Path(locate(model)) / "training.json"
+    if not file.is_file():
+        return ""
+    return _embedded(str(json.loads(file.read_text(encoding="utf-8"))["settings"]["data"]["uri"])) or ""
