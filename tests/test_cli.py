@@ -428,4 +428,4 @@ def test_data_is_one_place_however_it_is_written(tmp_path, monkeypatch, spelling
 
 @pytest.mark.parametrize("name", ["digits", "digits-affine/test", "s3://bucket/images"])
 def test_names_and_uris_of_data_stay_as_they_are(name):
-    assert build_config(DistillFlags(data=name)).data.uri == name
+    assert build_config(DistillFlags(data=name, model="digits")).data.uri == name
