@@ -64,7 +64,7 @@ def build_config(flags: DistillFlags) -> RunConfig:
         config = exactly(config)
     refuse_idle(config, flags)
     for name in ("tflops", "task_timeout"):
-        if not getattr(flags, name) > 0:
+        if getattr(flags, name) is not None and not getattr(flags, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(flags, name):g} must be above 0")
     if not config.model.name:
         raise ValueError(

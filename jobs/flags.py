@@ -139,9 +139,10 @@ class DistillFlags:
     from_gaussians: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Make sets from the Gaussians of an earlier run, without its dataset."""
     dry_run: bool = False
-    """Print the plan (images, forwards, FLOP, GPU-hours, bytes per stage) and run nothing."""
-    tflops: float = 300.0
-    """Sustained TFLOP/s of one GPU, for the hours of --dry-run."""
+    """Print the plan (images, forwards, FLOP, time, bytes per stage) and run nothing."""
+    tflops: float | None = None
+    """Sustained TFLOP/s of one device, for the times of --dry-run. Default: measured here, for a small model where
+    there is no GPU; else 300, a GPU's."""
     overwrite: bool = False
     """Start the run folder anew."""
     status: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None

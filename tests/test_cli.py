@@ -24,6 +24,7 @@ from settling import on_grid, settle
 from sweepvariants import vary
 
 from d3hr_ray.config import ModelConfig, Quirk, RunError, as_dict
+from d3hr_ray.methods.plan import duration
 from d3hr_ray.models.card import locate, read_card, sampling_grid
 from d3hr_ray.models.loading import load_schedule
 from d3hr_ray.runs import open_run
@@ -261,6 +262,27 @@ def test_dry_run_prints_the_plan_of_imagenet_without_data_or_model(monkeypatch, 
     assert "60,000" in next(line for line in text.splitlines() if line.startswith("synthesize"))
 
 
+def test_a_plan_of_small_work_is_in_units_that_people_read(monkeypatch, capsys):
+    """Seconds of this machine's CPU, as measured, within a factor of what a forward takes by --tflops' arithmetic."""
+    rows = dry_run(monkeypatch, capsys, "--ipc 2", "digits")
+    value, unit = rows["invert"].split()[5:7]
+    assert unit in ("ms", "s", "min") and 0.5 < float(value) * {"ms": 1e-3, "s": 1, "min": 60}[unit] < 600
+    assert "of one CPU core at 0." in rows["time"] and "measured here" in rows["time"]
+    rows = dry_run(monkeypatch, capsys, "--ipc 10 50", "imagenet1k")
+    assert rows["invert"].split()[5:7] == ["8.77", "h"] and "of one GPU at 300 sustained" in rows["time"]
+    rows = dry_run(monkeypatch, capsys, "--ipc 10 --tflops 1e-6", "digits")
+    assert "of one device at 1e-06 TFLOP/s (--tflops)" in rows["time"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "-"), (1.85e-7 * 3600, "0.666 ms"), (0.5, "500 ms"), (1, "1 s"), (119, "119 s"), (150, "2.5 min"),
+     (7199, "120 min"), (7200, "2 h"), (34_560, "9.6 h"), (3600 * 2050, "2,050 h")],
+)  # fmt: skip
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
 def test_a_plan_of_some_classes_counts_only_theirs(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["distill.py", "--preset", "imagenet1k", "--classes", "imagewoof", "--dry-run"])
     distill.main()
@@ -392,9 +414,9 @@ def test_each_of_d3hrs_quirks_can_be_named_and_its_help_says_what_it_is(monkeypa
     assert all(f"{quirk} (" in text for quirk in get_args(Quirk))
 
 
-def dry_run(monkeypatch, capsys, flags: str) -> dict[str, str]:
+def dry_run(monkeypatch, capsys, flags: str, preset: str = "imagenet1k") -> dict[str, str]:
     """First word of each line of the plan => the line."""
-    monkeypatch.setattr(sys, "argv", ["distill.py", "--preset", "imagenet1k", "--dry-run", *shlex.split(flags)])
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--preset", preset, "--dry-run", *shlex.split(flags)])
     distill.main()
     return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
 

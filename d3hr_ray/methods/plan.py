@@ -1,4 +1,4 @@
-"""The plan of a run before anything runs: images, network forwards, FLOP, device-hours and bytes per stage."""
+"""The plan of a run before anything runs: images, network forwards, FLOP, device time and bytes per stage."""
 
 import torch
 
@@ -6,6 +6,7 @@ from d3hr_ray.config import RunConfig
 from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.models.card import ModelCard
 from d3hr_ray.models.flops import Cost, count_flop
+from d3hr_ray.models.speed import find_speed
 from d3hr_ray.numerics.grids import position
 from d3hr_ray.stages.mixture import label_blocks, mixture_kind
 
@@ -17,16 +18,19 @@ OPTIMISE_PASSES = 3  # forwards' worth of one forward and backward pass
 PNG_SHARE = 0.7  # of the raw bytes of a natural image
 
 
-def plan(config: RunConfig, card: ModelCard, grid: tuple[int, ...], images: int, classes: int, tflops: float) -> str:
-    """The plan as text. `tflops` is the sustained rate of one device, in TFLOP/s, that hours are counted at."""
+def plan(
+    config: RunConfig, card: ModelCard, grid: tuple[int, ...], images: int, classes: int, tflops: float | None
+) -> str:
+    """The plan as text. Times are of one device at its sustained rate of `tflops` TFLOP/s; None: as find_speed finds."""
     cost, dims = count_flop(card), torch.Size(card.latent_shape).numel()
+    speed = find_speed(config.model.name, card, cost, tflops)
     sets = variants(config)
     lines = [
         f"plan: {config.method} ({config.fidelity}), {images:,} images of {classes} classes, D = {dims}, "
         f"one denoiser forward = {_si(cost.forward)}FLOP",
-        f"{'stage':<11} {'images':>10} {'forwards/image':>14} {'FLOP':>10} {'GPU-hours':>10} {'bytes':>10}  notes",
+        f"{'stage':<11} {'images':>10} {'forwards/image':>14} {'FLOP':>10} {'time':>10} {'bytes':>10}  notes",
     ]
-    hour = tflops * 1e12 * 3600
+    rate = speed.tflops * 1e12
     if config.fits:
         top = max(config.inversion.stored)
         adams = config.inversion.solver == "adams"
@@ -35,17 +39,17 @@ def plan(config: RunConfig, card: ModelCard, grid: tuple[int, ...], images: int,
         stored = len(config.inversion.stored)
         walk = f"{position(grid, top)} {config.inversion.solver} steps to t={top}"
         note = f"{walk}, guidance {config.inversion.guidance:g}"
-        lines.append(_row("invert", images, forwards, flop, flop / hour, images * stored * dims * 2, note))
+        lines.append(_row("invert", images, forwards, flop, flop / rate, images * stored * dims * 2, note))
         lines.append(_row("fit", images, 0, 0, 0, classes * stored * dims * 8, "reads latents/ once per timestep"))
         if config.has_mixture:
             lines.append(_mixture_row(config, images, classes, dims))
         wanted = [(pool_variant(config, n) if config.has_pool else n).ipc for n in sets]
         seconds = sum(search_seconds(config, n, dims) for n in wanted) * classes
-        note = f"about {seconds / 3600:.3g} CPU-core-hours, {search_note(config)}"
+        note = f"about {duration(seconds)} of one CPU core, {search_note(config)}"
         found = classes * sum(wanted)
         lines.append(_row("search", found, 0, 0, 0, found * dims * 4, note))
-    lines += _making_rows(config, card, grid, cost, classes, hour)
-    lines.append(f"GPU-hours at {tflops:g} sustained TFLOP/s per GPU (--tflops); nothing was run")
+    lines += _making_rows(config, card, grid, cost, classes, rate)
+    lines.append(f"time is {speed.words}; nothing was run")
     return "\n".join(lines)
 
 
@@ -61,7 +65,7 @@ def _mixture_row(config: RunConfig, images: int, classes: int, dims: int) -> str
 
 
 def _making_rows(
-    config: RunConfig, card: ModelCard, grid: tuple[int, ...], cost: Cost, classes: int, hour: float
+    config: RunConfig, card: ModelCard, grid: tuple[int, ...], cost: Cost, classes: int, rate: float
 ) -> list[str]:
     """CaO2's pool if there is one, then the images of all sets."""
     sets, pool = variants(config), config.cao2.pool if config.has_pool else 1
@@ -75,7 +79,7 @@ def _making_rows(
         flop = pool * sum(i * (w * cost.forward + cost.decode) for i, w in zip(images, walks, strict=True))
         size = pool * made * torch.Size(card.latent_shape).numel() * 8
         note = f"{pool} candidates per image, kept: {config.cao2.select}"
-        rows.append(_row("pool", pool * made, max(walks), flop, flop / hour, size, note))
+        rows.append(_row("pool", pool * made, max(walks), flop, flop / rate, size, note))
         stage_2 = config.cao2.iterations * OPTIMISE_PASSES
         walks = [stage_2 + (0 if n.clean else w) for n, w in zip(sets, walks, strict=True)]
     decode = 0.0 if config.method == "random" else cost.decode
@@ -84,7 +88,7 @@ def _making_rows(
     note = f"{len(sets)} set(s), guidance {config.synthesis.guidance:g}"
     note += f", {config.cao2.iterations} steps on each latent" if config.has_pool and config.cao2.iterations else ""
     size = int(made * side * side * 3 * PNG_SHARE)
-    return [*rows, _row("synthesize", made, max(walks), flop, flop / hour, size, note)]
+    return [*rows, _row("synthesize", made, max(walks), flop, flop / rate, size, note)]
 
 
 def search_seconds(config: RunConfig, n: int, dims: int) -> float:
@@ -112,8 +116,16 @@ def _passes(guidance: float) -> int:
     return 1 if guidance == 1 else 2
 
 
-def _row(stage: str, images: int, forwards: int, flop: float, hours: float, size: int, note: str) -> str:
-    return f"{stage:<11} {images:>10,} {forwards:>14} {_si(flop):>10} {hours:>10.4g} {_si(size):>9}B  {note}"
+def _row(stage: str, images: int, forwards: int, flop: float, seconds: float, size: int, note: str) -> str:
+    return f"{stage:<11} {images:>10,} {forwards:>14} {_si(flop):>10} {duration(seconds):>10} {_si(size):>9}B  {note}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that people read: 1.85 ms, 42 s, 12 min, 9.6 h; a dash for none."""
+    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * size or (unit == "s" and seconds >= 1):
+            return f"{seconds / size:,.3g} {unit}" if seconds / size < 1000 else f"{seconds / size:,.0f} {unit}"
+    return f"{seconds * 1000:.3g} ms" if seconds else "-"
 
 
 def _si(value: float) -> str:
