@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # single-threaded sides are compa
 import tyro
 from cli import announce, guard, parse
 
-Name = Literal["search", "solver", "fit", "invert", "train", "pipeline", "gpu"]
+Name = Literal["search", "solver", "fit", "invert", "train", "evaluate", "pipeline", "gpu"]
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from evaluateflags import DEFAULT_BASELINES, EvaluateFlags
 
 from d3hr_ray.config import fingerprint
 from d3hr_ray.datasets.listing import Listing, open_source
-from d3hr_ray.evaluation.baselines import full_set
 from d3hr_ray.evaluation.comparison import (
     Comparison,
     baseline_sets,
+    full_set,
     list_train,
     open_comparison,
     read_full,
     source_of,
     with_sets,
 )
-from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.held import Held
 from d3hr_ray.evaluation.launch import Workers, check_teachers, launch
 from d3hr_ray.evaluation.protocols import Overrides, Recipe
 from d3hr_ray.evaluation.teachers import CARD, resolve, teacher_id
@@ -28,7 +28,7 @@ from d3hr_ray.store import Store
 
 def open_all(
     flags: EvaluateFlags, changes: dict[str, float | int | None]
-) -> tuple[Comparison, Listing | None, Images | None]:
+) -> tuple[Comparison, Listing | None, Held | None]:
     """The comparison, the training listing if anything needs it, and the full training set if anything needs that."""
     glyphs = {"yes": True, "no": False}.get(flags.glyphs)
     recipe = Recipe(overrides=Overrides(**changes))  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def _lacks_training(flags: EvaluateFlags, comparison: Comparison) -> bool:
 
 
 def make_teachers(
-    flags: EvaluateFlags, store: Store, comparison: Comparison, full: Images | None, workers: Workers
+    flags: EvaluateFlags, store: Store, comparison: Comparison, full: Held | None, workers: Workers
 ) -> tuple[tuple[str, ...], float | None]:
     """Teachers by name, the one of `train` trained first, and their top-1 on the test images. None for hard labels.
 
@@ -84,7 +84,7 @@ def judge_teachers(names: tuple[str, ...], comparison: Comparison, workers: Work
     return top1
 
 
-def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, full: Images, workers: Workers) -> str:
+def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, full: Held, workers: Workers) -> str:
     """Train a teacher on the full training set, once per set, architecture and protocol; return its folder."""
     side = comparison.test.side
     arch = flags.teacher_arch or ("convnet-d3-w32" if side <= 32 else "resnet18-small" if side <= 64 else "resnet18")
@@ -93,7 +93,7 @@ def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, f
     protocol = plain.protocol("teacher", whole, arch)
     folder = store.at(f"evaluations/teachers/{arch}-{fingerprint(whole.set_hash, protocol)[:8]}").uri
     if not Store(folder).exists(CARD):
-        trial = make_trial(whole, arch, protocol, 0, (), None, (comparison.data, comparison.test_digest), keep=folder)
+        trial = make_trial(whole, arch, protocol, 0, (), None, (comparison.data, comparison.test.digest), keep=folder)
         store.delete(trial.record)  # a record without its teacher's folder would never be trained again
         launch(
             store, [trial], {whole.set_hash: full}, comparison.test, comparison.target, workers, {}, f"teacher {arch}"
@@ -102,7 +102,7 @@ def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, f
 
 
 def add_baselines(
-    flags: EvaluateFlags, comparison: Comparison, listing: Listing | None, full: Images | None
+    flags: EvaluateFlags, comparison: Comparison, listing: Listing | None, full: Held | None
 ) -> Comparison:
     """The comparison with real images beside it."""
     names = [name for name in flags.baselines or DEFAULT_BASELINES if name != "none"]

@@ -20,6 +20,7 @@ RATIOS = {
     "invert": {"equal_maths_speedup", "peak_share", "default_speedup"},
     "train": {"train_speedup_width32"},
     "gpu": {"equal_maths_speedup", "best_forward_share", "vae_tf32_speedup", "concurrent_students_speedup"},
+    "evaluate": {"driver_growth", "driver_growth_mb"},
 }
 PIPELINE = {"overhead", "efficiency_2", "driver_growth_mb", "object_stores_mb"}
 

@@ -17,10 +17,12 @@ from d3hr_ray.config import DataConfig, RunError, as_dict, without_axes
 from d3hr_ray.evaluation.baselines import centres, herd, make_baseline, nearest_to_centres, random_set
 from d3hr_ray.evaluation.comparison import image_side, open_comparison
 from d3hr_ray.evaluation.folders import find_sets
+from d3hr_ray.evaluation.held import lend
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.naming import sets_apart
 from d3hr_ray.evaluation.protocols import Recipe
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score, robust
+from d3hr_ray.evaluation.reading import Reading
 from d3hr_ray.evaluation.results import (
     SCHEMA,
     accuracy_of,
@@ -141,10 +143,11 @@ def test_anyones_image_folder_is_a_set(tmp_path):
     found = load_set(find_sets((write_set(tmp_path / "theirs", images),))[0], 16)
     assert (found.name, found.about["ipc"], len(found.images)) == ("theirs", 4, 12)
     other = load_set(find_sets((write_set(tmp_path / "other" / "theirs", stripes(4, 1)),))[0], 16)
-    rows = [dict(make_trial(s, "a", hard(), 0, (), None, ("uri", "test")).about) for s in (found, other)]
+    sets = [replace(s, set_hash=s.images.survey()[0]) for s in (found, other)]
+    rows = [dict(make_trial(s, "a", hard(), 0, (), None, ("uri", "test")).about) for s in sets]
     assert rows[0]["kind"] == "theirs"
     assert len({r["set"] for r in sets_apart(rows)}) == 2
-    np.testing.assert_array_equal(found.images.pixels, images.pixels)
+    np.testing.assert_array_equal(found.images.load().pixels, images.pixels)
 
 
 def test_class_folders_without_train_are_a_set_too_and_a_class_may_be_called_train(tmp_path):
@@ -155,7 +158,7 @@ def test_class_folders_without_train_are_a_set_too_and_a_class_may_be_called_tra
         (store,) = find_sets((path,))
         found = load_set(store, image_side(store))
         assert found.name == ("flat" if path == str(flat) else "theirs")
-        np.testing.assert_array_equal(found.images.pixels, images.pixels)
+        np.testing.assert_array_equal(found.images.load().pixels, images.pixels)
         assert found.images.classes == images.classes
     (flat / ".ipynb_checkpoints").mkdir()
     assert load_set(Store(str(flat)), 16).images.classes == images.classes
@@ -230,14 +233,36 @@ def test_baselines_hold_n_images_of_each_class_and_are_told_apart_by_seed():
     real = stripes(9)
     for name in ("herding", "kmeans-real", "pixel-kmeans"):
         made = make_baseline(name, real, 4, 0)
-        assert np.bincount(made.images.labels).tolist() == [4, 4, 4]
+        assert np.bincount(made.labels).tolist() == [4, 4, 4]
     with pytest.raises(ValueError, match="fewer than 10"):
         make_baseline("herding", real, 10, 0)
     listing = list_real(DataConfig("digits/train"), tuple("0123456789"), None)
     sets = [random_set(listing, tuple("0123456789"), 16, n, seed) for n, seed in ((2, 0), (2, 1), (5, 0))]
-    assert len({s.set_hash for s in sets}) == 3
-    small, large = sets[0].images, sets[2].images
+    assert len({s.survey()[0] for s in sets}) == 3
+    small, large = sets[0].load(), sets[2].load()
     np.testing.assert_array_equal(small.pixels[:2], large.pixels[:2])  # nested in n
+
+
+def test_without_workers_one_set_is_held_at_a_time():
+    class Asked(Images):
+        def load(self, glance=False):
+            loaded.append(self.classes)
+            return self
+
+    loaded: list[tuple[str, ...]] = []
+    sets = {name: Asked(np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int64), (name,)) for name in "ab"}
+    take = lend(sets, stripes(1), here=True)
+    assert [take(name).classes for name in "aabba"] == [("a",), ("a",), ("b",), ("b",), ("a",)]
+    assert loaded == [("a",), ("b",), ("a",)]
+
+
+def test_a_glance_is_the_first_images_of_each_class_in_order():
+    images = stripes(12).take(np.random.default_rng(0).permutation(36))
+    shown = images.load(glance=True)
+    assert np.bincount(shown.labels).tolist() == [10, 10, 10]
+    for label in range(3):
+        first = images.pixels[images.labels == label][:10]
+        np.testing.assert_array_equal(shown.pixels[shown.labels == label], first)
 
 
 # Results
@@ -344,8 +369,6 @@ def test_rankings_are_on_fractions():
 
 
 def test_test_images_are_the_centre_of_a_larger_resize(tmp_path):
-    from d3hr_ray.evaluation.sets import read_listing
-
     wide = np.zeros((80, 160, 3), np.uint8)
     wide[:, 80:] = 255
     folder = tmp_path / "a"
@@ -354,6 +377,6 @@ def test_test_images_are_the_centre_of_a_larger_resize(tmp_path):
     (tmp_path / "b").mkdir()
     Image.fromarray(wide).save(tmp_path / "b" / "y.png")
     listing = list_real(DataConfig(str(tmp_path)), ("a", "b"), None)
-    pixels, _ = read_listing(listing, 64, None, context=True)
+    pixels = replace(Reading.of(listing, ("a", "b"), 64), context=True).load().pixels
     expected = np.asarray(Image.fromarray(wide).resize((144, 72), Image.Resampling.BILINEAR))[4:68, 40:104]
     np.testing.assert_allclose(pixels[0].astype(int), expected.astype(int), atol=2)

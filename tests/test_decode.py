@@ -17,8 +17,8 @@ from d3hr_ray.datasets import decode as module
 from d3hr_ray.datasets.decode import RejectedImage, decode, decode_seen
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.datasets.look import SHOWN, STORED, Seen, look_of
-from d3hr_ray.evaluation.images import Images
-from d3hr_ray.evaluation.sets import DistilledSet, list_real, look_beside, read_listing
+from d3hr_ray.evaluation.reading import Reading
+from d3hr_ray.evaluation.sets import DistilledSet, list_real, look_beside
 from d3hr_ray.stages.invert import _check_looks
 from d3hr_ray.stages.read import read_shard
 
@@ -170,13 +170,14 @@ def test_shards_that_an_older_version_read_never_mix_with_others():
         _check_looks(fixed, {0: old, 1: new})
 
 
-def test_real_images_beside_sets_are_read_as_their_runs_read_them(tmp_path, caplog):
+def test_real_images_beside_sets_are_read_as_their_runs_read_them(tmp_path):
     listing = list_real(DataConfig(photographs(tmp_path)), ("a",), None)
-    upright = read_listing(listing, 16, None)[0]
-    assert "of 3 real images, 1 image(s) with an EXIF rotation: turned upright" in caplog.text
-    lying = read_listing(replace(listing, look=STORED), 16, None)[0]
-    assert not np.array_equal(upright, lying)
-    images = Images(upright, np.zeros(3, np.int64), ("a",))
+    reading = Reading.of(listing, ("a",), 16)
+    images = reading.load()
+    assert "of 3 real images, 1 image(s) with an EXIF rotation: turned upright" in str(images.notes)
+    assert reading.survey() == (images.digest, images.notes)
+    lying = Reading.of(replace(listing, look=STORED), ("a",), 16).load()
+    assert not np.array_equal(images.pixels, lying.pixels)
     ours = [DistilledSet("x", images, "", about={"fidelity": f}) for f in ("official", "official but start", "fixed")]
     assert look_beside(ours[:2]) == STORED
     assert look_beside(ours) == look_beside([DistilledSet("theirs", images, "")]) == SHOWN

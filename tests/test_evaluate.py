@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import distill
@@ -26,12 +26,17 @@ from conftest import ROOT
 from evaluateflags import EvaluateFlags
 from flags import DistillFlags
 from presets import PRESETS
+from ray import cloudpickle
 from stripes import hard, stripes, write_set
 
 from d3hr_ray.config import DataConfig, as_dict
+from d3hr_ray.evaluation.comparison import baseline_sets, full_set, open_comparison, read_full, with_sets
+from d3hr_ray.evaluation.held import Shelf
+from d3hr_ray.evaluation.images import Images, nbytes
 from d3hr_ray.evaluation.launch import Workers, launch
+from d3hr_ray.evaluation.protocols import Recipe
 from d3hr_ray.evaluation.results import rows_of
-from d3hr_ray.evaluation.sets import DistilledSet
+from d3hr_ray.evaluation.sets import DistilledSet, list_real
 from d3hr_ray.evaluation.teachers import Target
 from d3hr_ray.evaluation.trials import make_trial
 from d3hr_ray.evaluation.tuning import tune_trials
@@ -203,6 +208,53 @@ def test_a_mistake_is_one_line_that_names_it(ray_session, paths, monkeypatch, ca
     assert stop.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert message in said[-1]
+
+
+# Computed when all images were still loaded by the driver: students that were trained then are not trained again.
+HASHES = {
+    "herding": "92cba83ab90f08f4",
+    "kmeans-real": "8cf857cfcc9a522b",
+    "pixel-kmeans": "14633999d0158991",
+    "real-random": "611b62766165633a",
+    "real-full": "74bf8c2ecda6e660",
+    "test": "c355a56c58c545f9",
+}
+
+
+def test_a_comparison_holds_no_image_and_names_its_sets_as_ever(ray_session, tmp_path):
+    digits, names = tuple("0123456789"), ("real-random", "herding", "kmeans-real", "pixel-kmeans")
+    theirs = replace(stripes(2, classes=10), classes=digits)
+    path, data = write_set(tmp_path / "theirs", theirs), DataConfig("digits/test")
+    comparison = open_comparison((path,), data, None, ["convnet-d3-w32"], None, Recipe())
+    assert comparison.sets[0].set_hash == theirs.digest
+    listing = list_real(DataConfig("digits/train"), digits, None)
+    full = read_full(listing, 16, digits, "--full")
+    comparison = with_sets(comparison, [*baseline_sets(comparison, names, listing, full, 2), full_set(full)])
+    found = {each.name: each.set_hash for each in comparison.sets[1:] if each.set_seed == 1 or each.name == "real-full"}
+    assert found | {"test": comparison.test.digest} == HASHES
+    for each in comparison.sets:
+        assert each.images.load().digest == each.set_hash
+        assert len(each.images.load(glance=True)) <= 100
+    # Ray itself keeps objects of less than 100 kB, as these coresets are, with their owner.
+    assert len(cloudpickle.dumps(comparison)) < sum(map(nbytes, (comparison.test, *comparison.images().values()))) / 10
+
+
+def test_a_set_is_one_object_until_others_need_its_room(ray_session):
+    @dataclass(frozen=True)
+    class Claiming(Images):
+        """A few images that claim to be a hundred megabytes."""
+
+        def __len__(self) -> int:
+            return 100_000_000 // (16 * 16 * 3)
+
+    images = {name: Claiming(**vars(stripes(2, seed))) for seed, name in enumerate("ab")}
+    shelf, node = Shelf(images), ray_session.get_runtime_context().get_node_id()
+    first = shelf.take("a", node)
+    assert shelf.take("a", node) == first
+    shelf.take("b", node)  # both do not fit half of 300 MB
+    again = shelf.take("a", node)
+    assert again != first and list(shelf.held) == ["a"]
+    assert ray_session.get(again[0]).digest == images["a"].digest == ray_session.get(first[0]).digest
 
 
 def test_workers_of_one_student_each_have_a_gpu_of_their_own():

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets import parquetread
 from d3hr_ray.datasets.listing import Listing, list_images
+from d3hr_ray.evaluation import reading
 from d3hr_ray.evaluation.baselines import random_set
-from d3hr_ray.evaluation.sets import list_real, read_listing
+from d3hr_ray.evaluation.reading import Reading
+from d3hr_ray.evaluation.sets import list_real
 
 IMAGES = make_images(9)
 WRITERS = {"imagefolder": write_imagefolder, "webdataset": write_webdataset, "parquet": write_parquet}
@@ -71,21 +73,20 @@ def test_random_real_images_of_shuffled_parquet_are_of_their_class(shuffled):
     classes = tuple(map(str, range(10)))
     listing = list_real(DataConfig(shuffled), classes, None)
     for seed in range(3):
-        images = random_set(listing, classes, 16, 3, seed).images
+        images = random_set(listing, classes, 16, 3, seed).load()
         assert images.labels.tolist() == [k for k in range(10) for _ in range(3)]
         assert (images.pixels == (20 * images.labels + 10)[:, None, None, None]).all()
 
 
 def test_rows_of_a_listing_keep_their_order_over_many_parts(shuffled, monkeypatch):
-    from d3hr_ray.evaluation import sets
-
-    monkeypatch.setattr(sets, "READ_AT_ONCE", 7)
-    monkeypatch.setattr(sets, "ray_map", map)
+    monkeypatch.setattr(reading, "READ_AT_ONCE", 7)
     listing = list_images(DataConfig(shuffled), 10, None)
     rows = np.random.default_rng(2).integers(0, 50, 60)
     for chosen in (rows, None):
-        pixels, labels = read_listing(listing, 16, chosen)
-        assert (pixels == (20 * labels + 10)[:, None, None, None]).all()
-        assert labels.tolist() == [
+        images = Reading.of(listing, listing.classes.sources, 16, chosen)
+        found = images.load()
+        assert (found.pixels == (20 * found.labels + 10)[:, None, None, None]).all()
+        assert found.labels.tolist() == [
             listing.entries["label"][int(i)].as_py() for i in (range(50) if chosen is None else rows)
         ]
+        assert images.survey()[0] == found.digest

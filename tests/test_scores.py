@@ -153,7 +153,7 @@ def test_rank_correlations_are_over_sets_with_both():
 def test_the_classifier_normalises_whatever_set_is_listed_first(tmp_path):
     official = replace(DIGITS, fidelity="official")
     paths = publish(tmp_path / "a"), publish(tmp_path / "b", official)
-    images = to_images(torch.from_numpy(load_set(Store(paths[0]), 16).images.pixels))
+    images = to_images(torch.from_numpy(load_set(Store(paths[0]), 16).images.load().pixels))
     first, second = (Scoring.open(order, None).judge.probabilities(images) for order in (paths, paths[::-1]))
     assert torch.equal(first, second)
     authors = load_judge(official, Store(str(tmp_path / "b")).read_table("classes.parquet"), "cpu")

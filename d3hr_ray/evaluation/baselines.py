@@ -9,7 +9,7 @@ import numpy as np
 
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.evaluation.images import Images
-from d3hr_ray.evaluation.sets import DistilledSet, read_listing
+from d3hr_ray.evaluation.reading import Reading
 from d3hr_ray.numerics.seeds import generator
 
 
@@ -60,13 +60,12 @@ CHOOSERS: dict[str, Callable[[np.ndarray, int, int, int], np.ndarray]] = {
 }
 
 
-def make_baseline(name: str, real: Images, ipc: int, seed: int) -> DistilledSet:
+def make_baseline(name: str, real: Images, ipc: int, seed: int) -> Images:
     """A baseline of n images per class from the full training set, chosen by raw pixels.
 
     Raises ValueError if a class has fewer images.
     """
-    if real.ipc < ipc:
-        raise ValueError(f"--baselines {name}: a class has {real.ipc} training images, fewer than {ipc}")
+    _require(name, real.ipc, ipc)
     raw = real.pixels.reshape(len(real), -1)
     pixels, labels = [], []
     for label in range(len(real.classes)):
@@ -77,25 +76,18 @@ def make_baseline(name: str, real: Images, ipc: int, seed: int) -> DistilledSet:
         else:
             pixels.append(real.pixels[rows[CHOOSERS[name](raw[rows].astype(np.float32), ipc, seed, label)]])
         labels.append(np.full(ipc, label))
-    images = Images(np.concatenate(pixels), np.concatenate(labels).astype(np.int64), real.classes)
-    return DistilledSet(name, images, images.digest, seed, {"method": name, "ipc": ipc})
+    return Images(np.concatenate(pixels), np.concatenate(labels).astype(np.int64), real.classes)
 
 
-def random_set(listing: Listing, classes: tuple[str, ...], side: int, ipc: int, seed: int) -> DistilledSet:
-    """real-random, reading only the images that are chosen. Raises ValueError if a class has fewer."""
+def random_set(listing: Listing, classes: tuple[str, ...], side: int, ipc: int, seed: int) -> Reading:
+    """real-random: the images that are chosen, none of them read. Raises ValueError if a class has fewer."""
     labels = listing.entries["label"].to_numpy()
-    if min(listing.counts()) < ipc:
-        raise ValueError(
-            f"--baselines real-random: a class has {min(listing.counts())} training images, fewer than {ipc}"
-        )
+    _require("real-random", min(listing.counts()), ipc)
     of_label = [np.flatnonzero(labels == label) for label in range(len(classes))]
     rows = np.concatenate([found[random_rows(found, ipc, seed, label)] for label, found in enumerate(of_label)])
-    images = Images(*read_listing(listing, side, rows), classes)
-    return DistilledSet("real-random", images, images.digest, seed, {"method": "real-random", "ipc": ipc})
+    return Reading.of(listing, classes, side, rows)
 
 
-def full_set(real: Images) -> DistilledSet:
-    """All training images as a set; its `ipc` is the mean number of images per class."""
-    return DistilledSet(
-        "real-full", real, real.digest, 0, {"method": "real-full", "ipc": len(real) // len(real.classes)}
-    )
+def _require(name: str, there: int, ipc: int) -> None:
+    if there < ipc:
+        raise ValueError(f"--baselines {name}: a class has {there} training images, fewer than {ipc}")

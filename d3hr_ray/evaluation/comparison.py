@@ -4,17 +4,21 @@ import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from PIL import Image
 
 from d3hr_ray.config import DataConfig, data_config
 from d3hr_ray.datasets.digits import Digits
 from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.evaluation.baselines import DRAWN, make_baseline, random_set
 from d3hr_ray.evaluation.folders import find_sets, first_image, images_of
-from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.held import Held, hashed, hold, say_if_tight
+from d3hr_ray.evaluation.images import Loadable, nbytes
 from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
-from d3hr_ray.evaluation.sets import DistilledSet, few, list_real, load_set, look_beside, read_listing
+from d3hr_ray.evaluation.reading import Reading
+from d3hr_ray.evaluation.sets import DistilledSet, few, list_real, load_set, look_beside
 from d3hr_ray.evaluation.students import build_on_meta
 from d3hr_ray.evaluation.teachers import Target
 from d3hr_ray.evaluation.training import check_batches
@@ -27,11 +31,13 @@ FULL_BYTES = 64 << 30
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared on which test images; `test_digest` names them in every result, `notes` tell of their source."""
+    """What is compared on which test images, whose digest names them in every result; `notes` tell of their source.
+
+    It holds no image.
+    """
 
     sets: tuple[DistilledSet, ...]
-    test: Images
-    test_digest: str
+    test: Held
     data: str
     recipe: Recipe
     notes: tuple[str, ...] = ()
@@ -41,7 +47,7 @@ class Comparison:
         """What a teacher must label."""
         return Target(self.test.classes, self.sets[0].wnids, self.test.side)
 
-    def images(self) -> dict[str, Images]:
+    def images(self) -> dict[str, Loadable]:
         """The sets that workers need, by hash."""
         return {found.set_hash: found.images for found in self.sets}
 
@@ -72,7 +78,7 @@ class Comparison:
         Raises ValueError for a student that cannot train on a set.
         """
         found: dict[tuple[str, str], Trial] = {}
-        tested = (self.data, self.test_digest)
+        tested = (self.data, self.test.digest)
         for each in self.sets:
             drawn = each.about.get("method") in DRAWN
             for arch in archs:
@@ -115,10 +121,10 @@ def open_comparison(
             raise ValueError("--data is needed: the real test images of these classes (only the digits' are embedded)")
         data = DataConfig(f"{source.uri.partition('/')[0]}/test", "digits")
     listing = replace(list_real(data, first.images.classes, first.wnids), look=look_beside(sets))
-    test = Images(*read_listing(listing, side, None, context=True), first.images.classes)
+    test = hold(replace(Reading.of(listing, first.images.classes, side), context=True).load)
     is_glyphs = isinstance(listing.source, Digits) if glyphs is None else glyphs
     recipe = replace(recipe, glyphs=is_glyphs)
-    return Comparison(tuple(sets), test, test.digest, data.uri, recipe, listing.notes)
+    return Comparison(tuple(hashed(sets)), test, data.uri, recipe, listing.notes)
 
 
 def _own_side(store: Store) -> int:
@@ -148,34 +154,49 @@ def list_train(comparison: Comparison, data: DataConfig | None) -> Listing:
     return replace(list_real(source, first.images.classes, first.wnids, flag), look=look_beside(comparison.sets))
 
 
-def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) -> Images:
-    """All training images in memory. Raises ValueError if they are too many for that."""
-    needed = len(listing) * side * side * 3
-    if needed > FULL_BYTES:
+def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) -> Held:
+    """All training images in memory, of a task and then of Ray's store. Raises ValueError if they are too many."""
+    full = Reading.of(listing, classes, side)
+    if nbytes(full) > FULL_BYTES:
         raise ValueError(
-            f"{flag} would hold {len(listing):,} images ({needed >> 30} GiB) in memory; use a smaller --image-size, "
+            f"{flag} would hold {len(full):,} images ({nbytes(full) >> 30} GiB) in memory; use a smaller --image-size, "
             "a --train-data subset, or a teacher of timm's"
         )
-    return Images(*read_listing(listing, side, None), classes)
+    say_if_tight(f"{flag}: all training images", nbytes(full))
+    return hold(full.load)
+
+
+def full_set(full: Held) -> DistilledSet:
+    """All training images as a set; its `ipc` is the mean number of images per class."""
+    about = {"method": "real-full", "ipc": len(full) // len(full.classes)}
+    return DistilledSet("real-full", full, full.digest, 0, about)
 
 
 def baseline_sets(
-    comparison: Comparison, names: Sequence[str], listing: Listing, full: Images | None, repeats: int
+    comparison: Comparison, names: Sequence[str], listing: Listing, full: Held | None, repeats: int
 ) -> list[DistilledSet]:
     """Baselines at every IPC of the sets, drawn as often as the sets are: by seed and by repeat."""
     draws: dict[int, set[int]] = defaultdict(set)
     for found in comparison.sets:
         draws[found.about["ipc"]].add(found.set_seed)
-    made = []
-    for ipc, seeds in sorted(draws.items()):
-        for seed in range(max(repeats, len(seeds))):
-            for name in names:
-                if name == "real-random":
-                    made.append(random_set(listing, comparison.test.classes, comparison.test.side, ipc, seed))
-                else:
-                    assert full is not None
-                    made.append(make_baseline(name, full, ipc, seed))
-    return made
+    drawn = [
+        (name, ipc, seed)
+        for ipc, seeds in sorted(draws.items())
+        for seed in range(max(repeats, len(seeds)))
+        for name in names
+    ]
+
+    def draw(which: tuple[str, int, int]) -> DistilledSet:
+        name, ipc, seed = which
+        about = {"method": name, "ipc": ipc}
+        if name == "real-random":
+            images = random_set(listing, comparison.test.classes, comparison.test.side, ipc, seed)
+            return DistilledSet(name, images, "", seed, about)
+        assert full is not None
+        made = hold(partial(make_baseline, name, ipc=ipc, seed=seed), full.ref)
+        return DistilledSet(name, made, made.digest, seed, about)
+
+    return hashed(list(thread_map(draw, drawn)))
 
 
 def with_sets(comparison: Comparison, more: Sequence[DistilledSet]) -> Comparison:

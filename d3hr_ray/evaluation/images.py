@@ -1,18 +1,43 @@
-"""Images in memory, ready to train on or to test with: pixels, labels, and what the labels mean."""
+"""Images to train on or to test with: pixels, labels, and what the labels mean; in memory, or ready to be loaded."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+GLANCE = (20, 10)  # classes, and images of each, that a contact sheet shows
+
+
+class Loadable(Protocol):
+    """Images that are known but perhaps not held: a worker loads them, or a driver a glance of them."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in label order."""
+
+    @property
+    def side(self) -> int:
+        """Pixels."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, glance: bool = False) -> "Images":
+        """All of them, in a fixed order; or the first few of the first classes."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """`pixels` (N, S, S, 3) uint8; `labels` (N,) int64 into `classes`, the names in label order."""
+    """`pixels` (N, S, S, 3) uint8; `labels` (N,) int64 into `classes`, the names in label order.
+
+    `notes` tell people what was met when they were read.
+    """
 
     pixels: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -30,11 +55,41 @@ class Images:
     @property
     def digest(self) -> str:
         """Changes when any pixel, label or class name does."""
-        hasher = hashlib.sha256(repr((self.pixels.shape, self.classes)).encode())
-        hasher.update(self.labels.tobytes())
-        hasher.update(np.ascontiguousarray(self.pixels).data)
-        return hasher.hexdigest()[:16]
+        return digest_of(self.side, self.labels, self.classes, [self.pixels])
+
+    def load(self, glance: bool = False) -> "Images":
+        """Themselves."""
+        return self.take(glance_rows(self.labels)) if glance else self
 
     def take(self, rows: np.ndarray) -> "Images":
         """Some of the images, in the order given."""
         return Images(self.pixels[rows], self.labels[rows], self.classes)
+
+
+def digest_of(side: int, labels: np.ndarray, classes: tuple[str, ...], parts: Iterable[np.ndarray]) -> str:
+    """The digest of images whose pixels come in parts, of which no two need be held at a time."""
+    hasher = hashlib.sha256(repr(((len(labels), side, side, 3), classes)).encode())
+    hasher.update(labels.tobytes())
+    for pixels in parts:
+        hasher.update(np.ascontiguousarray(pixels).data)
+    return hasher.hexdigest()[:16]
+
+
+def assemble(side: int, labels: np.ndarray, classes: tuple[str, ...], parts: Iterable[np.ndarray]) -> Images:
+    """Images whose pixels come in parts, copied to their place as they come: held once, not twice."""
+    pixels, at = np.empty((len(labels), side, side, 3), np.uint8), 0
+    for part in parts:
+        pixels[at : at + len(part)] = part
+        at += len(part)
+    return Images(pixels, labels, classes)
+
+
+def glance_rows(labels: np.ndarray) -> np.ndarray:
+    """The rows that a glance shows, in order."""
+    classes, each = GLANCE
+    return np.sort(np.concatenate([np.flatnonzero(labels == k)[:each] for k in range(classes)]))
+
+
+def nbytes(images: Loadable) -> int:
+    """What they take in memory."""
+    return len(images) * images.side**2 * 3

@@ -20,7 +20,8 @@ from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchTrainer
 from torch import nn
 
-from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.held import lend
+from d3hr_ray.evaluation.images import Loadable
 from d3hr_ray.evaluation.teachers import Target, load_teachers, preflight
 from d3hr_ray.evaluation.training import Share
 from d3hr_ray.evaluation.trials import Trial, run_trial, untrained
@@ -68,8 +69,8 @@ def find_workers(count: int | None, gpus: float | None, per_student: int, patien
 def launch(
     store: Store,
     trials: Sequence[Trial],
-    sets: Mapping[str, Images],
-    test: Images,
+    sets: Mapping[str, Loadable],
+    test: Loadable,
     target: Target,
     workers: Workers,
     teacher_top1: Mapping[tuple[str, ...], float | None],
@@ -80,15 +81,14 @@ def launch(
     if not missing:
         return
     os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # relative paths mean the same in a worker as here
-    used = {t.set_key for t in missing}
-    held = {key: ray.put(images) if workers.count else images for key, images in sets.items() if key in used}
-    # The costliest first and in stripes, so that workers end at about the same time.
-    ordered = sorted(missing, key=lambda t: (-dict(t.about)["images"], t.arch, t.protocol.name, t.key))
+    # The costliest first and in stripes, so that workers end at about the same time; those of a set in a row.
+    ordered = sorted(missing, key=lambda t: (-dict(t.about)["images"], t.arch, t.protocol.name, t.set_key, t.key))
+    used = {t.set_key: sets[t.set_key] for t in missing}
     config = {
         "store": store,
         "trials": ordered,
-        "sets": held,
-        "test": ray.put(test) if workers.count else test,
+        "take": lend(used, test, here=not workers.count),
+        "test": test,
         "target": target,
         "workers": workers,
         "teacher_top1": dict(teacher_top1),
@@ -123,15 +123,14 @@ def work(config: dict[str, Any]) -> None:
     device = str(ray.train.torch.get_device()) if workers.gpus else ("cuda" if _free_gpu(workers) else "cpu")
     group, groups = rank // workers.per_student, world // workers.per_student
     share = _share(rank % workers.per_student, workers.per_student, group, groups, device)
-    get = ray.get if workers.count else lambda value: value
-    test, store = get(config["test"]), config["store"]
+    test, store = config["test"].load(), config["store"]
     teachers = cache(lambda names: load_teachers(names, config["target"], device))
     for trial in config["trials"][group::groups]:
         if store.exists(trial.record):
             continue  # made before a restart
         teacher: nn.Module | None = teachers(trial.teachers) if trial.teachers else None
         top1 = config["teacher_top1"].get(trial.teachers)
-        run_trial(store, trial, get(config["sets"][trial.set_key]), test, teacher, top1, device, share)
+        run_trial(store, trial, config["take"](trial.set_key), test, teacher, top1, device, share)
 
 
 def _free_gpu(workers: Workers) -> bool:
@@ -179,17 +178,17 @@ def counting(store: Store, trials: Sequence[Trial], title: str) -> Iterator[None
         thread.join()
 
 
-def check_teachers(names: tuple[str, ...], target: Target, test: Images, workers: Workers) -> float:
+def check_teachers(names: tuple[str, ...], target: Target, test: Loadable, workers: Workers) -> float:
     """Preflight on a worker's device. Raises RunError for a teacher near chance."""
 
-    def check(test: Images) -> float:
+    def check(test: Loadable) -> float:
         device = "cuda" if (workers.gpus or not workers.count) and torch.cuda.is_available() else "cpu"
-        return preflight(load_teachers(names, target, device), test, " ".join(names), device)
+        return preflight(load_teachers(names, target, device), test.load(), " ".join(names), device)
 
     if workers.count == 0:
         return check(test)
     task = ray.remote(num_cpus=1, num_gpus=workers.gpus, max_retries=3)(check)
     title = f"teacher {' '.join(names)}"
     with voicing(title, workers.gpus):
-        top1: float = fetch(task.remote(ray.put(test)), title)
+        top1: float = fetch(task.remote(test), title)
     return top1

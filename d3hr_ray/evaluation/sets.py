@@ -5,37 +5,37 @@ Classes are matched by name, never by position (FIELD.md 5: most reports of chan
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from d3hr_ray.config import DataConfig, RunError, fingerprint, without_axes
-from d3hr_ray.datasets.decode import RejectedImage, decode, decode_seen
+from d3hr_ray.datasets.decode import decode
 from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images
-from d3hr_ray.datasets.look import SHOWN, STORED, Look, Seen
-from d3hr_ray.datasets.source import Source, thread_map
+from d3hr_ray.datasets.look import SHOWN, STORED, Look
+from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.evaluation.folders import class_folders, images_of
-from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.images import Images, Loadable, assemble, glance_rows
+from d3hr_ray.evaluation.reading import Reading
 from d3hr_ray.methods.variants import about_of
 from d3hr_ray.stages.tasks import ray_map
 from d3hr_ray.store import Store
 
-LOG = logging.getLogger("d3hr_ray")
-READ_AT_ONCE = 512
 READERS = 16  # threads, where storage is remote and each file waits for an answer
 
 
 @dataclass(frozen=True)
 class DistilledSet:
-    """A set to train on. `about` says what made it; `set_seed` tells apart draws of the same kind."""
+    """A set to train on. `about` says what made it; `set_seed` tells apart draws of the same kind.
+
+    `set_hash` is empty while only its images could tell it (held.hashed).
+    """
 
     name: str
-    images: Images
+    images: Loadable
     set_hash: str
     set_seed: int = 0
     about: dict[str, Any] = field(default_factory=dict)
@@ -43,17 +43,19 @@ class DistilledSet:
 
 
 def load_set(store: Store, side: int) -> DistilledSet:
-    """A set's images at `side` pixels. Raises ValueError for a class without images, RunError for broken files."""
+    """A set whose images are to be seen at `side` pixels; none is read yet.
+
+    Raises ValueError for a set that is not finished, or a class without images.
+    """
     if store.exists("manifest.json"):
         return _load_ours(store, side)
     run = store.at("../..")
     if run.exists("run.json") or ".done" in run.folders():
         raise ValueError(f"--distilled {store.uri} is not finished; run jobs/distill.py on its run folder again")
     listing = list_foreign(store)
-    pixels, labels = read_listing(listing, side, None)
-    images = Images(pixels, labels, listing.classes.sources)
     wnids = listing.classes.wnids if all(listing.classes.wnids) else None
-    return DistilledSet(store.name, images, images.digest, about={"ipc": images.ipc}, wnids=wnids)  # type: ignore[arg-type]
+    images = Reading.of(listing, listing.classes.sources, side)
+    return DistilledSet(store.name, images, "", about={"ipc": min(listing.counts())}, wnids=wnids)  # type: ignore[arg-type]
 
 
 def list_foreign(store: Store) -> Listing:
@@ -64,12 +66,7 @@ def list_foreign(store: Store) -> Listing:
 
 
 def _load_ours(store: Store, side: int) -> DistilledSet:
-    manifest = store.read_json("manifest.json")
-    rows = store.read_table("metadata.parquet").sort_by([("label", "ascending"), ("index", "ascending")]).to_pylist()
-    with ThreadPoolExecutor(READERS if "://" in store.uri else 1) as pool:
-        pixels = list(pool.map(lambda row: _read_made(store, row, side), rows))
-    labels = np.array([row["label"] for row in rows], np.int64)
-    classes = _names(rows)
+    manifest, rows = store.read_json("manifest.json"), _rows(store)
     config = manifest["config"]
     words = about_of(manifest)
     about = words | {
@@ -85,9 +82,38 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
         "settings": fingerprint(without_axes(config))[:8],
         "config": json.dumps(without_axes(config)),
     }
-    wnids = _wnids(rows)
-    images = Images(np.stack(pixels), labels, classes)
-    return DistilledSet(words["name"], images, manifest["set_hash"], words["seed"], about, wnids)
+    images = Made(store, side, _names(rows), len(rows))
+    return DistilledSet(words["name"], images, manifest["set_hash"], words["seed"], about, _wnids(rows))
+
+
+@dataclass(frozen=True)
+class Made:
+    """The images of a set of ours, `count` in all. Loading raises RunError for a file that is not the one made."""
+
+    store: Store
+    side: int
+    classes: tuple[str, ...]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def load(self, glance: bool = False) -> Images:
+        """Read and check the files, by label and index."""
+        rows = _rows(self.store)
+        labels = np.array([row["label"] for row in rows], np.int64)
+        if glance:
+            chosen = glance_rows(labels)
+            rows, labels = [rows[i] for i in chosen], labels[chosen]
+        with ThreadPoolExecutor(READERS if "://" in self.store.uri else 1) as pool:
+            pixels = pool.map(lambda row: _read_made(self.store, row, self.side)[None], rows)
+            return assemble(self.side, labels, self.classes, pixels)
+
+
+def _rows(store: Store) -> list[dict[str, Any]]:
+    table = store.read_table("metadata.parquet").sort_by([("label", "ascending"), ("index", "ascending")])
+    found: list[dict[str, Any]] = table.to_pylist()
+    return found
 
 
 def _read_made(store: Store, row: dict[str, Any], side: int) -> np.ndarray:
@@ -147,41 +173,3 @@ def look_beside(sets: Sequence[DistilledSet]) -> Look:
     """How the real images beside these sets are read: as the authors' code does where all of them are its."""
     fidelities = [str(found.about.get("fidelity", "")) for found in sets]
     return STORED if fidelities and all(told.startswith("official") for told in fidelities) else SHOWN
-
-
-def read_listing(
-    listing: Listing, side: int, rows: np.ndarray | None, context: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Some entries of a listing (all if None) => pixels (N, side, side, 3) and labels (N,), read by Ray tasks.
-
-    `context`: the field's test transform, the centre of images resized to side // 7 * 8 (224: 256, 32: 32).
-    Raises RunError if one of them is no image: a test set that loses images is another test set.
-    """
-    rows = np.arange(len(listing)) if rows is None else rows
-    order = np.argsort(rows, kind="stable")  # each file is read once, front to back
-    larger = max(side, side // 7 * 8) if context else side
-    chosen = [order[at : at + READ_AT_ONCE] for at in range(0, len(order), READ_AT_ONCE)]
-    parts = [(listing.source, listing.entries.take(rows[places]), side, larger, listing.look) for places in chosen]
-    pixels = np.empty((len(rows), side, side, 3), np.uint8)
-    each = ray_map if len(parts) > 1 else map
-    met = []
-    for places, (part, seen) in zip(chosen, each(_read_part, parts), strict=True):
-        pixels[places] = part
-        met.append(seen)
-    for line in Seen.total(met).told(listing.look):
-        LOG.warning(f"of {len(rows):,} real images, {line}")
-    return pixels, listing.entries["label"].take(rows).to_numpy().astype(np.int64)
-
-
-def _read_part(part: tuple[Source, pa.Table, int, int, Look]) -> tuple[np.ndarray, dict[str, int]]:
-    source, entries, side, larger, look = part
-    edge = (larger - side) // 2
-    pixels, met = [], []
-    for image_id, data in zip(entries["image_id"].to_pylist(), source.read(entries), strict=True):
-        try:
-            image, seen = decode_seen(data, larger, look)
-        except RejectedImage as error:
-            raise RunError(f"image {image_id}: {error}; mend or remove it") from error
-        pixels.append(image[edge : edge + side, edge : edge + side])
-        met.append(seen.plain())
-    return np.stack(pixels), Seen.total(met).plain()

@@ -6,7 +6,7 @@ so a sweep that was killed trains only what is missing; Tune's own state is not 
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler
 
 from d3hr_ray.config import RunError
-from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.held import lend
+from d3hr_ray.evaluation.images import Images, Loadable
 from d3hr_ray.evaluation.launch import SCRATCH, counting
 from d3hr_ray.evaluation.teachers import Target, load_teachers
 from d3hr_ray.evaluation.trials import LOOKS, Trial, describe, run_trial, untrained
@@ -30,8 +31,8 @@ Scheduler = Literal["grid", "asha"]
 def tune_trials(
     store: Store,
     trials: Sequence[Trial],
-    sets: Mapping[str, Images],
-    test: Images,
+    sets: Mapping[str, Loadable],
+    test: Loadable,
     target: Target,
     teacher_top1: Mapping[tuple[str, ...], float | None],
     scheduler: Scheduler,
@@ -53,13 +54,12 @@ def tune_trials(
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints a header, whatever the verbosity
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune's own would let a stopped sweep end as a whole one
-    used = {t.set_key for t in missing}
-    held = {key: images for key, images in sets.items() if key in used}
+    take = lend({t.set_key: sets[t.set_key] for t in missing}, test, here=False)
     trainable = tune.with_parameters(
         _train,
         store=store,
         trials=missing,
-        sets=held,
+        take=take,
         test=test,
         target=target,
         teacher_top1=dict(teacher_top1),
@@ -138,8 +138,8 @@ def _train(
     config: dict[str, Any],
     store: Store,
     trials: Sequence[Trial],
-    sets: Mapping[str, Images],
-    test: Images,
+    take: Callable[[str], Images],
+    test: Loadable,
     target: Target,
     teacher_top1: Mapping[tuple[str, ...], float | None],
     looks: bool,
@@ -150,5 +150,5 @@ def _train(
     trial = trials[config["index"]]
     teacher = load_teachers(trial.teachers, target, device) if trial.teachers else None
     top1, report = teacher_top1.get(trial.teachers), tune.report if looks else None
-    row = run_trial(store, trial, sets[trial.set_key], test, teacher, top1, device, report=report)
+    row = run_trial(store, trial, take(trial.set_key), test.load(), teacher, top1, device, report=report)
     tune.report({"top1": row["top1_last"], "look": LOOKS + 1})

@@ -12,10 +12,10 @@ import pyarrow as pa
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.images import GLANCE, Images
 from d3hr_ray.store import Store
 
-ROWS, COLUMNS = 20, 10
+ROWS, COLUMNS = GLANCE
 CELL = 0.8  # inches
 
 

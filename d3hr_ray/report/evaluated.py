@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.images import Loadable
 from d3hr_ray.evaluation.naming import name_of, sets_apart
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score
 from d3hr_ray.evaluation.results import cells_table, in_order, summarise
@@ -17,13 +17,13 @@ from d3hr_ray.store import Store
 MOST_SHEETS = 12
 
 
-def report(store: Store, real: Images, rows: Sequence[dict[str, Any]], sets: Sequence[DistilledSet]) -> str:
+def report(store: Store, real: Loadable, rows: Sequence[dict[str, Any]], sets: Sequence[DistilledSet]) -> str:
     """Write report/ and say where: the page, contact sheets of `sets` and of real images, DD-Ranking's scores.
 
     The scores are of `rows` alone; the page's tables are of all that the folder's records tell.
     """
     lines = []
-    store.write_bytes("report/real.png", sheet_of(real, "real test images"))
+    store.write_bytes("report/real.png", sheet_of(real.load(glance=True), "real test images"))
     _write_sheets(store, rows, sets)
     if scores := ranking(rows):
         store.write_csv("report/ranking.csv", pa.Table.from_pylist(scores))
@@ -55,7 +55,7 @@ def _write_sheets(store: Store, rows: Sequence[dict[str, Any]], sets: Sequence[D
     for at, (name, row) in enumerate(wanted):
         images = held[row["set_hash"]]
         title = f"{name}, seed {row['set_seed']}: {len(images)} images, {len(images.classes)} classes"
-        store.write_bytes(f"{SHEETS}/{at:02d}.png", sheet_of(images, title))
+        store.write_bytes(f"{SHEETS}/{at:02d}.png", sheet_of(images.load(glance=True), title))
         names[f"{at:02d}.png"] = name
     store.write_json(f"{SHEETS}/names.json", names)
 

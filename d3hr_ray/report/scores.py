@@ -111,14 +111,15 @@ def score_set(
     found: DistilledSet, run: Store, manifest: dict[str, Any], judge: Judge, real: Measured, device: str
 ) -> dict[str, float]:
     """All scores of one of our sets."""
-    made = measure(judge, found.images.pixels, found.images.labels)
+    images = found.images.load()
+    made = measure(judge, images.pixels, images.labels)
     table = run.read_table("classes.parquet").sort_by("label")
-    ids = [table["model_class"][int(label)].as_py() for label in found.images.labels]
+    ids = [table["model_class"][int(label)].as_py() for label in images.labels]
     variant = variant_of(manifest)
     return {
         **moment_scores(run, variant),
         **feature_scores(real, made),
-        "round_trip": round_trip(made_with(manifest["config"]), variant.timestep, found.images.pixels, ids, device),
+        "round_trip": round_trip(made_with(manifest["config"]), variant.timestep, images.pixels, ids, device),
     }
 
 

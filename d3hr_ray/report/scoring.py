@@ -12,12 +12,14 @@ import torch
 from d3hr_ray.evaluation.comparison import image_side, source_of
 from d3hr_ray.evaluation.folders import find_sets
 from d3hr_ray.evaluation.naming import name_of, sets_apart
-from d3hr_ray.evaluation.sets import DistilledSet, list_real, load_set, look_beside, read_listing
+from d3hr_ray.evaluation.reading import Reading
+from d3hr_ray.evaluation.sets import DistilledSet, list_real, load_set, look_beside
 from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
 from d3hr_ray.runs import base_of
 from d3hr_ray.sets import made_with
 from d3hr_ray.stages.judge import Judge, judge_name, load_classifier
-from d3hr_ray.stages.tasks import progress
+from d3hr_ray.stages.tasks import progress, ray_map
+from d3hr_ray.stages.telemetry import LOG
 from d3hr_ray.store import Store
 
 FILE, CORRELATIONS = "report/scores.csv", "report/scores-correlations.csv"
@@ -69,8 +71,11 @@ class Scoring:
         listing = replace(list_real(source, first.images.classes, first.wnids), look=look_beside(self.sets))
         labels = listing.entries["label"].to_numpy()
         rows = [np.flatnonzero(labels == label)[:per_class] for label in range(len(first.images.classes))]
-        pixels, labels = read_listing(listing, first.images.pixels.shape[1], np.concatenate(rows))
-        return measure(self.judge, pixels, labels)
+        reading = Reading.of(listing, first.images.classes, first.images.side, np.concatenate(rows))
+        real = reading.load(each=ray_map)
+        for line in real.notes:
+            LOG.warning(line)
+        return measure(self.judge, real.pixels, real.labels)
 
 
 def check_alike(stores: Sequence[Store], sets: Sequence[DistilledSet], manifests: Sequence[dict[str, Any]]) -> None:

@@ -1,0 +1,94 @@
+"""Images of a listing, real ones or a set that others made, known by their entries until they are read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from d3hr_ray.config import RunError
+from d3hr_ray.datasets.decode import RejectedImage, decode_seen
+from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.datasets.look import SHOWN, Look, Seen
+from d3hr_ray.datasets.source import Mapper, Source, thread_map
+from d3hr_ray.evaluation.images import Images, assemble, digest_of, glance_rows
+
+READ_AT_ONCE, READ_BYTES = 512, 20 << 20  # images, or fewer of large ones
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Entries of a listing as images of `side` pixels: loading raises RunError if one of them is no image.
+
+    A test set that loses images is another test set. `context`: the field's test transform, the centre of images that
+    are resized to side // 7 * 8 (224: 256, 32: 32).
+    """
+
+    source: Source
+    entries: pa.Table
+    classes: tuple[str, ...]
+    side: int
+    look: Look = SHOWN
+    context: bool = False
+
+    @staticmethod
+    def of(listing: Listing, classes: tuple[str, ...], side: int, rows: np.ndarray | None = None) -> "Reading":
+        """Some images of a listing, all if None; `classes` names its labels."""
+        entries = listing.entries if rows is None else _some(listing.entries, rows)
+        return Reading(listing.source, entries, classes, side, listing.look)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64, known without reading an image."""
+        return self.entries["label"].to_numpy().astype(np.int64)
+
+    def load(self, glance: bool = False, each: Mapper = thread_map) -> Images:
+        """Read them, in parts by `each`."""
+        if glance:
+            return replace(self, entries=_some(self.entries, glance_rows(self.labels))).load()
+        met: list[dict[str, int]] = []
+        images = assemble(self.side, self.labels, self.classes, self._parts(each, met))
+        return replace(images, notes=self._told(met))
+
+    def survey(self) -> tuple[str, tuple[str, ...]]:
+        """The digest and the notes of the loaded images, of which few are held at a time."""
+        met: list[dict[str, int]] = []
+        return digest_of(self.side, self.labels, self.classes, self._parts(thread_map, met)), self._told(met)
+
+    def _told(self, met: list[dict[str, int]]) -> tuple[str, ...]:
+        return tuple(f"of {len(self):,} real images, {line}" for line in Seen.total(met).told(self.look))
+
+    def _parts(self, each: Mapper, met: list[dict[str, int]]) -> Iterator[np.ndarray]:
+        larger = max(self.side, self.side // 7 * 8) if self.context else self.side
+        size = min(READ_AT_ONCE, max(1, READ_BYTES // (self.side**2 * 3)))
+        cuts = [self.entries.slice(at, size) for at in range(0, len(self), size)]
+        for pixels, seen in each(_read_part, [(self.source, cut, self.side, larger, self.look) for cut in cuts]):
+            met.append(seen)
+            yield pixels
+
+
+def _some(entries: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Rows of a table that name no file of other rows: a dictionary of a million files would go wherever they go."""
+    taken = entries.take(rows)
+    for at, field in enumerate(taken.schema):
+        if pa.types.is_dictionary(field.type):
+            plain = taken.column(at).cast(field.type.value_type)
+            taken = taken.set_column(at, field, plain.dictionary_encode().cast(field.type))
+    return taken
+
+
+def _read_part(part: tuple[Source, pa.Table, int, int, Look]) -> tuple[np.ndarray, dict[str, int]]:
+    source, entries, side, larger, look = part
+    edge = (larger - side) // 2
+    pixels, met = [], []
+    for image_id, data in zip(entries["image_id"].to_pylist(), source.read(entries), strict=True):
+        try:
+            image, seen = decode_seen(data, larger, look)
+        except RejectedImage as error:
+            raise RunError(f"image {image_id}: {error}; mend or remove it") from error
+        pixels.append(image[edge : edge + side, edge : edge + side])
+        met.append(seen.plain())
+    return np.stack(pixels), Seen.total(met).plain()
