@@ -21,7 +21,7 @@ PNG_SHARE = 0.7  # of the raw bytes of a natural image
 def plan(
     config: RunConfig, card: ModelCard, grid: tuple[int, ...], images: int, classes: int, tflops: float | None
 ) -> str:
-    """The plan as text. Times are of one device at its sustained rate of `tflops` TFLOP/s; None: as find_speed finds."""
+    """The plan as text. Times are of one device at a sustained `tflops` TFLOP/s; None: as find_speed finds."""
     cost, dims = count_flop(card), torch.Size(card.latent_shape).numel()
     speed = find_speed(config.model.name, card, cost, tflops)
     sets = variants(config)
