@@ -14,7 +14,7 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.classes import build_class_map, folder_names, read_classes
-from d3hr_ray.datasets.imagenet import distinct, imagenet
+from d3hr_ray.datasets.imagenet import distinct, imagenet, wordnet
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.datasets.subsets import SUBSETS
 from d3hr_ray.evaluation.sets import list_real
@@ -42,6 +42,10 @@ def test_named_subsets_are_imagenet_classes_without_doubles():
         assert len(set(SUBSETS[name])) == size
         assert set(SUBSETS[name]) <= wnids
         assert read_classes([name]) == SUBSETS[name]
+
+
+def test_wordnets_lists_are_timms_without_importing_it():
+    assert wordnet() == (tuple(INFO.label_names()), INFO.label_descriptions())
 
 
 def test_wnids_numbers_and_names_are_the_same_imagenet_class():

@@ -13,7 +13,7 @@ import distill
 import pytest
 from building import build_config
 from cli import guard, nearest, parse
-from conftest import PIPELINE, ROOT, WNIDS, make_images, write_imagefolder
+from conftest import PIPELINE, ROOT, make_images, write_imagefolder
 from defaults import default_out
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 from flags import DistillFlags
@@ -96,7 +96,7 @@ print(sorted({"torch", "ray", "diffusers", "timm", "sklearn"} & sys.modules.keys
 
 def test_what_needs_no_torch_is_told_before_it_is_imported(tmp_path):
     """torch, Ray and diffusers take 15 s to import; a path, a timestep, a class and --status need none of them."""
-    data = write_imagefolder(tmp_path / "data", [(str(WNIDS.index(w)), *rest) for w, *rest in make_images(2)])
+    data = write_imagefolder(tmp_path / "data", make_images(2))
     config = {"config": as_dict(PRESETS["digits"]()), "inputs": {"images": 1297}, "started": "", "finished": None}
     Store(str(tmp_path / "run")).write_json("run.json", config)
     own = f"--preset imagenet1k --data {data} --model {PIPELINE}"
@@ -105,7 +105,7 @@ def test_what_needs_no_torch_is_told_before_it_is_imported(tmp_path):
         "--data /nowhere --model digits": "no such file",
         "--model /nowhere": "no such folder",
         "--timesteps 601": "its neighbours are 600 and 620",
-        f"{own} --classes 1 11": "--classes 11: the data has no such class; near it: 1",
+        f"{own} --classes goldfish carp": "--classes carp: the data has no such class",
         f"--status {tmp_path}/run": "left: invert 1,297 images",
     }
     where = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'jobs'}"}

@@ -4,12 +4,14 @@ These spellings disagree: `crane` is a bird in one and a machine in another, `Ca
 names are read together, as a list in one spelling where one explains them all, and what may be two classes is told.
 """
 
+import csv
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
+from importlib.util import find_spec
 from pathlib import Path
 
 CLASSES = 1000
@@ -65,14 +67,21 @@ class ImageNet:
         return f"{class_id} ({self.wnids[class_id]}, {name})"
 
 
+def wordnet() -> tuple[tuple[str, ...], list[str]]:
+    """The wnids in class order and WordNet's lemmas of each, from timm's files: to import timm takes seconds."""
+    spec = find_spec("timm")
+    assert spec is not None and spec.submodule_search_locations, "timm is a dependency"
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "_info"
+    wnids = (folder / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
+    with (folder / "imagenet_synset_to_lemma.txt").open(encoding="utf-8", newline="") as file:
+        lemmas = dict(csv.reader(file, delimiter="\t"))
+    return tuple(wnids), [lemmas[wnid] for wnid in wnids]
+
+
 @cache
 def imagenet() -> ImageNet:
     """All that is known of the classes; WordNet's part from timm."""
-    from timm.data import ImageNetInfo  # imports torch and torchvision: only where ImageNet is meant
-
-    info = ImageNetInfo("imagenet-1k")
-    wnids = tuple(info.label_names())
-    full = [info.label_name_to_description(wnid, detailed=False) for wnid in wnids]
+    wnids, full = wordnet()
     first = [text.split(",")[0] for text in full]
     lines = (ASSETS / "clip.txt").read_text(encoding="utf-8").splitlines()
     clip = {int(number): name for number, _, name in (line.partition(" ") for line in lines if line[0] != "#")}
