@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from building import build_config
 from cli import announce, connect, guard, parse, refusing
-from defaults import default_out
+from defaults import default_out, default_preset
 from flags import DistillFlags, only_status
-from inputs import count_images, list_data, list_early, read_model
+from inputs import check_data, count_images, list_data, list_early, read_model
 from proposing import proposing
 from settling import check_timesteps, on_grid, settle
 
@@ -33,8 +33,10 @@ def main() -> None:
     store = Store(absolute(flags.out or default_out(flags)))
     source = Store(absolute(flags.from_gaussians)) if flags.from_gaussians else None
     with refusing():
+        if source is None:
+            check_data(config)
         card, grid = read_model(config, planning=flags.dry_run)
-        if flags.preset is None and source is None and not flags.timesteps:
+        if not (source or flags.timesteps or flags.preset or default_preset(flags)):
             config = on_grid(config, grid)
         check_timesteps(config, grid)
         if not (source or flags.dry_run or flags.overwrite):

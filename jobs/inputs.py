@@ -7,7 +7,7 @@ from cli import tell
 from presets import CLASSES, DIT_XL, IMAGES
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.datasets.listing import Listing, list_images, model_listing, require_images, require_variance
+from d3hr_ray.datasets.listing import Listing, list_images, model_listing, open_source, require_images, require_variance
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.filesystems import resolve
 from d3hr_ray.models.card import ModelCard, read_card, sampling_grid
@@ -38,12 +38,17 @@ def list_data(config: RunConfig, card: ModelCard, planning: bool = False) -> Lis
     return listing
 
 
+def check_data(config: RunConfig) -> None:
+    """Raise ValueError for data that is not there or cannot be opened: a model's hub may be slow to answer."""
+    if is_remote(config):
+        resolve(config.data.uri)
+    elif config.lists_images and config.data.uri:
+        open_source(config.data)
+
+
 def list_early(config: RunConfig, card: ModelCard) -> Listing | None:
-    """The images, if they are listed without Ray; of remote ones only whether their URI can be opened."""
-    if not is_remote(config):
-        return list_data(config, card)
-    resolve(config.data.uri)
-    return None
+    """The images, if they are listed without Ray."""
+    return None if is_remote(config) else list_data(config, card)
 
 
 def read_model(config: RunConfig, planning: bool) -> tuple[ModelCard, tuple[int, ...]]:

@@ -102,7 +102,7 @@ def test_what_needs_no_torch_is_told_before_it_is_imported(tmp_path):
     own = f"--preset imagenet1k --data {data} --model {PIPELINE}"
     commands = {
         "--preset imagenet": "no such preset",
-        "--data /nowhere --model digits": "no such file",
+        "--data /nowhere --preset imagenet1k": "no such file",
         "--model /nowhere": "no such folder",
         "--timesteps 601": "its neighbours are 600 and 620",
         f"{own} --classes goldfish carp": "--classes carp: the data has no such class",
