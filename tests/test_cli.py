@@ -66,6 +66,7 @@ MISTAKES = {
     "--from-gaussians /nowhere --data x": "--data contradicts --from-gaussians",
     "--from-gaussians /nowhere --dry-run": "--dry-run cannot go with",
     "--from-gaussians /nowhere --preset digits": "--preset contradicts",
+    "--search random --spread radius": "--spread is of exact matching",
     "--method random --candidates 5": "--candidates does nothing with --method random",
     "--status /nowhere": "--status /nowhere: no run there",
     "--status x --ipc 3": "--status goes alone; leave out --ipc",

@@ -75,11 +75,18 @@ def digest_of(side: int, labels: np.ndarray, classes: tuple[str, ...], parts: It
     return hasher.hexdigest()[:16]
 
 
-def assemble(side: int, labels: np.ndarray, classes: tuple[str, ...], parts: Iterable[np.ndarray]) -> Images:
-    """Images whose pixels come in parts, copied to their place as they come: held once, not twice."""
+def assemble(
+    side: int,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    parts: Iterable[np.ndarray],
+    places: np.ndarray | None = None,
+) -> Images:
+    """Images whose pixels come in parts, copied to their `places` (N,) as they come: held once, not twice."""
     pixels, at = np.empty((len(labels), side, side, 3), np.uint8), 0
     for part in parts:
-        pixels[at : at + len(part)] = part
+        to = slice(at, at + len(part))
+        pixels[to if places is None else places[to]] = part
         at += len(part)
     return Images(pixels, labels, classes)
 

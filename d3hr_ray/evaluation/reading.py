@@ -20,8 +20,9 @@ READ_AT_ONCE, READ_BYTES = 512, 20 << 20  # images, or fewer of large ones
 class Reading:
     """Entries of a listing as images of `side` pixels: loading raises RunError if one of them is no image.
 
-    A test set that loses images is another test set. `context`: the field's test transform, the centre of images that
-    are resized to side // 7 * 8 (224: 256, 32: 32).
+    A test set that loses images is another test set. `entries` stand as they are read, each file once and front to
+    back; `places` (N,) says where each goes, as it stands if None. `context`: the field's test transform, the centre of
+    images that are resized to side // 7 * 8 (224: 256, 32: 32).
     """
 
     source: Source
@@ -30,12 +31,16 @@ class Reading:
     side: int
     look: Look = SHOWN
     context: bool = False
+    places: np.ndarray | None = None
 
     @staticmethod
     def of(listing: Listing, classes: tuple[str, ...], side: int, rows: np.ndarray | None = None) -> "Reading":
-        """Some images of a listing, all if None; `classes` names its labels."""
-        entries = listing.entries if rows is None else _some(listing.entries, rows)
-        return Reading(listing.source, entries, classes, side, listing.look)
+        """Some images of a listing in the order of `rows`, all if None; `classes` names its labels."""
+        if rows is None:
+            return Reading(listing.source, listing.entries, classes, side, listing.look)
+        places = np.argsort(rows, kind="stable")
+        entries = _some(listing.entries, rows[places])
+        return Reading(listing.source, entries, classes, side, listing.look, places=places)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -43,18 +48,24 @@ class Reading:
     @property
     def labels(self) -> np.ndarray:
         """(N,) int64, known without reading an image."""
-        return self.entries["label"].to_numpy().astype(np.int64)
+        read: np.ndarray = self.entries["label"].to_numpy().astype(np.int64)
+        return read if self.places is None else read[np.argsort(self.places)]
 
     def load(self, glance: bool = False, each: Mapper = thread_map) -> Images:
         """Read them, in parts by `each`."""
         if glance:
-            return replace(self, entries=_some(self.entries, glance_rows(self.labels))).load()
+            rows = glance_rows(self.labels)
+            read = rows if self.places is None else np.argsort(self.places)[rows]
+            return replace(self, entries=_some(self.entries, read), places=None).load()
         met: list[dict[str, int]] = []
-        images = assemble(self.side, self.labels, self.classes, self._parts(each, met))
+        images = assemble(self.side, self.labels, self.classes, self._parts(each, met), self.places)
         return replace(images, notes=self._told(met))
 
     def survey(self) -> tuple[str, tuple[str, ...]]:
-        """The digest and the notes of the loaded images, of which few are held at a time."""
+        """The digest and the notes of the loaded images; few are held at a time if they are read in order."""
+        if self.places is not None:
+            images = self.load()
+            return images.digest, images.notes
         met: list[dict[str, int]] = []
         return digest_of(self.side, self.labels, self.classes, self._parts(thread_map, met)), self._told(met)
 
