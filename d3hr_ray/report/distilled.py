@@ -46,7 +46,8 @@ def report(run: Run) -> str:
     stages = summary()
     lines += ["", format_summary(stages)] if stages else []
     costs = {"stages": stages} if stages else {}
-    close_run(run.store, {"counts": counts and counts | seen.plain(), "sets": recorded | sets} | costs)
+    facts = {"counts": counts, "seen": seen.plain() if done else None}
+    close_run(run.store, facts | {"sets": recorded | sets} | costs)
     lines.append(f"report: {write_page(run.store)}")
     return "\n".join(lines)
 
