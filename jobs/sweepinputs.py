@@ -19,15 +19,16 @@ from d3hr_ray.evaluation.protocols import Overrides, Recipe, Setting
 from d3hr_ray.evaluation.students import build_student
 from d3hr_ray.evaluation.teachers import resolve, teacher_id
 from d3hr_ray.evaluation.trials import Trial
+from d3hr_ray.layout import gaussian_file
 from d3hr_ray.methods import d3hr
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.many import make_many
 from d3hr_ray.methods.variants import variants
 from d3hr_ray.report.chosen import pools_table, pools_text
 from d3hr_ray.runs import stored_config
+from d3hr_ray.sets import Variant
 from d3hr_ray.stages.capacity import Ask, claim
 from d3hr_ray.stages.pool import Pool, find_pool
-from d3hr_ray.stages.search import Variant
 from d3hr_ray.store import Store, absolute
 
 
@@ -220,7 +221,7 @@ def _open(sweep: Sweep, store: Store, new: RunConfig, fit: bool = True) -> Run:
     """The run in a folder, or a `new` one there, with all its Gaussians if `fit`; remembers the sweep."""
     plain = stored_config(store)
     config, (card, _) = from_dict(plain) if plain else new, read_model(new, planning=False)
-    files = [d3hr.gaussian_file(t) for t in config.inversion.timesteps] if fit else []
+    files = [gaussian_file(t) for t in config.inversion.timesteps] if fit else []
     if plain and all(map(store.exists, ["classes.parquet", *files])):
         remember(sweep)
         return d3hr.stored_run(store, card, sweep.pool)  # its images are looked at no more

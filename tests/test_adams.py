@@ -14,7 +14,8 @@ from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.closed_form import GaussianDenoiser
 from d3hr_ray.numerics import adams, ddim
-from d3hr_ray.numerics.schedule import Schedule, even_grid, leading_grid, linear_alphas
+from d3hr_ray.numerics.grids import even_grid, leading_grid
+from d3hr_ray.numerics.schedule import Schedule, linear_alphas
 from d3hr_ray.stages.invert import InversionJob, InvertShard
 from d3hr_ray.store import Store
 

@@ -11,7 +11,8 @@ import torch
 from d3hr_ray.config import DataConfig, ModelConfig, RunConfig
 from d3hr_ray.datasets.digits import NAMES
 from d3hr_ray.models.autoencoder import to_images
-from d3hr_ray.models.loading import ASSETS, load_networks, read_card
+from d3hr_ray.models.card import ASSETS, read_card
+from d3hr_ray.models.loading import load_networks
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.pretraining.check import load_set, measure, psnr, reconstruct
 from d3hr_ray.stages.judge import load_judge

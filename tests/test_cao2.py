@@ -9,8 +9,9 @@ from diffusers import DDPMScheduler
 from d3hr_ray.models.closed_form import GaussianDenoiser
 from d3hr_ray.models.loading import load_schedule
 from d3hr_ray.numerics.ancestral import ancestral
+from d3hr_ray.numerics.grids import ancestral_grid
 from d3hr_ray.numerics.latent_optimisation import noise_loss, optimise_latents
-from d3hr_ray.numerics.schedule import Schedule, ancestral_grid, linear_alphas
+from d3hr_ray.numerics.schedule import Schedule, linear_alphas
 from d3hr_ray.numerics.selection import rematch, select
 
 SCHEDULE = Schedule(linear_alphas(), ancestral_grid(1000, 50))

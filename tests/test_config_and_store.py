@@ -20,7 +20,7 @@ from d3hr_ray.config import (
     fingerprint,
     from_dict,
 )
-from d3hr_ray.models.loading import portable, read_card
+from d3hr_ray.models.card import portable, read_card
 from d3hr_ray.runs import OWN, claim_recipe, open_run
 from d3hr_ray.store import Store, absolute
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from d3hr_ray.models.closed_form import GaussianDenoiser
 from d3hr_ray.numerics.ddim import ddim_step, invert, sample
-from d3hr_ray.numerics.schedule import Schedule, leading_grid, linear_alphas
+from d3hr_ray.numerics.grids import leading_grid
+from d3hr_ray.numerics.schedule import Schedule, linear_alphas
 
 MEAN, STD = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.3, 1.0, 0.7])
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from d3hr_ray import lock
 from d3hr_ray.config import DataConfig, RunError
-from d3hr_ray.models.loading import load_networks, load_schedule, read_card
+from d3hr_ray.models.card import read_card
+from d3hr_ray.models.loading import load_networks, load_schedule
 from d3hr_ray.pretraining import check, launch, watch
 from d3hr_ray.pretraining import stream as streams
 from d3hr_ray.pretraining.export import FILES

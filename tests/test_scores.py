@@ -18,7 +18,7 @@ from d3hr_ray.evaluation.folders import find_sets
 from d3hr_ray.evaluation.sets import load_set
 from d3hr_ray.methods.variants import variants
 from d3hr_ray.models.autoencoder import to_images
-from d3hr_ray.models.loading import read_card
+from d3hr_ray.models.card import read_card
 from d3hr_ray.numerics.distances import coverage, diversity, frechet, kernel_distance
 from d3hr_ray.report.scores import (
     COLUMNS,
@@ -31,10 +31,11 @@ from d3hr_ray.report.scores import (
 )
 from d3hr_ray.report.scoring import Accuracy, Scoring, format_scores, read_accuracy, write_scores
 from d3hr_ray.runs import base_of
+from d3hr_ray.sets import Variant
 from d3hr_ray.stages.images import IMAGE_SCHEMA
 from d3hr_ray.stages.judge import Judge, load_judge
 from d3hr_ray.stages.publish import recipe, run_publish
-from d3hr_ray.stages.search import Variant, subset_table
+from d3hr_ray.stages.search import subset_table
 from d3hr_ray.store import Store
 
 

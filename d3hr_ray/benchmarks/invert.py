@@ -14,12 +14,14 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel
 from d3hr_ray.benchmarks.measure import CPU, WALL, Result, in_turns, median_ratio
 from d3hr_ray.models.accelerate import accelerate, to_device
 from d3hr_ray.models.autoencoder import Autoencoder, to_images
+from d3hr_ray.models.card import ModelCard, read_card
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.flops import count_flop
 from d3hr_ray.models.geometry import DIT_XL_CARD
-from d3hr_ray.models.loading import ModelCard, load_networks, read_card
+from d3hr_ray.models.loading import load_networks
 from d3hr_ray.numerics import adams, ddim
-from d3hr_ray.numerics.schedule import Schedule, even_grid, leading_grid, linear_alphas
+from d3hr_ray.numerics.grids import even_grid, leading_grid
+from d3hr_ray.numerics.schedule import Schedule, linear_alphas
 
 AUTHORS_STEPS, AUTHORS_SCALE, AUTHORS_BATCH = 38, 4.0, 200  # FIELD.md 1.1: their loop, default guidance and batch
 TOP = 20 * AUTHORS_STEPS  # the t that they walk to

@@ -12,13 +12,15 @@ import torch
 from d3hr_ray.benchmarks.measure import Result
 from d3hr_ray.config import DataConfig
 from d3hr_ray.models.autoencoder import Autoencoder, to_images, to_pixels
+from d3hr_ray.models.card import read_card
 from d3hr_ray.models.classifiers import predict, train_convnet
 from d3hr_ray.models.closed_form import GaussianDenoiser
 from d3hr_ray.models.dit import Denoiser
-from d3hr_ray.models.loading import load_networks, load_schedule, read_card
+from d3hr_ray.models.loading import load_networks, load_schedule
 from d3hr_ray.numerics import adams, ddim, groups
 from d3hr_ray.numerics.ddim import Denoise
-from d3hr_ray.numerics.schedule import Schedule, leading_grid, linear_alphas
+from d3hr_ray.numerics.grids import leading_grid
+from d3hr_ray.numerics.schedule import Schedule, linear_alphas
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.pretraining.check import load_set, psnr
 

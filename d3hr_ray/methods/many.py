@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from d3hr_ray.config import RunConfig, as_dict, fingerprint, without_axes
+from d3hr_ray.layout import gaussian_file
 from d3hr_ray.methods.d3hr import Run, make_together
 from d3hr_ray.methods.variants import pool_variant, variants
+from d3hr_ray.sets import Variant
 from d3hr_ray.stages.choose import choice_files
-from d3hr_ray.stages.fit import gaussian_file
 from d3hr_ray.stages.judge import judge_id
 from d3hr_ray.stages.publish import pool_recipe, recipe
-from d3hr_ray.stages.search import Variant
 from d3hr_ray.store import Store
 
 

@@ -12,11 +12,9 @@ from diffusers.utils import is_accelerate_available
 
 from d3hr_ray.config import Solver
 from d3hr_ray.models.autoencoder import Autoencoder
-from d3hr_ray.models.card import ASSETS, ModelCard, locate, missing, portable, read_card, sampling_grid
+from d3hr_ray.models.card import locate, missing, sampling_grid
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.numerics.schedule import Schedule
-
-__all__ = ["ASSETS", "ModelCard", "load_networks", "load_schedule", "locate", "portable", "read_card"]
 
 
 def load_networks(name: str, dtype: torch.dtype, device: str) -> tuple[Autoencoder, Denoiser]:

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 import torch
 
 from d3hr_ray.numerics import grids
-from d3hr_ray.numerics.grids import ancestral_grid, even_grid, leading_grid
-
-__all__ = ["Schedule", "ancestral_grid", "even_grid", "leading_grid", "linear_alphas"]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import torch
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.models.autoencoder import Autoencoder, to_images, to_pixels
+from d3hr_ray.models.card import ModelCard, read_card
 from d3hr_ray.models.classifiers import STEPS, predict, train_convnet
 from d3hr_ray.models.dit import Denoiser
-from d3hr_ray.models.loading import ModelCard, load_networks, load_schedule, read_card
+from d3hr_ray.models.loading import load_networks, load_schedule
 from d3hr_ray.numerics.ddim import sample
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal

@@ -24,7 +24,7 @@ from d3hr_ray.datasets.listing import Listing, list_images, open_source
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.filesystems import is_same_place
 from d3hr_ray.lock import NAME as LOCK
-from d3hr_ray.models.loading import locate
+from d3hr_ray.models.card import locate
 from d3hr_ray.pretraining import export
 from d3hr_ray.pretraining.networks import image_size
 from d3hr_ray.pretraining.optimise import SCRATCH

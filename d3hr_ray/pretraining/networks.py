@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 
 from d3hr_ray.datasets.classes import build_class_map
-from d3hr_ray.models.loading import ModelCard, locate, read_card
+from d3hr_ray.models.card import ModelCard, locate, read_card
 from d3hr_ray.pretraining.settings import Architecture, PretrainConfig
 
 

@@ -6,8 +6,8 @@ from math import isnan
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from d3hr_ray.sets import Variant
 from d3hr_ray.stages.choose import read_choices
-from d3hr_ray.stages.search import Variant
 from d3hr_ray.store import Store
 
 LISTED = 20  # classes that are named

@@ -3,6 +3,7 @@
 import numpy as np
 
 from d3hr_ray.datasets.look import Seen, look_of
+from d3hr_ray.layout import finished
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.variants import variants
 from d3hr_ray.report.chosen import chosen_table, chosen_text
@@ -11,7 +12,7 @@ from d3hr_ray.report.matching import format_table, matching_table
 from d3hr_ray.report.normality import MIN_IMAGES, normality_figure, normality_table, probe_latents, tsne_figure
 from d3hr_ray.report.page import write_page
 from d3hr_ray.runs import close_run
-from d3hr_ray.stages.invert import PROBES, finished
+from d3hr_ray.stages.invert import PROBES
 from d3hr_ray.stages.summary import format_summary, summary
 from d3hr_ray.store import Store
 

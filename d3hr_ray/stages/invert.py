@@ -19,7 +19,7 @@ from d3hr_ray.datasets.look import STORED, Seen, look_of
 from d3hr_ray.layout import SEEN, finished, shard_file
 from d3hr_ray.models.accelerate import to_device
 from d3hr_ray.models.autoencoder import Autoencoder, to_images
-from d3hr_ray.models.loading import ModelCard, portable
+from d3hr_ray.models.card import ModelCard, portable
 from d3hr_ray.numerics import adams, ddim
 from d3hr_ray.numerics.ddim import Denoise
 from d3hr_ray.numerics.schedule import Schedule

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 import torch
 
 from d3hr_ray.config import RunConfig, RunError
+from d3hr_ray.layout import gaussian_file
 from d3hr_ray.numerics.mixture import Mixture, fit_mixture
 from d3hr_ray.numerics.seeds import digest
-from d3hr_ray.stages.fit import gaussian_file, to_tensors
+from d3hr_ray.stages.fit import to_tensors
 from d3hr_ray.stages.tasks import bounded
 from d3hr_ray.stages.telemetry import LOG
 from d3hr_ray.store import Store

@@ -12,8 +12,9 @@ import torch
 from d3hr_ray.config import RunConfig
 from d3hr_ray.numerics import adams, ddim
 from d3hr_ray.numerics.ancestral import ancestral
+from d3hr_ray.numerics.grids import ancestral_grid
 from d3hr_ray.numerics.latent_optimisation import optimise_latents
-from d3hr_ray.numerics.schedule import Schedule, ancestral_grid
+from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import generator, normal
 from d3hr_ray.stages.batching import open_model, run_batches
 
