@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from d3hr_ray.beside import beside
 from d3hr_ray.config import RunError
 from d3hr_ray.store import Store
 
@@ -44,19 +45,16 @@ def driving(store: Store) -> Iterator[None]:
     store.write_json(NAME, name)
     time.sleep(SETTLE["://" in store.uri])
     _require(store, name)
-    lost, stop = threading.Event(), threading.Event()
-    beating = threading.Thread(target=_beat, args=(store, name, stop, lost), daemon=True)
+    lost = threading.Event()
     with _stopping_on_sigterm():
-        beating.start()
         try:
-            yield
+            with beside(_beat, store, name, lost):
+                yield
         except KeyboardInterrupt:
             if lost.is_set():
                 _require(store, name)
             raise
         finally:
-            stop.set()
-            beating.join()
             if not lost.is_set():
                 store.delete(NAME)
 
@@ -90,7 +88,7 @@ def describe(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {str(holder['host']).partition(':')[0]} since {holder['since']}"
 
 
-def _beat(store: Store, name: dict[str, Any], stop: threading.Event, lost: threading.Event) -> None:
+def _beat(store: Store, name: dict[str, Any], lost: threading.Event, stop: threading.Event) -> None:
     """Refresh the lock until told to stop; interrupt the main thread if another driver has taken it."""
     while not stop.wait(BEAT):
         try:

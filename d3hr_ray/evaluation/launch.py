@@ -7,8 +7,8 @@ Ray's own checkpoints are not used: a crash within the controller's polling inte
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,6 +20,7 @@ from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchTrainer
 from torch import nn
 
+from d3hr_ray.beside import beside
 from d3hr_ray.evaluation.held import lend
 from d3hr_ray.evaluation.images import Loadable
 from d3hr_ray.evaluation.teachers import Target, load_teachers, preflight
@@ -152,15 +153,14 @@ def _share(rank: int, count: int, group: int, groups: int, device: str) -> Share
     return Share(rank, count, wrap)
 
 
-@contextmanager
-def counting(store: Store, trials: Sequence[Trial], title: str) -> Iterator[None]:
+def counting(store: Store, trials: Sequence[Trial], title: str) -> AbstractContextManager[None]:
     """A progress bar of the trials that have a record, wherever they are trained."""
-    wanted, stop = {t.record.rpartition("/")[2] for t in trials}, threading.Event()
+    wanted = {t.record.rpartition("/")[2] for t in trials}
 
     def count() -> int:
         return len(wanted.intersection(store.list("evaluations/runs")))
 
-    def watch() -> None:
+    def watch(stop: threading.Event) -> None:
         done = count()
         with progress(len(wanted), title, "student", False, done) as bar:
             while not stop.wait(2):
@@ -169,13 +169,7 @@ def counting(store: Store, trials: Sequence[Trial], title: str) -> Iterator[None
                 done = now
             bar.update(count() - done)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return beside(watch)
 
 
 def check_teachers(names: tuple[str, ...], target: Target, test: Loadable, workers: Workers) -> float:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from tqdm import tqdm
 
+from d3hr_ray.beside import beside
 from d3hr_ray.pretraining.optimise import SCRATCH
 from d3hr_ray.pretraining.state import Seldom, State, Tell
 from d3hr_ray.stages.tasks import progress
@@ -60,14 +61,8 @@ def to_driver(store: Store) -> Tell:
 def following(store: Store) -> Iterator[None]:
     """Bars of what a worker of this run folder tells by `to_driver`."""
     store.delete(FILE)
-    stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(store, stop), daemon=True)
-    thread.start()
-    try:
+    with beside(_follow, store):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _follow(store: Store, stop: threading.Event) -> None:

@@ -3,17 +3,18 @@
 And a voice when it can hold nothing.
 """
 
-import contextlib
 import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from d3hr_ray.beside import beside
 from d3hr_ray.stages.telemetry import LOG
 
 PATIENCE = 45.0  # seconds in which an autoscaler must have begun to launch what is asked of it
@@ -119,17 +120,9 @@ def launching() -> bool:
     return bool(report.get("pending_launches") or report.get("pending_nodes"))
 
 
-@contextlib.contextmanager
-def voicing(title: str, share: float) -> Iterator[None]:
+def voicing(title: str, share: float) -> AbstractContextManager[None]:
     """Say it while no node can hold an actor, lost or not come yet. The run waits, and goes on with the next one."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_watch, args=(title, share, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return beside(_watch, title, share)
 
 
 def _watch(title: str, share: float, stop: threading.Event) -> None:
