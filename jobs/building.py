@@ -8,6 +8,7 @@ from typing import Any
 from cli import meant
 from defaults import default_preset
 from flags import DistillFlags
+from layouts import LAYOUT, layout
 from presets import PRESETS, as_cao2, as_official, own, with_classifier
 from settling import exactly
 
@@ -24,11 +25,8 @@ UPSTREAM = (
     "preset",
     "data",
     "format",
-    "class_depth",
-    "image_column",
-    "label_column",
+    *LAYOUT,
     "classes",
-    "class_ids",
     "model",
     "ddim_steps",
     "inversion_guidance",
@@ -152,11 +150,8 @@ def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
             base.data,
             uri=flags.data and written_out(flags.data, flags.format),
             format=flags.format or ("auto" if flags.data else None),
-            class_depth=flags.class_depth,
-            image_column=flags.image_column,
-            label_column=flags.label_column,
             classes=read_classes(flags.classes),
-            class_ids=flags.class_ids,
+            **layout(flags),
             limit_per_class=flags.limit_per_class,
             max_rejected=flags.max_rejected,
         ),

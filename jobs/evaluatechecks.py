@@ -1,8 +1,9 @@
 """What jobs/evaluate.py asks of paths and of what lies there, before anything heavy is imported."""
 
 from evaluateflags import EvaluateFlags
+from layouts import layout
 
-from d3hr_ray.config import DataConfig, Format
+from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.evaluation.folders import find_sets, run_of, source_of
 from d3hr_ray.store import Store, absolute
@@ -32,23 +33,12 @@ def find_out(flags: EvaluateFlags) -> Store:
 
 def test_data(flags: EvaluateFlags) -> DataConfig | None:
     """The source of --data."""
-    return _real(flags, flags.data, flags.format) if flags.data else None
+    return DataConfig(flags.data, flags.format, **layout(flags)) if flags.data else None
 
 
 def train_data(flags: EvaluateFlags) -> DataConfig | None:
     """The source of --train-data."""
-    return _real(flags, flags.train_data) if flags.train_data else None
-
-
-def _real(flags: EvaluateFlags, uri: str, form: Format = "auto") -> DataConfig:
-    return DataConfig(
-        uri,
-        form,
-        class_depth=flags.class_depth,
-        class_ids=flags.class_ids,
-        image_column=flags.image_column,
-        label_column=flags.label_column,
-    )
+    return DataConfig(flags.train_data, **layout(flags)) if flags.train_data else None
 
 
 def wants_training(flags: EvaluateFlags) -> str | None:

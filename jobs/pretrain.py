@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from cli import Ints, Words, announce, connect, guard, parse, refusing, tell
+from layouts import layout
 
 from d3hr_ray.config import DataConfig, Format
 from d3hr_ray.datasets.classes import read_classes
@@ -156,17 +157,8 @@ def build_config(flags: PretrainFlags) -> PretrainConfig:
     """Flags over the preset. Raises ValueError naming the flag that is wrong."""
     config = _preset(flags)
     uri = flags.data or config.data.uri
-    data = DataConfig(
-        uri,
-        flags.format,
-        read_classes(flags.classes),
-        **_given(
-            max_rejected=flags.max_rejected,
-            class_depth=flags.class_depth,
-            image_column=flags.image_column,
-            label_column=flags.label_column,
-        ),
-    )
+    classes, rejected = read_classes(flags.classes), _given(max_rejected=flags.max_rejected)
+    data = DataConfig(uri, flags.format, classes, **rejected, **layout(flags))
     shape = _given(
         image_size=flags.image_size,
         latent_channels=flags.latent_channels,

@@ -8,6 +8,7 @@ from building import load_preset
 from cli import announce, tell
 from evaluateinputs import judge_teachers
 from inputs import list_data, read_model
+from layouts import layout
 from settling import check_timesteps, exactly, settle
 from sweepflags import SweepFlags, deciding, kept, resumed
 from sweepvariants import PLAIN, vary
@@ -59,13 +60,7 @@ def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
 
 def tested_on(flags: SweepFlags, uri: str) -> DataConfig:
     """The real images that --data names."""
-    return DataConfig(
-        uri,
-        flags.format,
-        class_depth=flags.class_depth,
-        image_column=flags.image_column,
-        label_column=flags.label_column,
-    )
+    return DataConfig(uri, flags.format, **layout(flags))
 
 
 SEARCHING = ("d3hr", "d3hr+cao2")
