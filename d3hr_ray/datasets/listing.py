@@ -4,8 +4,7 @@ Shards are fixed runs of a listing, so what a shard holds depends on the data al
 """
 
 import hashlib
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +19,7 @@ from d3hr_ray.datasets.columns import BY_NAME, Columns
 from d3hr_ray.datasets.detect import detect
 from d3hr_ray.datasets.files import get_kind, is_pattern
 from d3hr_ray.datasets.imagefolder import ImageFolder
+from d3hr_ray.datasets.imagenet import nfc
 from d3hr_ray.datasets.look import SHOWN, Look
 from d3hr_ray.datasets.parquet import list_parquet
 from d3hr_ray.datasets.source import Mapper, Source, scan_table, summary, thread_map
@@ -119,11 +119,10 @@ def list_images(
     if len(scan) == 0:
         raise ValueError("; ".join([f"--data {data.uri}: no image in it", *notes]))
     names = scan["class_name"].combine_chunks()
-    composed = _composed(names.dictionary.to_pylist())
+    composed = [nfc(name) for name in names.dictionary.to_pylist()]
     found = list(dict.fromkeys(composed))
-    model_names = None if model_names is None else _composed(model_names)
     try:
-        classes = build_class_map(found, _composed(data.classes), num_classes, model_names, _composed(data.class_ids))
+        classes = build_class_map(found, data.classes, num_classes, model_names, data.class_ids)
     except ValueError as error:
         raise ClassMismatch(str(error), found) from error
     label_of = {name: label for label, name in enumerate(classes.sources)}
@@ -134,11 +133,6 @@ def list_images(
         scan = scan.filter(pa.array(_first(scan["label"].to_pylist(), data.limit_per_class)))
     _check_unique(scan["image_id"], data.uri)
     return Listing(source, scan, classes, notes)
-
-
-def _composed(names: Iterable[str]) -> list[str]:
-    """Class names in one spelling: macOS writes accents apart from their letters (NFD), all others as one (NFC)."""
-    return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def model_listing(data: DataConfig, num_classes: int, model_names: Sequence[str] | None) -> Listing:

@@ -60,7 +60,8 @@ def match_sources(
 
 
 def _position(name: str, names: Sequence[str]) -> Ids:
-    return frozenset({names.index(name)}) if name in names else NONE
+    known = [nfc(each) for each in names]
+    return frozenset({known.index(nfc(name))}) if nfc(name) in known else NONE
 
 
 def _same_class(name: str, ids: Ids, theirs: Mapping[str, Ids], flag: str) -> str:

@@ -37,10 +37,12 @@ class Autoencoder(nn.Module):
 @contextlib.contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
     """Within this block float32 products of a GPU are TF32 if `allowed`; else as torch is set."""
+    if not allowed:
+        yield
+        return
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    if allowed:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
     try:
         yield
     finally:

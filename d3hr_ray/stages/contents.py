@@ -26,10 +26,7 @@ NAMED = 3  # files, of those that changed
 
 def versions_of(listing: Listing) -> pa.Table:
     """Each file that holds images of a listing, in its order, and its version."""
-    entries = listing.entries
-    files = entries["file"].cast(pa.string())
-    names = pc.if_else(pc.equal(files, ""), entries["image_id"], files)
-    table = pa.table({"file": names, "version": entries["version"]})
+    table = pa.table({"file": _files(listing.entries), "version": listing.entries["version"]})
     return table.group_by("file", use_threads=False).aggregate([("version", "min")]).rename_columns(table.column_names)
 
 
@@ -68,7 +65,7 @@ def refuse_replaced(store: Store, config: RunConfig, listing: Listing, changed: 
     if config.method == "random" and store.at("distilled").folders():
         raise ValueError(_refusal(store, config, changed))
     shards, done = listing.shards(config.data.shard_size), finished(store) if config.fits else {}
-    held = {i: {*_names(shards[i])} & changed.keys() for i in sorted(done)}
+    held = {i: {*_files(shards[i]).to_pylist()} & changed.keys() for i in sorted(done)}
     touched = [i for i, names in held.items() if names]
     known = [i for i in touched if "content" in done[i]]
     if len(known) < len(touched):
@@ -85,11 +82,10 @@ def refuse_replaced(store: Store, config: RunConfig, listing: Listing, changed: 
         raise ValueError(_refusal(store, config, {name: changed[name] for name in names}))
 
 
-def _names(entries: pa.Table) -> list[str]:
-    """The files that a shard's images lie in."""
+def _files(entries: pa.Table) -> pa.ChunkedArray:
+    """The file that each image lies in: its own, which its id names, if the source says none."""
     files = entries["file"].cast(pa.string())
-    names: list[str] = pc.if_else(pc.equal(files, ""), entries["image_id"], files).to_pylist()
-    return names
+    return pc.if_else(pc.equal(files, ""), entries["image_id"], files)
 
 
 def _refusal(store: Store, config: RunConfig, changed: Mapping[str, str]) -> str:

@@ -4,7 +4,6 @@ A shard is read and decoded by a CPU task, then encoded and inverted by an actor
 last, its done mark. What a shard holds and how it is cut into batches depends on the listing alone.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,10 +26,9 @@ from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.stages.batching import open_model, run_batches
 from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.read import ReadShard, content_of, open_message, shard_unit
-from d3hr_ray.stages.telemetry import describe
+from d3hr_ray.stages.telemetry import LOG, describe
 from d3hr_ray.store import Store
 
-LOG = logging.getLogger("d3hr_ray")
 RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("rejected", pa.int64()), ("error", pa.string())])
 Invert = Callable[[Denoise, torch.Tensor, Schedule, tuple[int, ...]], dict[int, torch.Tensor]]
 PROBES = ".done/probes"

@@ -1,7 +1,6 @@
 """publish: a variant's images => a dataset that loads by itself: metadata.parquet, a card, and last manifest.json."""
 
 import hashlib
-import logging
 from collections import defaultdict
 from typing import Any
 
@@ -11,9 +10,9 @@ from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.runs import versions
 from d3hr_ray.sets import Variant
 from d3hr_ray.stages.synthesize import written_images
+from d3hr_ray.stages.telemetry import LOG
 from d3hr_ray.store import Store
 
-LOG = logging.getLogger("d3hr_ray")
 LISTED = 20  # classes with repeated pictures that are named
 CARD = """---
 pretty_name: {name}

@@ -1,7 +1,6 @@
 """reals: a random subset of the real images as a distilled set, the baseline that every paper must beat."""
 
 import hashlib
-import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,9 +16,8 @@ from d3hr_ray.numerics.seeds import generator
 from d3hr_ray.sets import Variant
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
 from d3hr_ray.stages.tasks import bounded
+from d3hr_ray.stages.telemetry import LOG
 from d3hr_ray.store import Store
-
-LOG = logging.getLogger("d3hr_ray")
 
 
 def run_reals(store: Store, variant: Variant, listing: Listing, classes: pa.Table, size: int, look: Look) -> pa.Table:
