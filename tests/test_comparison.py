@@ -135,6 +135,16 @@ def test_a_checkpoint_file_is_a_teacher_and_several_are_averaged(taught, tmp_pat
     assert evaluate(again, test, "cpu").top1 > 0.95
 
 
+@pytest.mark.parametrize("made", [b"no weights", [torch.ones(2, 2)], {0: torch.ones(2, 2)}, {"epoch": 3}])
+def test_a_file_without_weights_is_no_teacher(tmp_path, made):
+    if isinstance(made, bytes):
+        (tmp_path / "t.pt").write_bytes(made)
+    else:
+        torch.save(made, tmp_path / "t.pt")
+    with pytest.raises(ValueError, match=r"no checkpoint of weights|holds no linear layer"):
+        load_teacher(f"convnet-d3-w32={tmp_path}/t.pt", Target(("a",), None, 16))
+
+
 # Sets and baselines
 
 

@@ -173,10 +173,14 @@ def _read_state(arch: str, path: str) -> dict[str, torch.Tensor]:
             state: Any = safetensors.torch.load(data)
         else:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), dict)), state)
-        tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
     except Exception as error:  # broken bytes make the unpicklers raise nine kinds, from IndexError to struct.error
         raise ValueError(f"--teacher {arch}={path} is no checkpoint of weights ({str(error)[:200]})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"--teacher {arch}={path} is no checkpoint of weights (it holds a {type(state).__name__})")
+    state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), dict)), state)
+    tensors = {
+        k.removeprefix("module."): v for k, v in state.items() if isinstance(v, torch.Tensor) and isinstance(k, str)
+    }
     if not any(v.ndim == 2 for v in tensors.values()):
         raise ValueError(f"--teacher {arch}={path} holds no linear layer: it is no classifier's state dict")
     return tensors
