@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from d3hr_ray.datasets.columns import Columns, image_column
 from d3hr_ray.datasets.decode import MAX_BYTES
 from d3hr_ray.datasets.rowfiles import read_named
-from d3hr_ray.filesystems import resolve
+from d3hr_ray.filesystems import patient, resolve
 
 READ_ROWS = 1  # a dictionary page may hold one huge image for many rows, which any batch of them would copy out
 HELD_BYTES = 1 << 29  # of images that are read before their turn
@@ -45,12 +45,19 @@ def _refuse_extensions(metadata: pq.FileMetaData, where: str) -> None:
 
 def read_places(uri: str, columns: Columns, asked: list[Place]) -> Iterator[bytes]:
     """The images at the places asked for, in that order, each row group read once if what has to wait fits."""
-    while asked:
-        done = 0
-        for data in _read_once(uri, columns, asked):
-            yield data
-            done += 1
-        asked = asked[done:]
+    reader: Iterator[bytes] = iter(())
+
+    @patient
+    def read_next(turn: int) -> bytes:
+        nonlocal reader
+        data = next(reader, None)  # None before the first pass, and after one that is over or that storage broke off
+        if data is None:
+            reader = _read_once(uri, columns, asked[turn:])
+            data = next(reader)
+        return data
+
+    for turn in range(len(asked)):
+        yield read_next(turn)
 
 
 def _read_once(uri: str, columns: Columns, asked: list[Place]) -> Iterator[bytes]:

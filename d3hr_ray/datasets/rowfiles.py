@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from d3hr_ray.datasets.columns import names_files
 from d3hr_ray.datasets.decode import MAX_BYTES, NoImage
 from d3hr_ray.datasets.source import file_version
-from d3hr_ray.filesystems import resolve
+from d3hr_ray.filesystems import patient, resolve
 
 OUTSIDE, MISSING = "its path leads out of the data's folder", "the file that its path names is not there"
 
@@ -26,6 +26,7 @@ class RowFile:
     version: int = 0
 
 
+@patient
 def read_named(uri: str, file: str, path: str | None) -> bytes:
     """The image that a row of a Parquet file names, relative to that file or absolute; NoImage if it may not be."""
     place = _place(uri, file, path) if path else None

@@ -58,13 +58,12 @@ class WebDataset:
         filesystem, root = resolve(self.uri)
         rows = zip(*(entries[c].to_pylist() for c in ("file", "start", "length")), strict=True)
         for file, group in groupby(rows, key=lambda row: row[0]):
-            with filesystem.open_input_file(f"{root}/{file}") as stream:
+            with patient(filesystem.open_input_file)(f"{root}/{file}") as stream:
                 for _, start, length in group:
                     if length in UNREADABLE:
                         yield NoImage(UNREADABLE[length])
-                        continue
-                    stream.seek(start)
-                    yield stream.read(min(length, MAX_BYTES + 1))
+                    else:
+                        yield patient(stream.read_at)(min(length, MAX_BYTES + 1), start)
 
 
 @patient

@@ -12,7 +12,6 @@ import pyarrow as pa
 from d3hr_ray.datasets.decode import RejectedImage, decode_seen
 from d3hr_ray.datasets.look import COLUMNS, SHOWN, Look
 from d3hr_ray.datasets.source import Source
-from d3hr_ray.filesystems import patient
 from d3hr_ray.numerics.seeds import digest
 
 REJECTED_SCHEMA = pa.schema([("image_id", pa.string()), ("label", pa.int32()), ("reason", pa.string())])
@@ -47,7 +46,7 @@ class ReadShard:
         """One row {shard, entries} => {shard, pixels, accepted, rejected, error}."""
         row = batch.to_pylist()[0]
         try:
-            pixels, accepted, rejected = patient(read_shard)(self.source, _unpack(row["entries"]), self.size, self.look)
+            pixels, accepted, rejected = read_shard(self.source, _unpack(row["entries"]), self.size, self.look)
         except (OSError, ValueError) as error:
             first = _unpack(row["entries"])["image_id"][0]
             return _message(row["shard"], error=f"cannot read the images from {first} on: {error}")
@@ -87,7 +86,6 @@ def content_of(*images: pa.Table) -> int:
     return digest(repr(sorted(rows)).encode())
 
 
-@patient
 def read_content(unit: tuple[Source, bytes]) -> int:
     """A source and a shard's entries, as shard_unit packs them => the content of their images as they are now."""
     source, packed = unit
