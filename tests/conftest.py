@@ -29,6 +29,8 @@ import pytest
 import torch
 from PIL import Image
 
+from d3hr_ray.config import RunError
+
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "official"
 PIPELINE = str(GOLDEN / "pipeline")  # a DiTPipeline with random weights: 1000 classes, latents 4x8x8, images 32x32
@@ -80,6 +82,41 @@ def digits(ray_session, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         run(monkeypatch, f"{DIGITS} --out {out}")
     return out
+
+
+def units_here(monkeypatch) -> None:
+    """From now on units of work are done in this process, by the very objects that Ray's actors and tasks would hold.
+
+    Each stage on Ray starts an actor, and each actor imports torch and diffusers anew: 10 s of a core, for less than a
+    second of work on these small runs. Where Ray is what is tested it stays: in `digits`, killed drivers, layouts.
+    """
+    from d3hr_ray.stages import blocks, invert, pool, summary
+
+    def run_here(units, steps, title, unit_name, total, done):
+        limit = pool.time_limit(options for _, options in steps)
+        measured = [pool._measured(function, options, title, limit) for function, options in steps]
+        works = [
+            work(*options["fn_constructor_args"]) if isinstance(work, type) else work for work, options in measured
+        ]
+        with summary.costing(title, 1) as cost:
+            for unit in units:
+                table = pa.Table.from_pylist([unit])
+                for work in works:
+                    table = work(table)
+                (row,) = table.to_pylist()
+                if row["error"]:
+                    raise RunError(f"{title}: {row['error']}")
+                cost.add(row)
+                yield row
+
+    for module in (invert, blocks):
+        monkeypatch.setattr(module, "run_units", run_here)
+
+
+@pytest.fixture
+def here(monkeypatch) -> None:
+    """For a test that looks at what units make, not at how Ray brings them to actors."""
+    units_here(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -163,6 +200,7 @@ def calm(ray_session, tmp_path_factory) -> Path:
     """The run that nothing disturbs."""
     out = tmp_path_factory.mktemp("calm") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
+        units_here(monkeypatch)
         run(monkeypatch, f"{CALM} --out {out}")
     return out
 

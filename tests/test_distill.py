@@ -91,7 +91,8 @@ def test_the_sets_images_show_their_class(digits):
     assert np.linalg.norm(pixels[:, None] - means, axis=2).argmin(1).tolist() == list(range(10))
 
 
-def test_a_rerun_rebuilds_what_is_missing_to_the_same_bytes(digits, monkeypatch):
+def test_a_rerun_rebuilds_what_is_missing_to_the_same_bytes(digits, here, monkeypatch):
+    """And what this process makes is what Ray's actors made."""
     whole = snapshot(digits)
     (digits / "latents" / "part-000000.parquet").unlink()
     (digits / "gaussians" / "t0100.parquet").unlink()
@@ -114,7 +115,7 @@ def test_status_says_what_is_done_and_left_without_ray(digits, monkeypatch, caps
     assert left == "left: fit 1 timesteps; synthesize d3hr-moments-t200-ipc5-seed0 50 images"
 
 
-def test_a_single_draw_is_a_baseline_of_the_same_gaussians(digits, monkeypatch, tmp_path):
+def test_a_single_draw_is_a_baseline_of_the_same_gaussians(digits, here, monkeypatch, tmp_path):
     run(
         monkeypatch,
         f"--from-gaussians {digits} --method gaussian --timesteps 200 --ipc 2 --actors 1 1 --out {tmp_path / 'one'}",
@@ -123,7 +124,7 @@ def test_a_single_draw_is_a_baseline_of_the_same_gaussians(digits, monkeypatch, 
     assert len(images) == 20
 
 
-def test_more_sets_come_from_gaussians_without_the_data(digits, monkeypatch, capsys, tmp_path):
+def test_more_sets_come_from_gaussians_without_the_data(digits, here, monkeypatch, capsys, tmp_path):
     out = tmp_path / "more"
     more = f"--from-gaussians {digits} --timesteps 200 --ipc 3 --search random --candidates 700 --actors 1 1"
     run(monkeypatch, f"{more} --out {out}")
@@ -136,7 +137,7 @@ def test_more_sets_come_from_gaussians_without_the_data(digits, monkeypatch, cap
     assert "no Gaussians at t=300 (there: 100, 200)" in capsys.readouterr().err
 
 
-def test_mixtures_come_from_stored_latents(digits, monkeypatch, tmp_path):
+def test_mixtures_come_from_stored_latents(digits, here, monkeypatch, tmp_path):
     """One component per image is its cluster's mean; without latents/ of the cluster's timestep the run is refused."""
     command = f"--from-gaussians {digits} --timesteps 200 --ipc 3 --components ipc --actors 1 1"
     run(monkeypatch, f"{command} --cluster-timestep 100 --rank 2 --out {tmp_path / 'k'}")
@@ -148,7 +149,9 @@ def test_mixtures_come_from_stored_latents(digits, monkeypatch, tmp_path):
         run(monkeypatch, f"{command} --cluster-timestep 300 --out {tmp_path / 'none'}")
 
 
-def test_official_fidelity_gives_the_golden_latents_end_to_end(ray_session, golden, monkeypatch, tmp_path, capsys):
+def test_official_fidelity_gives_the_golden_latents_end_to_end(
+    ray_session, here, golden, monkeypatch, tmp_path, capsys
+):
     """The authors' 24 images as PNG files, through the whole job, against their inverted latents and moments."""
     wnid = {1: WNIDS[0], 207: WNIDS[1], 999: WNIDS[2]}
     images = [
@@ -226,7 +229,7 @@ def test_1_and_2_actors_give_the_same_bytes(ray_session, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dit", "random"])
-def test_baselines(ray_session, method, monkeypatch, tmp_path):
+def test_baselines(ray_session, here, method, monkeypatch, tmp_path):
     out = tmp_path / method
     run(
         monkeypatch,

@@ -292,7 +292,7 @@ def test_two_workers_train_one_student_and_survive_the_death_of_one(ray_session,
 
 
 @pytest.mark.slow
-def test_a_sweep_shares_what_is_upstream_and_repeats_nothing(ray_session, tmp_path, monkeypatch, capsys):
+def test_a_sweep_shares_what_is_upstream_and_repeats_nothing(ray_session, here, tmp_path, monkeypatch, capsys):
     config = as_dict(PRESETS["digits"]())
     config["data"]["limit_per_class"] = 12
     (tmp_path / "small.json").write_text(json.dumps({"config": config}))

@@ -17,7 +17,8 @@ from conftest import CALM, ROOT, assert_same, encode, run, wait_for
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_killed_mid_invert_resumes_to_the_same_bytes(calm, monkeypatch, tmp_path):
+def test_a_run_killed_mid_invert_resumes_to_the_same_bytes(calm, here, monkeypatch, tmp_path):
+    """Begun by Ray's actors, ended in this process."""
     command = [sys.executable, "jobs/distill.py", *CALM.split(), "--out", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list((tmp_path / ".done" / "invert").glob("*")), process, 240)

@@ -320,7 +320,7 @@ def test_a_sweep_killed_among_its_students_resumes_to_the_same_table(digits, tmp
 
 
 @pytest.mark.slow
-def test_a_sweep_judges_a_pool_once_and_what_is_lost_comes_back_the_same(digits, tmp_path):
+def test_a_sweep_judges_a_pool_once_and_what_is_lost_comes_back_the_same(digits, here, tmp_path):
     root = tmp_path / "run"
     store = Store(str(shutil.copytree(digits, root)))
     alike = ("method=cao2 optimise=1 pool=2", "method=cao2 optimise=1 pool=2 select=easy")
