@@ -9,6 +9,7 @@ on held-out images. No image is inverted twice and no set synthesised twice. The
 """
 
 from cli import announce, connect, guard, parse, refusing
+from sweepchecks import open_sweep
 from sweepflags import SweepFlags, check_flags
 
 from d3hr_ray.config import RunError
@@ -20,9 +21,10 @@ def main() -> None:
     flags = parse(SweepFlags, __doc__ or "")
     with refusing():
         check_flags(flags)
+        flags, store = open_sweep(flags)
 
-    # Imported late: torch and Ray take seconds, and --help or a wrong flag should not wait for them.
-    from sweepinputs import Sweep, compare, invert_all, open_sweep, synthesise_all
+    # Imported late: torch and Ray take seconds, and --help or a wrong flag or path should not wait for them.
+    from sweepinputs import Sweep, compare, invert_all, synthesise_all
 
     from d3hr_ray.evaluation.results import format_summary, rows_of
     from d3hr_ray.evaluation.tuning import tune_trials
@@ -31,7 +33,6 @@ def main() -> None:
     from d3hr_ray.stages.capacity import PATIENCE
 
     with refusing():
-        flags, store = open_sweep(flags)
         patience = PATIENCE if connect(flags.address) else 0
     with driving(store):
         with refusing():

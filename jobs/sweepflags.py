@@ -76,6 +76,8 @@ class SweepFlags:
     """Of Parquet, in --data: the column of images. Default: found by its name, such as image."""
     label_column: str | None = None
     """Of Parquet, in --data: the column of labels. Default: found by its name, such as label."""
+    class_ids: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=ID ...")] = ()
+    """The model's class id of classes in --data whose names are not the model's; the others are found as ever."""
     scheduler: Literal["grid", "asha"] = "grid"
     """grid: all to the end. asha: stop the worst early; they must share one IPC and one student to be comparable."""
     actors: Annotated[tuple[int, ...], tyro.conf.arg(metavar="MIN MAX")] = ()

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from building import load_preset
 from cli import announce, tell
 from evaluateinputs import judge_teachers
 from inputs import list_data, read_model
-from layouts import layout
 from settling import check_timesteps, exactly, settle
-from sweepflags import SweepFlags, deciding, kept, resumed
+from sweepchecks import base_of, test_data
+from sweepflags import SweepFlags, kept
 from sweepvariants import PLAIN, vary
 
 from d3hr_ray.config import DataConfig, RunConfig, SearchConfig, fingerprint, from_dict
@@ -30,38 +29,7 @@ from d3hr_ray.runs import stored_config
 from d3hr_ray.sets import Variant
 from d3hr_ray.stages.capacity import Ask, claim
 from d3hr_ray.stages.pool import Pool, find_pool
-from d3hr_ray.store import Store, absolute
-
-
-def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
-    """The flags, or with --resume the stored ones, and the run folder.
-
-    Raises ValueError if there is none to resume, or no run and no word of what to make.
-    """
-    assert flags.run is not None
-    store, file = Store(absolute(flags.run)), f"sweeps/{flags.name}/sweep.json"
-    stored = store.read_json(file) if store.exists(file) else None
-    if flags.resume:
-        if stored is None:
-            raise ValueError(f"--resume: {store.uri} has no sweep named {flags.name!r}; give its --name, or start one")
-        return resumed(flags, stored), store
-    if stored is not None and deciding(stored) != deciding(kept(flags)):
-        raise ValueError(
-            f"--name {flags.name}: {store.uri} has another sweep of this name; give another --name (students and "
-            "sets are shared all the same), or --resume to go on with that one"
-        )
-    if flags.preset is None and not store.exists("run.json"):
-        raise ValueError(
-            f"--run {flags.run}: no run there (it has no run.json); check the path, make it with jobs/distill.py, or "
-            "say with --preset what to make there"
-        )
-    return flags, store
-
-
-def tested_on(flags: SweepFlags, uri: str) -> DataConfig:
-    """The real images that --data names."""
-    return DataConfig(uri, flags.format, **layout(flags))
-
+from d3hr_ray.store import Store
 
 SEARCHING = ("d3hr", "d3hr+cao2")
 
@@ -88,14 +56,9 @@ class Sweep:
 
         Raises ValueError.
         """
-        stored = stored_config(store)
-        preset = load_preset(flags.preset or "digits")
-        base = from_dict(stored) if stored else preset
-        if stored and flags.preset and (preset.data, preset.model.name) != (base.data, base.model.name):
-            raise ValueError(f"--preset {flags.preset} is not what --run {store.uri} was made from; leave it out")
         pool = find_pool(flags.actors, flags.gpus_per_actor, patience)
-        base = settle(base, stored, pool)
-        data = tested_on(flags, flags.data) if flags.data else base.data
+        base = settle(base_of(flags, store), stored_config(store), pool)
+        data = test_data(flags) or base.data
         return cls(flags, store, base, data, pool, trial_gpus(flags, pool, patience))
 
     @property
@@ -132,8 +95,6 @@ class Sweep:
                 f"--method {need} needs images, and the run of --run {self.store.uri} has none: make one with "
                 f"jobs/distill.py --method {need} --data, and sweep that"
             )
-        if not self.data.uri:
-            raise ValueError("--data is needed: real images to test on; the run has none")
         card, _ = read_model(self.base, planning=False)
         side = self.base.synthesis.image_size or card.image_size
         for arch in self.flags.arch:

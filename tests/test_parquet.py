@@ -154,7 +154,7 @@ def test_every_job_takes_the_names_of_the_columns():
     import building
     import evaluatechecks
     import pretrain
-    import sweepinputs
+    import sweepchecks
     from evaluateflags import EvaluateFlags
     from flags import DistillFlags
     from sweepflags import SweepFlags
@@ -166,7 +166,7 @@ def test_every_job_takes_the_names_of_the_columns():
         building.overlay(base, DistillFlags(data="x", **named)).data,
         evaluatechecks.test_data(evaluated),
         evaluatechecks.train_data(evaluated),
-        sweepinputs.tested_on(SweepFlags(**named), "x"),
+        sweepchecks.test_data(SweepFlags(data="x", **named)),
         pretrain.build_config(pretrain.PretrainFlags("custom", data="x", **named)).data,
     ]
     assert [(data.image_column, data.label_column) for data in made] == [("scan", "diagnosis")] * 5

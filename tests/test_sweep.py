@@ -23,10 +23,12 @@ from inputs import list_data, read_model
 from presets import PRESETS
 from settling import settle
 from stripes import hard, stripes
+from sweepchecks import open_sweep
 from sweepflags import SweepFlags, check_flags
-from sweepinputs import Sweep, invert_all, open_sweep, remember, synthesise_all, trial_gpus
+from sweepinputs import Sweep, invert_all, remember, synthesise_all, trial_gpus
 from sweepvariants import vary
 
+from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.evaluation.results import rows_of
 from d3hr_ray.evaluation.sets import DistilledSet
@@ -46,6 +48,11 @@ BASE = PRESETS["digits"]()
 
 def sweep(folder: str = "nowhere", **flags) -> Sweep:
     return Sweep(SweepFlags(run=folder, **flags), Store(folder), BASE, BASE.data, Pool((1, 1), 0))
+
+
+def record(store: Store, config: RunConfig) -> None:
+    """What says that a run is there."""
+    store.write_json("run.json", {"config": as_dict(config), "inputs": {}, "started": "", "finished": None})
 
 
 def test_a_variant_is_the_flags_of_distill():
@@ -95,7 +102,7 @@ def test_matched_guidance_is_the_inversions():
 
 def test_a_sweep_is_resumed_by_name_and_another_is_refused(tmp_path):
     made = sweep(str(tmp_path), ipc=(1,), components=("ipc",))
-    made.store.write_json("run.json", {})
+    record(made.store, BASE)
     remember(made)
     flags, _ = open_sweep(SweepFlags(run=str(tmp_path), resume=True))
     assert flags.ipc == (1,) and flags.components == ("ipc",)
@@ -115,7 +122,7 @@ def test_a_sweep_is_resumed_by_name_and_another_is_refused(tmp_path):
 
 def test_a_sweep_goes_on_with_other_resources(tmp_path):
     made = sweep(str(tmp_path), ipc=(1,), gpus_per_trial=0.5)
-    made.store.write_json("run.json", {})
+    record(made.store, BASE)
     remember(made)
     elsewhere = replace(made.flags, gpus_per_trial=1.0, actors=(1, 4), gpus_per_actor=1.0)
     for flags in (elsewhere, replace(elsewhere, resume=True, ipc=(10,))):  # 10 is the default
@@ -128,6 +135,24 @@ def test_a_run_that_is_not_there_is_no_run_of_the_digits(tmp_path):
     with pytest.raises(ValueError, match=r"no run there \(it has no run.json\); check the path.* --preset"):
         open_sweep(SweepFlags(run=str(tmp_path / "typo"), data="digits/test"))
     open_sweep(SweepFlags(run=str(tmp_path / "new"), preset="digits"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"data": "/nowhere"}, "--data /nowhere: no such file"),
+        ({"timesteps": (100, 603)}, "--timesteps 603 is not on the 50-step grid; its neighbours are 600 and 620"),
+        ({"timesteps": (0,)}, "--timesteps 0 is before the first inversion step"),
+    ],
+)
+def test_what_cannot_be_swept_is_said_before_anything_heavy_is_imported(flags, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        open_sweep(SweepFlags(run=str(tmp_path), preset="digits", **flags))
+    asked = (
+        "import sys, sweepchecks; print(sorted({'torch', 'ray', 'diffusers', 'timm', 'sklearn'} & sys.modules.keys()))"
+    )
+    heavy = subprocess.run([sys.executable, "-c", asked], cwd=ROOT / "jobs", capture_output=True, text=True, check=True)
+    assert heavy.stdout == "[]\n"
 
 
 def test_students_take_a_gpu_each_where_actors_do(monkeypatch):
@@ -284,8 +309,9 @@ def test_a_method_that_needs_images_is_refused_where_there_are_none(machine, tmp
     plan = replace(sweep(str(tmp_path), method=("dit", "gaussian")), base=none, data=none.data)
     with pytest.raises(ValueError, match="--method gaussian needs images"):
         plan.check()
+    record(plan.store, none)
     with pytest.raises(ValueError, match="--data is needed: real images to test on"):
-        replace(plan, flags=replace(plan.flags, method=("dit",))).check()
+        open_sweep(replace(plan.flags, method=("dit",)))
 
 
 def test_a_killed_run_is_not_inverted_for_sets_of_noise(machine, tmp_path):
