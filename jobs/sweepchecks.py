@@ -1,0 +1,68 @@
+"""What jobs/sweep.py asks of its flags and of what lies in the run folder, before anything heavy is imported."""
+
+from dataclasses import replace
+
+from building import load_preset
+from inputs import read_model
+from layouts import layout
+from settling import check_timesteps
+from sweepflags import SweepFlags, deciding, kept, resumed
+
+from d3hr_ray.config import DataConfig, RunConfig, from_dict
+from d3hr_ray.datasets.listing import open_source
+from d3hr_ray.runs import stored_config
+from d3hr_ray.store import Store, absolute
+
+
+def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
+    """The flags, or with --resume the stored ones, and the run folder.
+
+    Raises ValueError if there is none to resume, or no run and no word of what to make.
+    """
+    assert flags.run is not None
+    store, file = Store(absolute(flags.run)), f"sweeps/{flags.name}/sweep.json"
+    stored = store.read_json(file) if store.exists(file) else None
+    if flags.resume:
+        if stored is None:
+            raise ValueError(f"--resume: {store.uri} has no sweep named {flags.name!r}; give its --name, or start one")
+        return resumed(flags, stored), store
+    if stored is not None and deciding(stored) != deciding(kept(flags)):
+        raise ValueError(
+            f"--name {flags.name}: {store.uri} has another sweep of this name; give another --name (students and "
+            "sets are shared all the same), or --resume to go on with that one"
+        )
+    if flags.preset is None and not store.exists("run.json"):
+        raise ValueError(
+            f"--run {flags.run}: no run there (it has no run.json); check the path, make it with jobs/distill.py, or "
+            "say with --preset what to make there"
+        )
+    _check(flags, store)
+    return flags, store
+
+
+def base_of(flags: SweepFlags, store: Store) -> RunConfig:
+    """The config that the axes vary: the run's, or the preset's of a run that is to be made. Raises ValueError."""
+    preset, stored = load_preset(flags.preset or "digits"), stored_config(store)
+    if stored is None:
+        return preset
+    base = from_dict(stored)
+    if flags.preset and (preset.data, preset.model.name) != (base.data, base.model.name):
+        raise ValueError(f"--preset {flags.preset} is not what --run {store.uri} was made from; leave it out")
+    return base
+
+
+def test_data(flags: SweepFlags) -> DataConfig | None:
+    """The real images that --data names."""
+    return DataConfig(flags.data, flags.format, **layout(flags)) if flags.data else None
+
+
+def _check(flags: SweepFlags, store: Store) -> None:
+    """Raise ValueError for real images that cannot be opened, and for a timestep that the sampler does not have."""
+    base, data = base_of(flags, store), test_data(flags)
+    if data is None and not base.data.uri:
+        raise ValueError("--data is needed: real images to test on; the run has none")
+    if data is not None:
+        open_source(data)
+    timesteps = flags.timesteps or base.inversion.timesteps
+    wanted = replace(base, inversion=replace(base.inversion, timesteps=timesteps))
+    check_timesteps(wanted, read_model(wanted, planning=False)[1])
