@@ -95,6 +95,14 @@ print(sorted({"torch", "ray", "diffusers", "timm", "sklearn"} & sys.modules.keys
 """
 
 
+def test_a_driver_imports_no_network():
+    """diffusers, timm and torchvision take 10 s each; those who hold networks import them: actors and students."""
+    script = "import sys, d3hr_ray.methods.d3hr, d3hr_ray.evaluation.tuning, d3hr_ray.evaluation.launch\n"
+    script += "print(sorted({'diffusers', 'timm', 'torchvision', 'sklearn', 'torch._dynamo'} & sys.modules.keys()))"
+    asked = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert asked.stdout == "[]\n"
+
+
 def test_what_needs_no_torch_is_told_before_it_is_imported(tmp_path):
     """torch, Ray and diffusers take 15 s to import; a path, a timestep, a class and --status need none of them."""
     data = write_imagefolder(tmp_path / "data", make_images(2))

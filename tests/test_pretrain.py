@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WNIDS, make_images, wait_for, write_imagefolder
+from conftest import PIPELINE, WNIDS, make_images, wait_for, write_imagefolder
 from PIL import Image
 from tqdm import tqdm
 
@@ -156,6 +156,15 @@ def test_fine_tuning_keeps_the_vae_and_refits_the_classes(trained, tmp_path):
     weights = "diffusion_pytorch_model.safetensors"
     assert files(tmp_path / "vae")[weights] == files(trained / "vae")[weights]
     assert files(tmp_path / "transformer")[weights] != files(trained / "transformer")[weights]
+
+
+def test_fine_tuning_starts_from_imagenets_classes_by_any_of_their_spellings():
+    """Hugging Face has two cranes; which is which is told by the names beside it."""
+    start = replace(TINY, init=PIPELINE)
+    fitted = build(start, ["crane", "crane2", "stingray"]).transformer
+    whole = load_networks(PIPELINE, torch.float32, "cpu")[1].transformer
+    new, old = (t.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight for t in (fitted, whole))
+    assert torch.equal(new, old[[134, 517, 6, 1000]])
 
 
 def test_the_objective_is_the_mean_error_of_the_noise():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy import stats
+from scipy.special import stdtrit
 
 from d3hr_ray.config import with_axes
 from d3hr_ray.evaluation.naming import apart, name_of
@@ -122,7 +122,7 @@ def spread(values: Sequence[float]) -> Spread:
     std = float(np.std(values, ddof=1)) if n > 1 else float("nan")
     if n < LEAST_SETS:
         return Spread(mean, std, float("nan"), float(min(values)), float(max(values)))
-    half = float(stats.t.ppf(0.975, n - 1)) * std / sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * std / sqrt(n)
     return Spread(mean, std, half, mean - half, mean + half)
 
 

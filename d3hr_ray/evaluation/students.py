@@ -1,5 +1,7 @@
 """Networks by name, for any input size: the field's students, and every classifier that timm knows.
 
+timm and torchvision take 10 s to import: a worker that trains a ConvNet, and a driver, do without.
+
 Images are float [-1, 1] BCHW everywhere in this project; a network that wants another normalisation wears `Normalised`.
 """
 
@@ -7,21 +9,18 @@ import difflib
 import re
 from typing import Any
 
-import timm
 import torch
-import torchvision
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from d3hr_ray.models.classifiers import ConvNet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CONVNET = re.compile(r"convnet-d(?P<depth>[1-9])(-w(?P<width>\d+))?(-(?P<norm>in|bn))?")
-SMALL_RESNETS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
-    "resnet8-small": (BasicBlock, (1, 1, 1), (16, 32, 64)),  # He et al. 2016, section 4.2, n = 1
-    "resnet18-small": (BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512)),
-    "resnet50-small": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512)),
-    "resnet101-small": (Bottleneck, (3, 4, 23, 3), (64, 128, 256, 512)),
+SMALL_RESNETS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
+    "resnet8-small": ("BasicBlock", (1, 1, 1), (16, 32, 64)),  # He et al. 2016, section 4.2, n = 1
+    "resnet18-small": ("BasicBlock", (2, 2, 2, 2), (64, 128, 256, 512)),
+    "resnet50-small": ("Bottleneck", (3, 4, 6, 3), (64, 128, 256, 512)),
+    "resnet101-small": ("Bottleneck", (3, 4, 23, 3), (64, 128, 256, 512)),
 }
 ALIASES = {
     "mobilenet_v2": "mobilenetv2_100",
@@ -76,7 +75,14 @@ def check_arch(arch: str, image_size: int) -> None:
     if match := CONVNET.fullmatch(arch):
         if 2 ** int(match["depth"]) > image_size:
             raise ValueError(f"--arch {arch} halves {image_size} pixels too often; use a smaller depth")
-    elif arch not in (*SMALL_RESNETS, *ALIASES, *TORCHVISION) and not timm.is_model(arch.partition(".")[0]):
+    elif arch not in (*SMALL_RESNETS, *ALIASES, *TORCHVISION):
+        _require_known(arch)
+
+
+def _require_known(arch: str) -> None:
+    import timm
+
+    if not timm.is_model(arch.partition(".")[0]):
         known = [name for names in (EXAMPLES, timm.list_models()) for name in difflib.get_close_matches(arch, names, 3)]
         close = list(dict.fromkeys(known))[:3] or list(EXAMPLES[:3])  # the field's students first
         raise ValueError(f"--arch {arch}: no such architecture; near it: {', '.join(close)}")
@@ -116,8 +122,12 @@ def _build(arch: str, classes: int, side: int) -> nn.Module:
     if arch in SMALL_RESNETS:
         return _small_resnet(arch, classes)
     if arch in TORCHVISION:
+        import torchvision
+
         net: nn.Module = getattr(torchvision.models, arch)(num_classes=classes)
         return Enlarged(net, LEAST_SIDE[arch]) if side < LEAST_SIDE[arch] else net
+    import timm
+
     name = ALIASES.get(arch, arch)
     return timm.create_model(name, num_classes=classes, **_geometry(name, side))
 
@@ -127,7 +137,9 @@ def _small_resnet(arch: str, classes: int) -> nn.Module:
     block, layers, channels = SMALL_RESNETS[arch]
     if len(layers) == 3:
         return CifarResNet(layers[0], channels, classes)
-    net: Any = ResNet(block, layers, num_classes=classes)
+    from timm.models import resnet
+
+    net: Any = resnet.ResNet(getattr(resnet, block), layers, num_classes=classes)
     net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     net.maxpool = nn.Identity()
     return net
@@ -137,6 +149,8 @@ class CifarResNet(nn.Module):
     """He et al. (2016, section 4.2): three stages of `blocks` basic blocks. timm's ResNet always has four stages."""
 
     def __init__(self, blocks: int, channels: tuple[int, ...], classes: int) -> None:
+        from timm.models.resnet import BasicBlock
+
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, channels[0], 3, 1, 1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU(True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
-import timm
 import torch
 from torch import nn
 
@@ -191,6 +190,8 @@ def _outputs(state: Mapping[str, torch.Tensor]) -> int:
 
 
 def _from_timm(name: str, target: Target) -> nn.Module:
+    import timm  # takes 10 s to import
+
     plain = name.removeprefix("timm/")
     if not plain.startswith(HUB) and not timm.is_model_pretrained(plain):  # the hub alone knows what it holds
         raise ValueError(f"--teacher {name}: no timm model with weights, no folder of --teacher train, no ARCH=FILE")

@@ -2,10 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
+
+if TYPE_CHECKING:  # loading.py imports it where it is needed
+    from diffusers import AutoencoderKL
 
 
 class Autoencoder(nn.Module):
@@ -14,7 +17,7 @@ class Autoencoder(nn.Module):
     `tf32`: let a GPU's tensor cores round its products to TF32; what runs beside it is left as it is.
     """
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: "AutoencoderKL") -> None:
         super().__init__()
         self.vae = vae
         self.scale = float(vae.config.scaling_factor)

@@ -3,18 +3,22 @@
 Guidance, the learned-sigma split, dtype and the null class live here and nowhere else.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
-from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from d3hr_ray.numerics.ancestral import Predict
 from d3hr_ray.numerics.ddim import Denoise
 
+if TYPE_CHECKING:  # loading.py imports it where it is needed
+    from diffusers import DiTTransformer2DModel
+
 
 class Denoiser(nn.Module):
     """A class-conditional DiT. The null class is the model's own last embedding, `num_embeds_ada_norm`."""
 
-    def __init__(self, transformer: DiTTransformer2DModel) -> None:
+    def __init__(self, transformer: "DiTTransformer2DModel") -> None:
         super().__init__()
         self.transformer = transformer
         self.compiled_sizes: set[int] | None = None  # None: not compiled, any batch runs as it is

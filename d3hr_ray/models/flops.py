@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from d3hr_ray.models.card import ModelCard
@@ -20,6 +19,8 @@ class Cost:
 
 def count_flop(card: ModelCard) -> Cost:
     """Count the networks' FLOP (2 per multiply-add) on meta tensors: no weights and no memory are needed."""
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
+
     with torch.device("meta"):
         dit = DiTTransformer2DModel.from_config(card.transformer).eval()
         vae = AutoencoderKL.from_config(card.vae).eval()

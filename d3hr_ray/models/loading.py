@@ -1,14 +1,12 @@
 """From a model's name to its networks: an embedded model, a diffusers DiTPipeline folder, or a hub id.
 
 Weights are read as safetensors where the folder has them; a hub's older .bin is read with weights_only, so that
-nothing is ever unpickled from a model.
+nothing is ever unpickled from a model. diffusers takes 10 s to import: a driver, which loads nothing, does without.
 """
 
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
-from diffusers.utils import is_accelerate_available
 
 from d3hr_ray.config import Solver
 from d3hr_ray.models.autoencoder import Autoencoder
@@ -22,6 +20,8 @@ def load_networks(name: str, dtype: torch.dtype, device: str) -> tuple[Autoencod
 
     The VAE stays in float32 whatever `dtype` is: half precision costs image quality, and it is 1 % of the work.
     """
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
+
     where = locate(name)
     vae = _load(AutoencoderKL, where, "vae", torch.float32)
     transformer = _load(DiTTransformer2DModel, where, "transformer", dtype)
@@ -43,6 +43,8 @@ def load_schedule(name: str, steps: int, solver: Solver = "ddim") -> Schedule:
 
 
 def _load_scheduler(where: str) -> Any:
+    from diffusers import DDIMScheduler
+
     try:
         return DDIMScheduler.from_pretrained(where, subfolder="scheduler")
     except OSError as error:
@@ -50,6 +52,8 @@ def _load_scheduler(where: str) -> Any:
 
 
 def _load(kind: Any, where: str, part: str, dtype: torch.dtype) -> Any:
+    from diffusers.utils import is_accelerate_available
+
     try:
         frugal = is_accelerate_available()  # without it the loading that saves memory is not there, and diffusers nags
         return kind.from_pretrained(where, subfolder=part, torch_dtype=dtype, low_cpu_mem_usage=frugal)

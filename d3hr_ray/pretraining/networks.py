@@ -1,24 +1,30 @@
-"""The networks to train: new ones of a given shape, or a model's own with its class embedding fitted to new classes."""
+"""The networks to train: new ones of a given shape, or a model's own with its class embedding fitted to new classes.
+
+diffusers takes 10 s to import: wrong data is told before, so it comes in late.
+"""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 
 from d3hr_ray.datasets.classes import build_class_map
 from d3hr_ray.models.card import ModelCard, locate, read_card
 from d3hr_ray.pretraining.settings import Architecture, PretrainConfig
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 
 
 @dataclass(frozen=True)
 class Networks:
     """A diffusers VAE, DiT and scheduler, float32, on the CPU."""
 
-    vae: AutoencoderKL
-    transformer: DiTTransformer2DModel
-    scheduler: DDIMScheduler
+    vae: "AutoencoderKL"
+    transformer: "DiTTransformer2DModel"
+    scheduler: "DDIMScheduler"
 
     def parameters(self) -> dict[str, int]:
         """Parameters of each network."""
@@ -41,8 +47,10 @@ def build(config: PretrainConfig, class_names: Sequence[str]) -> Networks:
     return Networks(vae, transformer, new_scheduler())
 
 
-def new_vae(shape: Architecture) -> AutoencoderKL:
+def new_vae(shape: Architecture) -> "AutoencoderKL":
     """A VAE with random weights; its scaling factor is set once it is trained."""
+    from diffusers import AutoencoderKL
+
     depth = len(shape.vae_channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * depth,
@@ -56,8 +64,10 @@ def new_vae(shape: Architecture) -> AutoencoderKL:
     )
 
 
-def new_transformer(shape: Architecture, num_classes: int) -> DiTTransformer2DModel:
+def new_transformer(shape: Architecture, num_classes: int) -> "DiTTransformer2DModel":
     """A DiT with random weights that predicts noise only, no sigma, and starts at zero as the paper's does."""
+    from diffusers import DiTTransformer2DModel
+
     transformer = DiTTransformer2DModel(
         num_attention_heads=shape.dit_heads,
         attention_head_dim=shape.dit_width // shape.dit_heads,
@@ -78,35 +88,42 @@ def new_transformer(shape: Architecture, num_classes: int) -> DiTTransformer2DMo
     return transformer
 
 
-def new_scheduler() -> DDIMScheduler:
+def new_scheduler() -> "DDIMScheduler":
     """The linear schedule of 1,000 steps that DiT was trained with, walked by diffusers' 'leading' grid."""
+    from diffusers import DDIMScheduler
+
     return DDIMScheduler(beta_schedule="linear", clip_sample=False, set_alpha_to_one=True, steps_offset=0)
 
 
 def _loaded(init: str, class_names: Sequence[str]) -> Networks:
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
+
     where, card = locate(init), read_card(init)
     vae = AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=torch.float32)
     transformer = DiTTransformer2DModel.from_pretrained(where, subfolder="transformer", torch_dtype=torch.float32)
     scheduler = DDIMScheduler.from_pretrained(where, subfolder="scheduler")
     for part in (vae, transformer):
         part.register_to_config(_name_or_path="")  # a private path that diffusers would save
-    rows = [_known_row(name, card) for name in class_names] + [card.num_classes]
+    rows = [_known_row(name, class_names, card) for name in class_names] + [card.num_classes]
     return Networks(vae, _with_classes(transformer, rows), scheduler)
 
 
-def _known_row(name: str, card: ModelCard) -> int:
-    """The model's id of a class it knows by name, else its null class: the best guess for what it never saw."""
+def _known_row(name: str, class_names: Sequence[str], card: ModelCard) -> int:
+    """The model's id of a class it knows by name, else its null class: the best guess for what it never saw.
+
+    A name that two classes of ImageNet have is told apart by the others beside it, if the model knows them all.
+    """
     try:
-        return build_class_map([name], (), card.num_classes, card.class_names).model_classes[0]
+        return build_class_map(class_names, [name], card.num_classes, card.class_names).model_classes[0]
     except ValueError:
         return card.num_classes
 
 
-def _with_classes(transformer: DiTTransformer2DModel, rows: Sequence[int]) -> DiTTransformer2DModel:
+def _with_classes(transformer: "DiTTransformer2DModel", rows: Sequence[int]) -> "DiTTransformer2DModel":
     """The same DiT with class embedding rows picked from its own, in every block; the last row is the null class."""
     if list(rows) == list(range(transformer.config.num_embeds_ada_norm + 1)):
         return transformer
-    fitted = DiTTransformer2DModel.from_config({**transformer.config, "num_embeds_ada_norm": len(rows) - 1})
+    fitted = type(transformer).from_config({**transformer.config, "num_embeds_ada_norm": len(rows) - 1})
     weights = transformer.state_dict()
     for name in weights:
         if name.endswith("class_embedder.embedding_table.weight"):

@@ -3,9 +3,13 @@
 B images; D latent dims in any shape (C, H, W).
 """
 
+from typing import TYPE_CHECKING
+
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch import nn
+
+if TYPE_CHECKING:  # networks.py imports it where it is needed
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
 
 Losses = dict[str, torch.Tensor]  # "loss" is minimised; the others are for the curves
 
@@ -13,7 +17,7 @@ Losses = dict[str, torch.Tensor]  # "loss" is minimised; the others are for the 
 class VaeObjective(nn.Module):
     """Squared error of the reconstruction plus the weighted KL to N(0, 1) (Kingma and Welling, 2014, eq. 10)."""
 
-    def __init__(self, vae: AutoencoderKL, kl_weight: float) -> None:
+    def __init__(self, vae: "AutoencoderKL", kl_weight: float) -> None:
         super().__init__()
         self.vae, self.kl_weight = vae, kl_weight
 
@@ -38,7 +42,7 @@ class DitObjective(nn.Module):
     null class is never learnt (FIELD.md 9). Whoever calls drops the labels instead.
     """
 
-    def __init__(self, transformer: DiTTransformer2DModel, alphas_cumprod: torch.Tensor) -> None:
+    def __init__(self, transformer: "DiTTransformer2DModel", alphas_cumprod: torch.Tensor) -> None:
         super().__init__()
         self.transformer = transformer.eval()
         self.alphas: torch.Tensor

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib import pyplot as plt
 from scipy import stats
-from sklearn.manifold import TSNE
 
 from d3hr_ray.report.contact import save_figure
 from d3hr_ray.stages.invert import PROBES
@@ -88,6 +87,8 @@ def normality_figure(table: pa.Table) -> bytes:
 
 def tsne_figure(labels: np.ndarray, states: dict[int, np.ndarray], label: int, name: str, seed: int) -> bytes:
     """One class in VAE space and in noise space beside draws of its fitted Gaussian: the paper's Figure 1, as PNG."""
+    from sklearn.manifold import TSNE  # takes seconds to import
+
     t = max(states)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.8))
     for axis, step in zip(axes, (0, t), strict=True):

@@ -7,7 +7,6 @@ that comes with the embedded models. Its classes are matched to the run's by wni
 from pathlib import Path
 
 import pyarrow as pa
-import timm
 import torch
 from torch import nn
 
@@ -91,5 +90,7 @@ def _side(name: str) -> int:
     store = Store(absolute(name))
     if "=" not in name and store.exists(CARD):
         return int(store.read_json(CARD)["image_size"])
+    import timm  # takes 10 s to import
+
     known = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True) if "=" not in name else None
     return int(known.input_size[-1]) if known is not None else 224
