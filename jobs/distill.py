@@ -52,10 +52,10 @@ def main() -> None:
         return print(plan(config, card, grid, *counted, flags.tflops))
     from d3hr_ray.methods import d3hr
     from d3hr_ray.report.distilled import report
-    from d3hr_ray.stages.capacity import PATIENCE
+    from d3hr_ray.runtime.actors import find_pool
+    from d3hr_ray.runtime.capacity import PATIENCE
+    from d3hr_ray.runtime.summary import recording
     from d3hr_ray.stages.judge import judge_id
-    from d3hr_ray.stages.pool import find_pool
-    from d3hr_ray.stages.summary import recording
 
     with refusing():
         if flags.data and not config.lists_images:

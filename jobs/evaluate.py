@@ -28,7 +28,7 @@ def main() -> None:
     from d3hr_ray.evaluation.results import format_summary, rows_of
     from d3hr_ray.evaluation.teachers import teacher_id
     from d3hr_ray.report.evaluated import report, write_summary
-    from d3hr_ray.stages.capacity import PATIENCE
+    from d3hr_ray.runtime.capacity import PATIENCE
 
     with refusing():
         patience = PATIENCE if connect(flags.address) else 0

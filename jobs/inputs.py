@@ -26,7 +26,7 @@ def list_data(config: RunConfig, card: ModelCard, planning: bool = False) -> Lis
         return model_listing(config.data, card.num_classes, card.class_names)
     each = thread_map
     if is_remote(config) and not planning:
-        from d3hr_ray.stages.tasks import ray_map
+        from d3hr_ray.runtime.tasks import ray_map
 
         each = ray_map
     listing = list_images(config.data, card.num_classes, card.class_names, each)

@@ -117,7 +117,7 @@ def main() -> None:
 
     # Imported late: torch and diffusers take seconds, and --help or a wrong flag should not wait for them.
     from d3hr_ray.pretraining.launch import find_gpus, prepare, pretrain, start_anew
-    from d3hr_ray.stages.capacity import PATIENCE
+    from d3hr_ray.runtime.capacity import PATIENCE
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # it doubts every cast to fp16, of no module here

@@ -8,7 +8,7 @@ from d3hr_ray.filesystems import is_same_place
 from d3hr_ray.numerics.grids import above, position
 
 if TYPE_CHECKING:  # Ray takes seconds to import: --help and a wrong flag should not wait for it
-    from d3hr_ray.stages.pool import Pool
+    from d3hr_ray.runtime.actors import Pool
 
 
 def check_timesteps(config: RunConfig, grid: tuple[int, ...]) -> None:

@@ -30,7 +30,7 @@ def main() -> None:
     from d3hr_ray.evaluation.tuning import tune_trials
     from d3hr_ray.report.evaluated import report
     from d3hr_ray.report.swept import write_sweep
-    from d3hr_ray.stages.capacity import PATIENCE
+    from d3hr_ray.runtime.capacity import PATIENCE
 
     with refusing():
         patience = PATIENCE if connect(flags.address) else 0

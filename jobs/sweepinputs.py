@@ -26,9 +26,9 @@ from d3hr_ray.methods.many import make_many
 from d3hr_ray.methods.variants import variants
 from d3hr_ray.report.chosen import pools_table, pools_text
 from d3hr_ray.runs import stored_config
+from d3hr_ray.runtime.actors import Pool, find_pool
+from d3hr_ray.runtime.capacity import Ask, claim
 from d3hr_ray.sets import Variant
-from d3hr_ray.stages.capacity import Ask, claim
-from d3hr_ray.stages.pool import Pool, find_pool
 from d3hr_ray.store import Store
 
 SEARCHING = ("d3hr", "d3hr+cao2")

@@ -5,9 +5,9 @@ import ray
 
 from d3hr_ray.evaluation.launch import find_workers
 from d3hr_ray.pretraining.launch import find_gpus
-from d3hr_ray.stages import capacity
-from d3hr_ray.stages.capacity import Ask, claim, room
-from d3hr_ray.stages.pool import GROWING, find_pool
+from d3hr_ray.runtime import capacity
+from d3hr_ray.runtime.actors import GROWING, find_pool
+from d3hr_ray.runtime.capacity import Ask, claim, room
 
 HEAD = {"CPU": 0.0, "memory": 1e9}
 GPU_NODE = {"CPU": 16.0, "GPU": 1.0}

@@ -28,7 +28,7 @@ from d3hr_ray.methods.plan import duration
 from d3hr_ray.models.card import locate, read_card, sampling_grid
 from d3hr_ray.models.loading import load_schedule
 from d3hr_ray.runs import open_run
-from d3hr_ray.stages.pool import Pool
+from d3hr_ray.runtime.actors import Pool
 from d3hr_ray.store import Store
 
 

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
-from d3hr_ray.stages.telemetry import metrics
+from d3hr_ray.runtime.telemetry import metrics
 
 FOLDER = ROOT / "cluster"
 PINNED = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)[1]

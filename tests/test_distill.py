@@ -24,9 +24,9 @@ from d3hr_ray.datasets.classes import ClassMap
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.methods.plan import plan
 from d3hr_ray.models.card import read_card
+from d3hr_ray.runtime.actors import Pool
 from d3hr_ray.stages.fit import run_fit, to_tensors
 from d3hr_ray.stages.invert import run_invert
-from d3hr_ray.stages.pool import Pool
 from d3hr_ray.store import Store
 
 

@@ -9,9 +9,9 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from d3hr_ray.config import RunError
-from d3hr_ray.stages.failures import failure
+from d3hr_ray.runtime.failures import failure
+from d3hr_ray.runtime.tasks import bounded, fetch
 from d3hr_ray.stages.fit import fit_tree
-from d3hr_ray.stages.tasks import bounded, fetch
 from d3hr_ray.store import Store
 
 MEMORY = "Task was killed due to the node running low on memory.\nMemory on it was 30 of 31 GB.\nRefer to the docs."

@@ -9,7 +9,7 @@ from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.filesystems import absolute, is_passing, resolve
 from d3hr_ray.lock import driving
-from d3hr_ray.stages.tasks import ray_map
+from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.store import Store
 
 IMAGES = make_images(4)

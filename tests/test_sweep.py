@@ -38,7 +38,7 @@ from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.many import settings_name, with_pools
 from d3hr_ray.methods.variants import variants
 from d3hr_ray.report.swept import AXES, best_cell, preset_of
-from d3hr_ray.stages.pool import Pool
+from d3hr_ray.runtime.actors import Pool
 from d3hr_ray.stages.publish import recipe
 from d3hr_ray.store import Store
 

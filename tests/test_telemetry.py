@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from d3hr_ray.stages import telemetry
-from d3hr_ray.stages.batching import run_batches
-from d3hr_ray.stages.pool import TASK_LIMIT, Pool, time_limit
-from d3hr_ray.stages.summary import costing, format_summary, recording, summary
-from d3hr_ray.stages.telemetry import COST, Measured, MeasuredActor
+from d3hr_ray.runtime import telemetry
+from d3hr_ray.runtime.actors import TASK_LIMIT, Pool, time_limit
+from d3hr_ray.runtime.batching import run_batches
+from d3hr_ray.runtime.summary import costing, format_summary, recording, summary
+from d3hr_ray.runtime.telemetry import COST, Measured, MeasuredActor
 from d3hr_ray.store import Store
 
 UNIT = pa.table({"unit": [1]})
@@ -51,8 +51,8 @@ def test_the_pools_time_limit_is_every_steps():
 
 HANGS = """
 import sys, time
-from d3hr_ray.stages import telemetry
-from d3hr_ray.stages.batching import run_batches
+from d3hr_ray.runtime import telemetry
+from d3hr_ray.runtime.batching import run_batches
 def work(rows):
     time.sleep(0.4 if rows.start < 3 else 60)
 with telemetry.limited("invert", 1.0):

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from d3hr_ray.benchmarks.fake_device import SIDE, FakeDevice, NoiseImages, entries
 from d3hr_ray.benchmarks.measure import WALL, Result, peak_mb
-from d3hr_ray.stages.pool import Pool, run_units
+from d3hr_ray.runtime.actors import Pool, run_units
 from d3hr_ray.stages.read import ReadShard, shard_unit
 from d3hr_ray.store import Store
 

@@ -11,9 +11,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from d3hr_ray.evaluation.images import Images, Loadable, nbytes
 from d3hr_ray.evaluation.sets import DistilledSet
-from d3hr_ray.stages.capacity import voicing
-from d3hr_ray.stages.tasks import fetch, ray_map
-from d3hr_ray.stages.telemetry import LOG
+from d3hr_ray.runtime.capacity import voicing
+from d3hr_ray.runtime.tasks import fetch, ray_map
+from d3hr_ray.runtime.telemetry import LOG
 
 READING = "reading images"  # what a failure is named after
 

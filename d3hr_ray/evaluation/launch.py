@@ -26,9 +26,9 @@ from d3hr_ray.evaluation.images import Loadable
 from d3hr_ray.evaluation.teachers import Target, load_teachers, preflight
 from d3hr_ray.evaluation.training import Share
 from d3hr_ray.evaluation.trials import Trial, run_trial, untrained
-from d3hr_ray.stages.capacity import Ask, claim, voicing
-from d3hr_ray.stages.failures import failure
-from d3hr_ray.stages.tasks import fetch, progress
+from d3hr_ray.runtime.capacity import Ask, claim, voicing
+from d3hr_ray.runtime.failures import failure
+from d3hr_ray.runtime.tasks import fetch, progress
 from d3hr_ray.store import Store
 
 SCRATCH = "evaluations/.training"

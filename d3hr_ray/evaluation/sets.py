@@ -21,7 +21,7 @@ from d3hr_ray.evaluation.folders import class_folders, images_of
 from d3hr_ray.evaluation.images import Images, Loadable, assemble, glance_rows
 from d3hr_ray.evaluation.reading import Reading
 from d3hr_ray.methods.variants import about_of
-from d3hr_ray.stages.tasks import ray_map
+from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.store import Store
 
 READERS = 16  # threads, where storage is remote and each file waits for an answer

@@ -15,6 +15,7 @@ from d3hr_ray.layout import finished, gaussian_file
 from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.models.card import ModelCard
 from d3hr_ray.runs import claim_recipe, open_run, read_run
+from d3hr_ray.runtime.actors import Pool
 from d3hr_ray.sets import Variant
 from d3hr_ray.stages import contents
 from d3hr_ray.stages.candidates import run_candidates
@@ -23,7 +24,6 @@ from d3hr_ray.stages.fit import run_fit
 from d3hr_ray.stages.invert import run_invert
 from d3hr_ray.stages.judge import judge_id
 from d3hr_ray.stages.mixture import mixture_kind, run_mixtures
-from d3hr_ray.stages.pool import Pool
 from d3hr_ray.stages.publish import pool_recipe, recipe, run_publish
 from d3hr_ray.stages.reals import run_reals
 from d3hr_ray.stages.search import run_search, write_noise

@@ -32,10 +32,10 @@ from d3hr_ray.pretraining.settings import PretrainConfig
 from d3hr_ray.pretraining.stream import ImageStream
 from d3hr_ray.pretraining.watch import following
 from d3hr_ray.pretraining.work import work
+from d3hr_ray.runtime.capacity import Ask, claim, voicing
+from d3hr_ray.runtime.failures import failure
+from d3hr_ray.runtime.tasks import progress
 from d3hr_ray.stages import contents
-from d3hr_ray.stages.capacity import Ask, claim, voicing
-from d3hr_ray.stages.failures import failure
-from d3hr_ray.stages.tasks import progress
 from d3hr_ray.store import Store
 
 CLAIM = f"{SCRATCH}/settings.json"

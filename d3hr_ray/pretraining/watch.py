@@ -10,7 +10,7 @@ from tqdm import tqdm
 from d3hr_ray.beside import beside
 from d3hr_ray.pretraining.optimise import SCRATCH
 from d3hr_ray.pretraining.state import Seldom, State, Tell
-from d3hr_ray.stages.tasks import progress
+from d3hr_ray.runtime.tasks import progress
 from d3hr_ray.store import Store
 
 FILE = f"{SCRATCH}/state.json"

@@ -12,8 +12,8 @@ from d3hr_ray.report.matching import format_table, matching_table
 from d3hr_ray.report.normality import MIN_IMAGES, normality_figure, normality_table, probe_latents, tsne_figure
 from d3hr_ray.report.page import write_page
 from d3hr_ray.runs import close_run
+from d3hr_ray.runtime.summary import format_summary, summary
 from d3hr_ray.stages.invert import PROBES
-from d3hr_ray.stages.summary import format_summary, summary
 from d3hr_ray.store import Store
 
 

@@ -6,9 +6,9 @@ import torch
 from d3hr_ray.layout import gaussian_file, subset_file
 from d3hr_ray.numerics import groups
 from d3hr_ray.numerics.seeds import normal
+from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.sets import Variant
 from d3hr_ray.stages.fit import read_gaussians
-from d3hr_ray.stages.tasks import bounded
 from d3hr_ray.store import Store
 
 

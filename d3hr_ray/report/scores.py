@@ -20,9 +20,9 @@ from d3hr_ray.methods.variants import variant_of
 from d3hr_ray.models.autoencoder import to_images, to_pixels
 from d3hr_ray.numerics import adams, ddim, distances
 from d3hr_ray.sets import Variant, made_with
-from d3hr_ray.stages.batching import open_model
 from d3hr_ray.stages.fit import read_gaussians, to_tensors
 from d3hr_ray.stages.judge import Judge
+from d3hr_ray.stages.networks import open_model
 from d3hr_ray.store import Store
 
 COLUMNS = (

@@ -16,10 +16,10 @@ from d3hr_ray.evaluation.reading import Reading
 from d3hr_ray.evaluation.sets import DistilledSet, list_real, load_set, look_beside
 from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
 from d3hr_ray.runs import base_of
+from d3hr_ray.runtime.tasks import progress, ray_map
+from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.sets import made_with
 from d3hr_ray.stages.judge import Judge, judge_name, load_classifier
-from d3hr_ray.stages.tasks import progress, ray_map
-from d3hr_ray.stages.telemetry import LOG
 from d3hr_ray.store import Store
 
 FILE, CORRELATIONS = "report/scores.csv", "report/scores-correlations.csv"

@@ -13,10 +13,10 @@ import pyarrow as pa
 from d3hr_ray.config import RunConfig
 from d3hr_ray.evaluation.teachers import resolve
 from d3hr_ray.models.card import portable
+from d3hr_ray.runtime.actors import Pool, run_units
+from d3hr_ray.runtime.telemetry import describe
 from d3hr_ray.sets import Variant
-from d3hr_ray.stages.pool import Pool, run_units
 from d3hr_ray.stages.sampling import Sampler
-from d3hr_ray.stages.telemetry import describe
 from d3hr_ray.store import Store
 
 RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("error", pa.string())])

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.layout import candidate_file, subset_file
+from d3hr_ray.runtime.actors import Pool
 from d3hr_ray.sets import Variant
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.judge import judge_name, load_judge
-from d3hr_ray.stages.pool import Pool
 from d3hr_ray.stages.search import several
 from d3hr_ray.store import Store
 

@@ -12,10 +12,10 @@ import torch
 from d3hr_ray.config import RunConfig
 from d3hr_ray.layout import candidate_file, subset_file
 from d3hr_ray.numerics.selection import Choice, rematch, select
+from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.sets import Variant
 from d3hr_ray.stages.fit import read_gaussians
 from d3hr_ray.stages.search import several, subset_table
-from d3hr_ray.stages.tasks import bounded
 from d3hr_ray.store import Store
 
 CHOICE_SCHEMA = pa.schema(

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.layout import finished
+from d3hr_ray.runtime.tasks import ray_map
+from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.stages.read import read_content, shard_unit
-from d3hr_ray.stages.tasks import ray_map
-from d3hr_ray.stages.telemetry import LOG
 from d3hr_ray.store import Store
 
 VERSIONS = ".done/versions.parquet"

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
 
 from d3hr_ray.config import RunError
 from d3hr_ray.layout import gaussian_file
 from d3hr_ray.numerics.moments import Moments, PowerSums
-from d3hr_ray.stages.tasks import fetch, progress
+from d3hr_ray.runtime.tasks import deferred, fetch, progress
 from d3hr_ray.store import Store
 
 FILES_PER_TASK = 64  # at 512 images of 4096 fp16 each, a task reads 268 MB, one file at a time
@@ -36,9 +35,8 @@ def fit_tree(store: Store, groups: list[list[str]], t: int) -> PerClass:
 
     With shuffled classes a partial holds all of them: 65 MB for 1000 classes at D = 4096.
     """
-    partial = ray.remote(num_cpus=1, max_retries=3)(partial_moments)
-    join = ray.remote(num_cpus=1, max_retries=3)(merge)
-    root = merge_tree([partial.remote(store, group, t) for group in groups], join.remote)
+    partial = deferred(partial_moments)
+    root = merge_tree([partial(store, group, t) for group in groups], deferred(merge))
     with progress(1, f"fit t={t}", "tree", False) as bar:
         moments: PerClass = fetch(root, f"fit t={t}")
         bar.update()

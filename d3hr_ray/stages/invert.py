@@ -23,10 +23,11 @@ from d3hr_ray.numerics import adams, ddim
 from d3hr_ray.numerics.ddim import Denoise
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
-from d3hr_ray.stages.batching import open_model, run_batches
-from d3hr_ray.stages.pool import Pool, run_units
+from d3hr_ray.runtime.actors import Pool, run_units
+from d3hr_ray.runtime.batching import run_batches
+from d3hr_ray.runtime.telemetry import LOG, describe
+from d3hr_ray.stages.networks import open_model
 from d3hr_ray.stages.read import ReadShard, content_of, open_message, shard_unit
-from d3hr_ray.stages.telemetry import LOG, describe
 from d3hr_ray.store import Store
 
 RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("rejected", pa.int64()), ("error", pa.string())])

@@ -16,9 +16,9 @@ from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.layout import gaussian_file
 from d3hr_ray.numerics.mixture import Mixture, fit_mixture
 from d3hr_ray.numerics.seeds import digest
+from d3hr_ray.runtime.tasks import bounded
+from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.stages.fit import to_tensors
-from d3hr_ray.stages.tasks import bounded
-from d3hr_ray.stages.telemetry import LOG
 from d3hr_ray.store import Store
 
 CLASS_BYTES = 512 << 20  # of float32 latents that a task holds; of a larger class it takes every so manieth image

@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.runs import versions
+from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.sets import Variant
 from d3hr_ray.stages.synthesize import written_images
-from d3hr_ray.stages.telemetry import LOG
 from d3hr_ray.store import Store
 
 LISTED = 20  # classes with repeated pictures that are named

@@ -16,7 +16,8 @@ from d3hr_ray.numerics.grids import ancestral_grid
 from d3hr_ray.numerics.latent_optimisation import optimise_latents
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import generator, normal
-from d3hr_ray.stages.batching import open_model, run_batches
+from d3hr_ray.runtime.batching import run_batches
+from d3hr_ray.stages.networks import open_model
 
 OFFICIAL_GUIDED = 3  # channels of 4 that CaO2's authors guide, as DiT's code does
 OFFICIAL_BANK, OFFICIAL_BANK_SEED = 1024, 42  # their noises of stage 2

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
-import ray
 import torch
 
 from d3hr_ray.config import OFFICIAL_BLOCK, RunConfig
@@ -19,10 +18,10 @@ from d3hr_ray.numerics import groups, random_search
 from d3hr_ray.numerics.mixture import Mixture, match_mixture
 from d3hr_ray.numerics.random_search import RandomSearch
 from d3hr_ray.numerics.seeds import digest, normal
+from d3hr_ray.runtime.tasks import Reference, bounded, deferred, shared, unfinished
 from d3hr_ray.sets import Variant
 from d3hr_ray.stages.fit import read_gaussians
 from d3hr_ray.stages.mixture import mixture_kind, read_mixtures
-from d3hr_ray.stages.tasks import bounded, fetch
 from d3hr_ray.store import Store
 
 # Candidates of one task: seconds of work, up to a minute's with skewness.
@@ -38,7 +37,7 @@ def run_search(store: Store, wanted: Sequence[tuple[RunConfig, Variant]], classe
         if not store.exists(subset_file(variant, i))
     ]
     times = {block.timestep for block in missing}
-    gaussians = {t: ray.put(read_gaussians(store, t)) for t in times}
+    gaussians = {t: shared(read_gaussians(store, t)) for t in times}
     matched, searched = [b for b in missing if b.is_matched], [b for b in missing if not b.is_matched]
     jobs = [(block, (store, block, gaussians[block.timestep], None)) for block in matched]
     for _ in bounded(write_block, jobs, several("search", [block.variant for block in matched])):
@@ -82,7 +81,7 @@ Gaussians = tuple[torch.Tensor, torch.Tensor]
 Winners = dict[int, tuple[float, int, int]]  # label => (score, block of candidates, index) of its best candidate
 
 
-def _search_blocks(store: Store, missing: list[Block], gaussians: dict[int, ray.ObjectRef]) -> None:
+def _search_blocks(store: Store, missing: list[Block], gaussians: dict[int, Reference]) -> None:
     """Search all blocks' labels in one stream of tasks; write each block as soon as its winners are known."""
     ranges = {block: _candidate_ranges(block) for block in missing}
     jobs = [
@@ -93,25 +92,15 @@ def _search_blocks(store: Store, missing: list[Block], gaussians: dict[int, ray.
     ]
     winners: dict[Block, Winners] = {block: {} for block in missing}
     left = {block: len(block.labels) * len(ranges[block]) for block in missing}
-    write, writes = ray.remote(num_cpus=1, max_retries=3)(write_block), []
+    write, writes = deferred(write_block), list[Reference]()
     title = several("candidates", [block.variant for block in missing])
     for (block, label), winner in bounded(search_range, jobs, title):
         winners[block][label] = min(winners[block].get(label, winner), winner)
         left[block] -= 1
         if not left[block]:
-            writes.append(write.remote(store, block, gaussians[block.timestep], winners.pop(block)))
-        writes = _unwritten(writes, timeout=0)
-    _unwritten(writes, timeout=None)
-
-
-def _unwritten(writes: list[ray.ObjectRef], timeout: float | None) -> list[ray.ObjectRef]:
-    """The writes that go on after `timeout` seconds (None: none does). Raises OSError for one that failed."""
-    if not writes:
-        return []
-    done, rest = ray.wait(writes, num_returns=len(writes), timeout=timeout)
-    for task in done:
-        fetch(task, "search")
-    return rest
+            writes.append(write(store, block, gaussians[block.timestep], winners.pop(block)))
+        writes = unfinished(writes, "search", timeout=0)
+    unfinished(writes, "search", timeout=None)
 
 
 def _candidate_ranges(block: Block) -> list[range]:

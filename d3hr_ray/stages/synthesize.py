@@ -14,10 +14,10 @@ from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.layout import block_mark, subset_file
 from d3hr_ray.models.autoencoder import to_pixels
+from d3hr_ray.runtime.actors import Pool
 from d3hr_ray.sets import Variant
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
-from d3hr_ray.stages.pool import Pool
 from d3hr_ray.store import Store
 
 

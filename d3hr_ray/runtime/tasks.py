@@ -12,11 +12,12 @@ import ray
 from tqdm import tqdm
 
 from d3hr_ray.config import RunError
-from d3hr_ray.stages import capacity
-from d3hr_ray.stages.failures import naming
-from d3hr_ray.stages.telemetry import LOG
+from d3hr_ray.runtime import capacity
+from d3hr_ray.runtime.failures import naming
+from d3hr_ray.runtime.telemetry import LOG
 
 LISTING = "listing"  # what a stream without a title is for
+Reference = ray.ObjectRef  # to what a task returns
 
 
 def ray_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
@@ -37,7 +38,7 @@ def bounded(
     jobs = list(jobs)
     if not jobs:
         return
-    task = ray.remote(num_cpus=1, max_retries=3)(function)
+    task = deferred(function)
     waiting: dict[Any, Any] = {}
     upcoming = iter(jobs)
     bar = progress(len(jobs), title or "", "task", title is None)
@@ -45,7 +46,7 @@ def bounded(
         for _ in jobs:
             limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # the cluster may grow meanwhile
             while len(waiting) < limit and (job := next(upcoming, None)) is not None:
-                waiting[task.remote(*job[1])] = job[0]
+                waiting[task(*job[1])] = job[0]
             ready, _ = ray.wait(list(waiting), num_returns=1)
             key = waiting.pop(ready[0])
             try:
@@ -58,7 +59,28 @@ def bounded(
             yield key, result
 
 
-def fetch(task: ray.ObjectRef, title: str) -> Any:
+def deferred(function: Callable[..., Any]) -> Callable[..., Reference]:
+    """The function as Ray tasks: called, it gives a reference at once, for other tasks' arguments or for `fetch`."""
+    start: Callable[..., Reference] = ray.remote(num_cpus=1, max_retries=3)(function).remote
+    return start
+
+
+def shared(value: Any) -> Reference:
+    """A reference to a value that many tasks take: it is sent to each node once."""
+    return ray.put(value)
+
+
+def unfinished(tasks: Sequence[Reference], title: str, timeout: float | None) -> list[Reference]:
+    """The tasks that go on after `timeout` seconds (None: none does). Raises as `fetch` does for one that failed."""
+    if not tasks:
+        return []
+    done, rest = ray.wait(list(tasks), num_returns=len(tasks), timeout=timeout)
+    for task in done:
+        fetch(task, title)
+    return list(rest)
+
+
+def fetch(task: Reference, title: str) -> Any:
     """A task's result. What the task raises for users is raised as itself, and what befell it as a RunError."""
     with naming(title):
         return ray.get(task)

@@ -10,12 +10,12 @@ from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 
 from d3hr_ray.config import RunError
-from d3hr_ray.stages import capacity
-from d3hr_ray.stages.capacity import Ask, claim
-from d3hr_ray.stages.failures import failure
-from d3hr_ray.stages.summary import costing
-from d3hr_ray.stages.tasks import progress
-from d3hr_ray.stages.telemetry import Measured, MeasuredActor
+from d3hr_ray.runtime import capacity
+from d3hr_ray.runtime.capacity import Ask, claim
+from d3hr_ray.runtime.failures import failure
+from d3hr_ray.runtime.summary import costing
+from d3hr_ray.runtime.tasks import progress
+from d3hr_ray.runtime.telemetry import Measured, MeasuredActor
 
 STUCK = 10  # time limits in a row without a finished unit end the run; a unit has many batches
 GROWING = 1_000_000  # upper bound of a pool that takes whatever an autoscaler brings

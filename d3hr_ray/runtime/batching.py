@@ -1,34 +1,14 @@
-"""What an actor loads once, and fixed batches: what is computed together depends on the input alone, unless memory
-runs out.
-"""
+"""Fixed batches: what is computed together depends on the input alone, unless memory runs out."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 
-from d3hr_ray.config import RunConfig
-from d3hr_ray.models.accelerate import accelerate
-from d3hr_ray.models.autoencoder import Autoencoder
-from d3hr_ray.models.dit import Denoiser
-from d3hr_ray.models.loading import load_networks, load_schedule
-from d3hr_ray.numerics.schedule import Schedule
-from d3hr_ray.stages import telemetry
+from d3hr_ray.runtime import telemetry
 
 Result = TypeVar("Result")
 NO_HOST_MEMORY = "DefaultCPUAllocator"  # torch raises a bare RuntimeError where the host's memory ends
-
-
-def open_model(config: RunConfig, device: str) -> tuple[Schedule, Autoencoder, Denoiser]:
-    """What an actor loads once: the run's schedule, and its networks in the run's dtype on a device."""
-    if device == "cpu":
-        torch.set_num_threads(1)  # sums round differently with other thread counts
-    schedule = load_schedule(config.model.name, config.inversion.steps, config.inversion.solver)
-    autoencoder, denoiser = load_networks(config.model.name, getattr(torch, config.model.dtype), device)
-    if device != "cpu" and config.fidelity != "official":
-        accelerate(autoencoder, denoiser)
-    denoiser.transformer.register_forward_hook(telemetry.count_forwards)
-    return schedule, autoencoder, denoiser
 
 
 def run_batches(
