@@ -26,7 +26,7 @@ def main() -> None:
 
     from d3hr_ray.evaluation.launch import find_workers, launch
     from d3hr_ray.evaluation.results import format_summary, rows_of
-    from d3hr_ray.evaluation.teachers import teacher_id
+    from d3hr_ray.models.teachers import teacher_id
     from d3hr_ray.report.evaluated import report, write_summary
     from d3hr_ray.runtime.capacity import PATIENCE
 

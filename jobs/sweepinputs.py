@@ -16,14 +16,14 @@ from d3hr_ray.config import DataConfig, RunConfig, SearchConfig, fingerprint, fr
 from d3hr_ray.evaluation.comparison import Comparison, open_comparison
 from d3hr_ray.evaluation.launch import Workers
 from d3hr_ray.evaluation.protocols import Overrides, Recipe, Setting
-from d3hr_ray.evaluation.students import build_student
-from d3hr_ray.evaluation.teachers import resolve, teacher_id
 from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.layout import gaussian_file
 from d3hr_ray.methods import d3hr
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.many import make_many
 from d3hr_ray.methods.variants import variants
+from d3hr_ray.models.students import build_student
+from d3hr_ray.models.teachers import resolve, teacher_id
 from d3hr_ray.report.chosen import pools_table, pools_text
 from d3hr_ray.runs import stored_config
 from d3hr_ray.runtime.actors import Pool, find_pool

@@ -25,10 +25,10 @@ from d3hr_ray.config import (
     SearchConfig,
 )
 from d3hr_ray.datasets.listing import model_listing
-from d3hr_ray.evaluation.students import Normalised
 from d3hr_ray.layout import candidate_file, subset_file
 from d3hr_ray.methods.plan import plan
 from d3hr_ray.methods.variants import pool_variant, variants
+from d3hr_ray.models.students import Normalised
 from d3hr_ray.numerics.grids import leading_grid
 from d3hr_ray.report.chosen import chosen_table, chosen_text
 from d3hr_ray.sets import Variant

@@ -19,6 +19,7 @@ from d3hr_ray.evaluation.comparison import image_side, open_comparison
 from d3hr_ray.evaluation.folders import find_sets
 from d3hr_ray.evaluation.held import lend
 from d3hr_ray.evaluation.images import Images
+from d3hr_ray.evaluation.launch import preflight
 from d3hr_ray.evaluation.naming import sets_apart
 from d3hr_ray.evaluation.protocols import Recipe
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score, robust
@@ -33,21 +34,20 @@ from d3hr_ray.evaluation.results import (
     summarise,
 )
 from d3hr_ray.evaluation.sets import DistilledSet, _names, list_real, load_set
-from d3hr_ray.evaluation.teachers import (
-    Ensemble,
-    Target,
-    load_teacher,
-    load_teachers,
-    preflight,
-    save_teacher,
-    teacher_id,
-)
 from d3hr_ray.evaluation.training import (
     evaluate,
     train_student,
 )
 from d3hr_ray.evaluation.trials import make_trial, run_trial
 from d3hr_ray.methods.variants import about_of, variants
+from d3hr_ray.models.teachers import (
+    Ensemble,
+    Target,
+    load_teacher,
+    load_teachers,
+    save_teacher,
+    teacher_id,
+)
 from d3hr_ray.report.page import _table
 from d3hr_ray.stages.publish import recipe
 from d3hr_ray.store import Store
@@ -61,7 +61,7 @@ def taught(tmp_path):
     images = stripes(8)
     net = train_student("convnet-d3-w32", hard(), images, images, None, 0)
     store = Store(str(tmp_path / "teacher"))
-    save_teacher(store, "convnet-d3-w32", images, net.weights, {})
+    save_teacher(store, "convnet-d3-w32", images.classes, images.side, net.weights, {})
     return store
 
 

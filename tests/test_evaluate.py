@@ -37,9 +37,9 @@ from d3hr_ray.evaluation.launch import Workers, launch
 from d3hr_ray.evaluation.protocols import Recipe
 from d3hr_ray.evaluation.results import rows_of
 from d3hr_ray.evaluation.sets import DistilledSet, list_real
-from d3hr_ray.evaluation.teachers import Target
 from d3hr_ray.evaluation.trials import make_trial
 from d3hr_ray.evaluation.tuning import tune_trials
+from d3hr_ray.models.teachers import Target
 from d3hr_ray.report.swept import write_sweep
 from d3hr_ray.store import Store
 

@@ -13,7 +13,6 @@ from torchvision.transforms.functional import resized_crop
 from d3hr_ray.evaluation import augment as aug
 from d3hr_ray.evaluation.protocols import PROTOCOLS, Augment, Overrides, Recipe, Setting
 from d3hr_ray.evaluation.sets import DistilledSet
-from d3hr_ray.evaluation.students import EXAMPLES, build_student, check_arch, identity
 from d3hr_ray.evaluation.training import (
     Hooks,
     Share,
@@ -24,6 +23,7 @@ from d3hr_ray.evaluation.training import (
     train_student,
 )
 from d3hr_ray.evaluation.trials import Saver, load_state, make_trial
+from d3hr_ray.models.students import EXAMPLES, build_student, check_arch, identity
 from d3hr_ray.store import Store
 
 

@@ -24,8 +24,8 @@ from d3hr_ray.benchmarks.measure import CPU, WALL, Result, in_turns, median_rati
 from d3hr_ray.evaluation.augment import mix
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import Protocol, Setting, hard
-from d3hr_ray.evaluation.students import build_student
 from d3hr_ray.evaluation.training import train_student
+from d3hr_ray.models.students import build_student
 from d3hr_ray.numerics.seeds import generator
 
 SIDE, CLASSES, IPC = 16, 10, 10

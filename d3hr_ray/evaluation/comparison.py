@@ -19,10 +19,10 @@ from d3hr_ray.evaluation.images import Loadable, nbytes
 from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
 from d3hr_ray.evaluation.reading import Reading
 from d3hr_ray.evaluation.sets import DistilledSet, few, list_real, load_set, look_beside
-from d3hr_ray.evaluation.students import build_on_meta
-from d3hr_ray.evaluation.teachers import Target
 from d3hr_ray.evaluation.training import check_batches
 from d3hr_ray.evaluation.trials import Trial, make_trial
+from d3hr_ray.models.students import build_on_meta
+from d3hr_ray.models.teachers import Target
 from d3hr_ray.store import Store
 
 FULL_EPOCHS = 90  # a protocol made for 10,000 images need not see 1.28 M as often

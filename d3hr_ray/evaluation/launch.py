@@ -21,11 +21,12 @@ from ray.train.torch import TorchTrainer
 from torch import nn
 
 from d3hr_ray.beside import beside
+from d3hr_ray.config import RunError
 from d3hr_ray.evaluation.held import lend
-from d3hr_ray.evaluation.images import Loadable
-from d3hr_ray.evaluation.teachers import Target, load_teachers, preflight
-from d3hr_ray.evaluation.training import Share
+from d3hr_ray.evaluation.images import Images, Loadable
+from d3hr_ray.evaluation.training import Share, evaluate
 from d3hr_ray.evaluation.trials import Trial, run_trial, untrained
+from d3hr_ray.models.teachers import Target, load_teachers
 from d3hr_ray.runtime.capacity import Ask, claim, voicing
 from d3hr_ray.runtime.failures import failure
 from d3hr_ray.runtime.tasks import fetch, progress
@@ -185,4 +186,18 @@ def check_teachers(names: tuple[str, ...], target: Target, test: Loadable, worke
     title = f"teacher {' '.join(names)}"
     with voicing(title, workers.gpus):
         top1: float = fetch(task.remote(test), title)
+    return top1
+
+
+def preflight(teacher: nn.Module, test: Images, name: str, device: str) -> float:
+    """The teacher's own top-1 on the test set, in the set's class order.
+
+    Raises RunError if that is near chance: less than a tenth of the way from there to 1.
+    """
+    top1, chance = evaluate(teacher, test, device).top1, 1 / len(test.classes)
+    if top1 < chance + 0.1 * (1 - chance):
+        raise RunError(
+            f"--teacher {name} reaches {top1:.1%} on the test set, near chance ({chance:.1%}): its class order is "
+            "probably another one than the set's; give a teacher with named classes, or sort the classes as it does"
+        )
     return top1

@@ -17,7 +17,7 @@ from d3hr_ray.config import RunError
 from d3hr_ray.evaluation.augment import augment, mix
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import Protocol
-from d3hr_ray.evaluation.students import build_on_meta, build_student
+from d3hr_ray.models.students import build_on_meta, build_student
 from d3hr_ray.numerics.seeds import generator
 
 TEST_BATCH, TEST_SIDE = 500, 64  # images of so many pixels; fewer of larger ones, for the same memory

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from d3hr_ray.config import as_dict, fingerprint
-from d3hr_ray.evaluation import students
 from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import Protocol
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.training import Hooks, Outcome, Share, State, train_student
+from d3hr_ray.models import students
+from d3hr_ray.models.teachers import save_teacher
 from d3hr_ray.numerics.seeds import digest
 from d3hr_ray.store import Store
 
@@ -114,9 +115,8 @@ def run_trial(
     row = _row(trial, outcome) | {"teacher_top1": teacher_top1 if trial.teachers else None}
     if leads:
         if trial.keep:
-            from d3hr_ray.evaluation.teachers import save_teacher
-
-            save_teacher(Store(trial.keep), trial.arch, images, outcome.weights, {"top1": row["top1_last"]})
+            facts = {"top1": row["top1_last"]}
+            save_teacher(Store(trial.keep), trial.arch, images.classes, images.side, outcome.weights, facts)
         store.write_json(trial.record, row)
         store.delete(trial.checkpoint)
     return row

@@ -19,8 +19,8 @@ from d3hr_ray.config import RunError
 from d3hr_ray.evaluation.held import lend
 from d3hr_ray.evaluation.images import Images, Loadable
 from d3hr_ray.evaluation.launch import SCRATCH, counting
-from d3hr_ray.evaluation.teachers import Target, load_teachers
 from d3hr_ray.evaluation.trials import LOOKS, Trial, describe, run_trial, untrained
+from d3hr_ray.models.teachers import Target, load_teachers
 from d3hr_ray.runtime.capacity import voicing
 from d3hr_ray.runtime.failures import failure
 from d3hr_ray.store import Store

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.evaluation.teachers import resolve
 from d3hr_ray.models.card import portable
+from d3hr_ray.models.teachers import resolve
 from d3hr_ray.runtime.actors import Pool, run_units
 from d3hr_ray.runtime.telemetry import describe
 from d3hr_ray.sets import Variant

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.evaluation.students import Normalised
-from d3hr_ray.evaluation.teachers import CARD, Target, load_teacher, resolve, teacher_id
 from d3hr_ray.models.card import locate
+from d3hr_ray.models.students import Normalised
+from d3hr_ray.models.teachers import CARD, Target, load_teacher, resolve, teacher_id
 from d3hr_ray.store import Store, absolute
 
 OWN = "classifier"  # folder of a model's own classifier

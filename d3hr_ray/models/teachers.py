@@ -15,9 +15,7 @@ from torch import nn
 
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.classes import imagenet_wnids
-from d3hr_ray.evaluation.images import Images
-from d3hr_ray.evaluation.students import Normalised, build_student
-from d3hr_ray.evaluation.training import evaluate
+from d3hr_ray.models.students import Normalised, build_student
 from d3hr_ray.store import Store, absolute
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
@@ -111,12 +109,12 @@ def _identity(name: str) -> str:
 
 
 def save_teacher(
-    store: Store, arch: str, images: Images, weights: dict[str, torch.Tensor], facts: dict[str, Any]
+    store: Store, arch: str, classes: Sequence[str], side: int, weights: dict[str, torch.Tensor], facts: dict[str, Any]
 ) -> None:
     """Write a trained network as a teacher's folder: safetensors, and a card with its classes in order."""
     data = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()})
     store.write_bytes(WEIGHTS, data)
-    card = {"arch": arch, "classes": images.classes, "image_size": images.side} | facts
+    card = {"arch": arch, "classes": list(classes), "image_size": side} | facts
     store.write_json(CARD, card | {"weights": hashlib.sha256(data).hexdigest()})
 
 
@@ -222,17 +220,3 @@ def _match(net: nn.Module, known: tuple[str, ...], target: Target, name: str) ->
             return net if columns == list(range(len(known))) else Columns(net, columns)
     missing = next(c for c in target.wnids or target.classes if c not in known)
     raise ValueError(f"--teacher {name} does not know class {missing!r} (it knows {', '.join(known[:4])}, ...)")
-
-
-def preflight(teacher: nn.Module, test: Images, name: str, device: str) -> float:
-    """The teacher's own top-1 on the test set, in the set's class order.
-
-    Raises RunError if that is near chance: less than a tenth of the way from there to 1.
-    """
-    top1, chance = evaluate(teacher, test, device).top1, 1 / len(test.classes)
-    if top1 < chance + 0.1 * (1 - chance):
-        raise RunError(
-            f"--teacher {name} reaches {top1:.1%} on the test set, near chance ({chance:.1%}): its class order is "
-            "probably another one than the set's; give a teacher with named classes, or sort the classes as it does"
-        )
-    return top1

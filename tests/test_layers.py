@@ -1,0 +1,86 @@
+"""Who imports what: every arrow points up this list, no package is part of a circle, and Ray stays behind runtime/."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# A package or module imports only from those that stand before it.
+LAYERS = (
+    "config", "filesystems", "store", "sets", "layout", "beside", "lock", "runs", "numerics", "datasets", "models",
+    "runtime", "stages", "methods", "evaluation", "pretraining", "report", "benchmarks", "jobs",
+)  # fmt: skip
+RAY = (
+    "d3hr_ray/runtime/", "d3hr_ray/pretraining/", "d3hr_ray/evaluation/held.py", "d3hr_ray/evaluation/launch.py",
+    "d3hr_ray/evaluation/tuning.py", "d3hr_ray/benchmarks/evaluate.py", "d3hr_ray/benchmarks/pipeline.py",
+    "jobs/cli.py",
+)  # fmt: skip
+PIXELS = ("d3hr_ray/datasets/", "d3hr_ray/stages/", "d3hr_ray/evaluation/", "d3hr_ray/report/", "d3hr_ray/benchmarks/")
+NO_MODULE_NEEDS = {"numerics": ("d3hr_ray.config", "pyarrow", "PIL", "diffusers", "timm")}
+
+
+def imports(file: Path) -> set[str]:
+    """Full names of all that a file imports, wherever in it: a.b.C of `from a.b import C`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+FILES = {str(p.relative_to(ROOT)): imports(p) for top in ("d3hr_ray", "jobs") for p in (ROOT / top).rglob("*.py")}
+
+
+def layer(file: str) -> str:
+    """'d3hr_ray/stages/fit.py' => stages, 'd3hr_ray/store.py' => store."""
+    top, _, rest = file.partition("/")
+    return rest.partition("/")[0].removesuffix(".py") if top == "d3hr_ray" else top
+
+
+@pytest.mark.parametrize("file", sorted(FILES))
+def test_every_arrow_points_up(file):
+    if file == "d3hr_ray/__init__.py":
+        return
+    own = LAYERS.index(layer(file))
+    for name in FILES[file]:
+        top, _, rest = name.partition(".")
+        if top == "d3hr_ray" and rest:
+            other = rest.partition(".")[0]
+            assert LAYERS.index(other) <= own, f"{file} imports {name}, which stands below it"
+
+
+def test_no_modules_import_each_other():
+    """Within a package, too: a module can be read without those that use it."""
+    names = {f.removesuffix(".py").replace("/", "."): f for f in FILES}
+    arrows = {
+        names_of: {t for name in FILES[file] if (t := _module(name, names)) not in ("", names_of)}
+        for names_of, file in names.items()
+    }
+    left = dict(arrows)
+    while ends := [m for m, targets in left.items() if not targets & left.keys()]:
+        for module in ends:
+            del left[module]
+    assert not left, f"these import each other: {sorted(left)}"
+
+
+def _module(name: str, names: dict[str, str]) -> str:
+    parent = name.rpartition(".")[0]
+    return name if name in names else parent if parent in names else ""
+
+
+@pytest.mark.parametrize(("package", "where"), [("ray", RAY), ("PIL", PIXELS)])
+def test_what_knows_ray_and_pixels_is_known(package, where):
+    users = {file for file, found in FILES.items() if package in {name.partition(".")[0] for name in found}}
+    assert not {file for file in users if not file.startswith(where)}
+    assert all(any(file.startswith(place) for file in users) for place in where), "an entry that nobody needs"
+
+
+def test_numerics_need_numbers_alone():
+    for package, unwanted in NO_MODULE_NEEDS.items():
+        for file, found in FILES.items():
+            if layer(file) == package:
+                assert not {name for name in found if name.startswith(unwanted)}, file
