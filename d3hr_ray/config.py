@@ -3,7 +3,6 @@
 Sources: DESIGN.md (contracts), FIELD.md 1.1 and 8 (the authors' constants).
 """
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -325,23 +324,6 @@ def fingerprint(*parts: Any) -> str:
     """16 hex digits that change when any part does. Parts are config dataclasses or JSON values."""
     plain = [as_dict(p) if dataclasses.is_dataclass(p) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def without_axes(plain: dict[str, Any]) -> dict[str, Any]:
-    """A plain config without what the sets of one setting differ in: seed, timesteps and IPC."""
-    made = copy.deepcopy(plain)
-    made["search"].pop("ipc")
-    made["inversion"].pop("timesteps")
-    made.pop("seed")
-    return made
-
-
-def with_axes(plain: dict[str, Any], timestep: int | None, ipc: int, seed: int) -> dict[str, Any]:
-    """The inverse of without_axes, for one set."""
-    made = copy.deepcopy(plain)
-    made["search"]["ipc"] = [ipc]
-    made["inversion"]["timesteps"] = [] if timestep is None else [timestep]
-    return made | {"seed": seed}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,6 +1,6 @@
 """Names of the files in a run folder, and what their presence says: all that --status needs, and no network."""
 
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import SetSpec
 from d3hr_ray.store import Store
 
 SEEN = "seen"  # marks of what inverting met in each shard's images; shards of older versions have none
@@ -27,16 +27,16 @@ def gaussian_file(t: int) -> str:
     return f"gaussians/t{t:04d}.parquet"
 
 
-def subset_file(variant: Variant, block: int) -> str:
+def subset_file(spec: SetSpec, block: int) -> str:
     """Name of a block's file within the run folder."""
-    return f"subsets/{variant.name}/part-{block:06d}.parquet"
+    return f"subsets/{spec.name}/part-{block:06d}.parquet"
 
 
-def candidate_file(pool_variant: Variant, block: int) -> str:
+def candidate_file(pool: SetSpec, block: int) -> str:
     """Name of a block's file of judged candidates within the run folder."""
-    return f"pools/{pool_variant.name}/part-{block:06d}.parquet"
+    return f"pools/{pool.name}/part-{block:06d}.parquet"
 
 
-def block_mark(variant: Variant, block: int) -> str:
+def block_mark(spec: SetSpec, block: int) -> str:
     """Name of the table that marks a block as done and tells what it wrote."""
-    return f".done/synthesize/{variant.name}/{block:06d}.parquet"
+    return f".done/synthesize/{spec.name}/{block:06d}.parquet"

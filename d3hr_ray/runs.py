@@ -97,14 +97,15 @@ def stored_config(store: Store) -> dict[str, Any] | None:
     return read_run(store)["config"] if store.exists("run.json") else None
 
 
-def claim_recipe(store: Store, variant: str, recipe: dict[str, Any]) -> None:
-    """Record how a variant is made. Raises ValueError if the folder has that variant from another recipe."""
-    name = f".done/recipes/{variant}.json"
+def claim_recipe(store: Store, recipe: dict[str, Any]) -> None:
+    """Record how a set is made. Raises ValueError if the folder has a set of that name from another recipe."""
+    own = recipe["variant"]
+    name = f".done/recipes/{own}.json"
     if not store.exists(name):
         store.write_json(name, recipe)
     elif changed := differences(store.read_json(name), recipe):
         raise ValueError(
-            f"--out {store.uri}: {variant} was made with another recipe ({'; '.join(changed)}); give another --out"
+            f"--out {store.uri}: {own} was made with another recipe ({'; '.join(changed)}); give another --out"
         )
 
 

@@ -1,27 +1,64 @@
-"""Distilled sets: what made each, and its name."""
+"""Distilled sets: what each is made of, and the one place that makes its name; no code reads a name."""
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from d3hr_ray.config import InversionConfig, RunConfig, from_dict
+from d3hr_ray.config import InversionConfig, RunConfig, as_dict, fingerprint, from_dict
 
 IMAGES_PER_BLOCK = 256  # of one subsets/ file: a few batches of synthesis, 4 MB at D = 4096
+SEARCHING = ("d3hr", "d3hr+cao2")  # methods that match subsets to Gaussians
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One distilled set: what made it and how many images per class it has."""
+class SetSpec:
+    """One distilled set: a run's config with one timestep (any, if the method has no Gaussian), one IPC and one seed.
 
-    method: str
-    search: str | None
-    timestep: int | None
-    ipc: int
-    seed: int
-    words: tuple[str, ...] = ()  # what else tells it apart, such as k5 for five components
-    kind_words: tuple[str, ...] = ()  # the same, but alike at every IPC: kipc for a component per image
-    per_image: int = 1  # candidates per image of the final set, in a pool
-    clean: bool = False  # its subsets/ hold latents that are sampled already
+    With `is_pool` it is the pool of candidates, several per image, that the set is chosen from.
+    """
+
+    config: RunConfig
+    is_pool: bool = False
+
+    def __post_init__(self) -> None:
+        axes = self.config.inversion.timesteps, self.config.search.ipc
+        assert all(len(axis) == 1 for axis in axes), "a set has one timestep and one IPC"
+
+    @property
+    def timestep(self) -> int | None:
+        """Of the Gaussians it is matched to; None for noise."""
+        return self.config.inversion.timesteps[0] if self.config.fits else None
+
+    @property
+    def seed(self) -> int:
+        """Of every draw that is not the inversion's."""
+        return self.config.seed
+
+    @property
+    def images_per_class(self) -> int:
+        """Of the set itself, or of the set that is chosen from this pool."""
+        return self.config.search.ipc[0]
+
+    @property
+    def ipc(self) -> int:
+        """Latents per class: images, or all candidates of a pool."""
+        return self.images_per_class * (self.config.cao2.pool if self.is_pool else 1)
+
+    @property
+    def search(self) -> str | None:
+        """How its subsets are found, by methods that search."""
+        return self.config.search.method if self.config.method in SEARCHING else None
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether its subsets/ hold latents that are sampled already: chosen candidates that were not re-matched."""
+        return self.config.has_pool and not self.is_pool and not self._is_rematched
+
+    @property
+    def pool(self) -> "SetSpec":
+        """The pool that it is chosen from. Sets that differ in what is done with it share it."""
+        return replace(self, is_pool=True)
 
     @property
     def name(self) -> str:
@@ -31,24 +68,125 @@ class Variant:
     @property
     def unseeded(self) -> str:
         """What sets of all seeds share: d3hr-moments-t600-ipc10."""
-        words = [self.method, self.search, *self.words, None if self.timestep is None else f"t{self.timestep}"]
+        method = "pool" if self.is_pool else self.config.method
+        words = [method, self.search, *self._mixture_words(self.images_per_class), *self._cao2_words]
+        words += [] if self.timestep is None else [f"t{self.timestep}"]
         return "-".join([*filter(None, words), f"ipc{self.ipc}"])
 
     @property
     def about(self) -> dict[str, str | int | None]:
-        """What its names are made of, for its manifest: nobody has to read a name."""
-        kind = "-".join(filter(None, [self.method, self.search, *self.kind_words]))
-        own = {"method": self.method, "search": self.search, "timestep": self.timestep, "ipc": self.ipc}
+        """The parts of its names, for its manifest."""
+        kind = "-".join(filter(None, [self.config.method, self.search, *self._mixture_words(None), *self._cao2_words]))
+        own = {"method": self.config.method, "search": self.search, "timestep": self.timestep, "ipc": self.ipc}
         return {"name": self.unseeded, "kind": kind, **own, "seed": self.seed}
+
+    @property
+    def settings(self) -> str:
+        """A folder name for what its own name does not tell: candidates, guidance, solver and the like."""
+        plain = without_axes(as_dict(self.config))
+        if not self.config.has_pool:  # how a pool is sampled, and what is done with it, goes by the method
+            plain.pop("method")
+        guidance, candidates = self.config.synthesis.guidance, self.config.search.candidates
+        return f"w{guidance:g}-c{candidates}-{fingerprint(plain)[:6]}"
 
     def blocks(self, classes: int) -> list[range]:
         """Labels 0..K-1 in runs that make about IMAGES_PER_BLOCK images: the unit of search and synthesis."""
         size = max(1, IMAGES_PER_BLOCK // self.ipc)
         return [range(at, min(at + size, classes)) for at in range(0, classes, size)]
 
+    def recipe(self, inputs: Mapping[str, Any], classifier: str | None = None) -> dict[str, Any]:
+        """All that decides its bytes: the config but for what its method does not look at, and the run's inputs.
 
-def made_with(plain: Mapping[str, Any]) -> RunConfig:
-    """The config in a recipe or manifest. What its variant did not look at, or it lacks, has its default."""
+        For a pool only what decides what it holds, and the classifier that judges it.
+        """
+        plain = as_dict(self.config)
+        plain["data"].pop("max_rejected")
+        plain["inversion"]["timesteps"] = [] if self.timestep is None else [self.timestep]
+        plain["search"]["ipc"] = [self.ipc]
+        if not self.config.has_pool:
+            plain["cao2"] = None
+        if not self.config.search.is_mixture:
+            plain["inversion"]["cluster_timestep"] = None
+        if not self.config.mended:
+            plain.pop("mended")
+        if self.is_pool:
+            plain |= {"cao2": {key: plain["cao2"][key] for key in ("pool", "sampler")}, "method": "pool"}
+        judged = {"classifier": classifier} if classifier else {}
+        return {"variant": self.name, "config": plain, "inputs": inputs, **judged}
+
+    @property
+    def _is_rematched(self) -> bool:
+        return self.config.method == "d3hr+cao2" and self.config.cao2.rematch
+
+    def _mixture_words(self, ipc: int | None) -> tuple[str, ...]:
+        """What a name says of a mixture: k10-c100-r4 for 10 components, clustered at t = 100, of rank 4.
+
+        `ipc` None is for all of them: a component per image is kipc, and as one image has no clusters, none is said.
+        """
+        search, cluster = self.config.search, self.config.inversion.cluster_timestep
+        if not self.config.has_mixture:
+            return ()
+        components = search.components if ipc is None or search.components != "ipc" else ipc
+        where = () if cluster is None or components in (1, "ipc") else (f"c{cluster}",)
+        single = ("medoid",) if search.single == "medoid" else ()
+        return (f"k{components}", *where, *single, *((f"r{search.rank}",) if search.rank else ()))
+
+    @property
+    def _cao2_words(self) -> tuple[str, ...]:
+        """What a name says of CaO2's stages: m4-easy-rematch-null100 for a pool of 4 x IPC, the most confident ones,
+        re-matched, and 100 iterations with the null class. A stage that is off says nothing.
+        """
+        cao2, ancestral = self.config.cao2, self.config.method == "cao2"
+        if not self.config.has_pool:
+            return ()
+        if self.is_pool:
+            return (*((cao2.sampler,) if ancestral else ()), f"m{cao2.pool}")
+        words = (
+            cao2.sampler if ancestral and cao2.sampler != "ddpm" else None,
+            f"m{cao2.pool}",
+            cao2.select if cao2.select != "none" else None,
+            "rematch" if self._is_rematched else None,
+            f"{cao2.condition}{cao2.iterations}" if cao2.iterations else None,
+        )
+        return tuple(word for word in words if word)
+
+
+def sets_of(config: RunConfig) -> list[SetSpec]:
+    """One set per timestep and IPC; methods without a Gaussian have no timestep."""
+    timesteps = config.inversion.timesteps if config.fits else InversionConfig().timesteps[:1]
+    return [SetSpec(_narrowed(config, t, n)) for t in timesteps for n in config.search.ipc]
+
+
+def spec_of(plain: Mapping[str, Any]) -> SetSpec:
+    """The set of a config in a recipe or manifest. What the set did not look at, or it lacks, has its default."""
     inversion = dict(plain["inversion"])
     inversion["timesteps"] = inversion.get("timesteps") or list(InversionConfig().timesteps)
-    return from_dict({**plain, "inversion": inversion, "cao2": plain.get("cao2") or {}})
+    (spec,) = sets_of(from_dict({**plain, "inversion": inversion, "cao2": plain.get("cao2") or {}}))
+    return spec
+
+
+def about_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """`SetSpec.about` of a manifest's set: as it says, or where an older version wrote it, by its config."""
+    return dict(manifest.get("set") or spec_of(manifest["config"]).about)
+
+
+def without_axes(plain: dict[str, Any]) -> dict[str, Any]:
+    """A plain config without what the sets of one setting differ in: seed, timesteps and IPC."""
+    made = copy.deepcopy(plain)
+    made["search"].pop("ipc")
+    made["inversion"].pop("timesteps")
+    made.pop("seed")
+    return made
+
+
+def with_axes(plain: Mapping[str, Any], timestep: int | None, ipc: int, seed: int) -> dict[str, Any]:
+    """The inverse of without_axes, for one set."""
+    made = copy.deepcopy(dict(plain))
+    made["search"]["ipc"] = [ipc]
+    made["inversion"]["timesteps"] = [] if timestep is None else [timestep]
+    return made | {"seed": seed}
+
+
+def _narrowed(config: RunConfig, timestep: int, ipc: int) -> RunConfig:
+    inversion, search = replace(config.inversion, timesteps=(timestep,)), replace(config.search, ipc=(ipc,))
+    return replace(config, inversion=inversion, search=search)

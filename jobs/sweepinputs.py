@@ -21,17 +21,14 @@ from d3hr_ray.layout import gaussian_file
 from d3hr_ray.methods import d3hr
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.many import make_many
-from d3hr_ray.methods.variants import variants
 from d3hr_ray.models.students import build_student
 from d3hr_ray.models.teachers import resolve, teacher_id
 from d3hr_ray.report.chosen import pools_table, pools_text
 from d3hr_ray.runs import stored_config
 from d3hr_ray.runtime.actors import Pool, find_pool
 from d3hr_ray.runtime.capacity import Ask, claim
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import SEARCHING, SetSpec, sets_of
 from d3hr_ray.store import Store
-
-SEARCHING = ("d3hr", "d3hr+cao2")
 
 
 @dataclass(frozen=True)
@@ -203,12 +200,12 @@ def synthesise_all(sweep: Sweep, places: Sequence[Place]) -> list[str]:
     Sets that no inversion decides (dit, cao2) are made once, in the run folder itself.
     """
     sets: list[str] = []
-    chosen: dict[str, Variant] = {}
+    chosen: dict[str, SetSpec] = {}
     for place in places:
         for config, uris in make_many(place.run, list(_configs(sweep, place))).items():
             sets += [u for u in uris if u not in sets]
             if config.has_pool:
-                chosen |= dict(zip(uris, variants(config), strict=True))
+                chosen |= dict(zip(uris, sets_of(config), strict=True))
     if chosen:
         table = pools_table(list(chosen.items()), len(places[0].run.classes))
         sweep.store.write_csv(f"sweeps/{sweep.name}/pools.csv", table)

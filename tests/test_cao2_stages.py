@@ -27,11 +27,10 @@ from d3hr_ray.config import (
 from d3hr_ray.datasets.listing import model_listing
 from d3hr_ray.layout import candidate_file, subset_file
 from d3hr_ray.methods.plan import plan
-from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.models.students import Normalised
 from d3hr_ray.numerics.grids import leading_grid
 from d3hr_ray.report.chosen import chosen_table, chosen_text
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.stages import candidates, choose, judge
 from d3hr_ray.stages.blocks import BlockJob
 from d3hr_ray.stages.search import Block, search_range, write_block, write_noise
@@ -70,18 +69,18 @@ def judged(monkeypatch):
 
 def made(root, config: RunConfig) -> tuple[Store, dict[str, np.ndarray]]:
     """One block of the whole method."""
-    store, (variant,) = Store(str(root)), variants(config)
-    pool = pool_variant(config, variant)
+    store, (spec,) = Store(str(root)), sets_of(config)
+    pool = spec.pool
     write_noise(store, pool, 3, 4 * 8 * 8)
     candidates.JudgeBlock(BlockJob(store, config, (pool,), CLASSES, "cpu")).write(pool, 0)
-    choose.choose_block(store, store, config, variant, pool, 0, range(3))
-    SynthesizeBlock(BlockJob(store, config, (variant,), CLASSES, "cpu")).write(variant, 0)
-    return store, pixels(store, variant)
+    choose.choose_block(store, store, spec, 0, range(3))
+    SynthesizeBlock(BlockJob(store, config, (spec,), CLASSES, "cpu")).write(spec, 0)
+    return store, pixels(store, spec)
 
 
-def pixels(store: Store, variant: Variant) -> dict[str, np.ndarray]:
-    names = store.list(f"distilled/{variant.name}", recursive=True)
-    read = {n: Image.open(io.BytesIO(store.read_bytes(f"distilled/{variant.name}/{n}"))) for n in names}
+def pixels(store: Store, spec: SetSpec) -> dict[str, np.ndarray]:
+    names = store.list(f"distilled/{spec.name}", recursive=True)
+    read = {n: Image.open(io.BytesIO(store.read_bytes(f"distilled/{spec.name}/{n}"))) for n in names}
     return {n: np.asarray(image, int) for n, image in read.items()}
 
 
@@ -90,14 +89,14 @@ def test_the_pool_is_judged_and_the_best_stay(tmp_path, order, places):
     config = replace(CONFIG, cao2=replace(CONFIG.cao2, select=order, iterations=0))
     store, images = made(tmp_path, config)
     assert len(images) == 6
-    (variant,) = variants(config)
-    pool = store.read_table(candidate_file(pool_variant(config, variant), 0)).to_pylist()
-    kept = store.read_table(subset_file(variant, 0)).to_pylist()
+    (spec,) = sets_of(config)
+    pool = store.read_table(candidate_file(spec.pool, 0)).to_pylist()
+    kept = store.read_table(subset_file(spec, 0)).to_pylist()
     for label in range(3):
         own = [r for r in pool if r["label"] == label]
         assert [r["predicted"] == label for r in own] == [True, False] * 3
         assert [r["latent"] for r in kept if r["label"] == label] == [own[p]["latent"] for p in places]
-    table = chosen_table(store, variant, ["a", "b", "c"])
+    table = chosen_table(store, spec, ["a", "b", "c"])
     assert table["kept_correct"].to_pylist() == [2, 2, 2]
     assert chosen_text(table) == "pool: 9 of 18 candidates on class, 6 of the 6 kept"
 
@@ -105,7 +104,7 @@ def test_the_pool_is_judged_and_the_best_stay(tmp_path, order, places):
 def test_too_few_right_candidates_fill_up_and_are_named(tmp_path):
     config = replace(CONFIG, search=SearchConfig(ipc=(2,)), cao2=replace(CONFIG.cao2, pool=1, iterations=0))
     store, _ = made(tmp_path, config)
-    text = chosen_text(chosen_table(store, variants(config)[0], ["a", "b", "c"]))
+    text = chosen_text(chosen_table(store, sets_of(config)[0], ["a", "b", "c"]))
     assert "class a: filled up with 1 of 2 that the classifier takes for another class" in text
 
 
@@ -122,12 +121,12 @@ def test_an_actor_makes_sets_of_several_seeds_as_each_alone(tmp_path):
     """A sweep's sets share actors, which were given the config of the first."""
     config = replace(CONFIG, cao2=replace(CONFIG.cao2, iterations=5, lr=0.05), seed=1)
     store, alone = made(tmp_path, config)
-    (variant,) = variants(config)
-    store.delete(f"distilled/{variant.name}")
+    (spec,) = sets_of(config)
+    store.delete(f"distilled/{spec.name}")
     other = replace(config, seed=0)
-    SynthesizeBlock(BlockJob(store, other, (*variants(other), variant), CLASSES, "cpu")).write(variant, 0)
+    SynthesizeBlock(BlockJob(store, other, (*sets_of(other), spec), CLASSES, "cpu")).write(spec, 0)
     for name, image in alone.items():
-        again = Image.open(io.BytesIO(store.read_bytes(f"distilled/{variant.name}/{name}")))
+        again = Image.open(io.BytesIO(store.read_bytes(f"distilled/{spec.name}/{name}")))
         assert (np.asarray(again, int) == image).all()
 
 
@@ -145,13 +144,13 @@ def test_official_is_another_set(tmp_path):
 def test_of_an_unjudged_pool_the_first_stay(tmp_path):
     config = replace(CONFIG, cao2=replace(CONFIG.cao2, select="none", iterations=0))
     store, _ = made(tmp_path, config)
-    (variant,) = variants(config)
-    pool = store.read_table(candidate_file(pool_variant(config, variant), 0)).to_pylist()
-    kept = store.read_table(subset_file(variant, 0)).to_pylist()
+    (spec,) = sets_of(config)
+    pool = store.read_table(candidate_file(spec.pool, 0)).to_pylist()
+    kept = store.read_table(subset_file(spec, 0)).to_pylist()
     for label in range(3):
         own = [r["latent"] for r in pool if r["label"] == label]
         assert len(own) == 6 and [r["latent"] for r in kept if r["label"] == label] == own[:2]
-    text = chosen_text(chosen_table(store, variant, ["a", "b", "c"]))
+    text = chosen_text(chosen_table(store, spec, ["a", "b", "c"]))
     assert text == "pool: the first 6 of 18 candidates, not judged (--select none)"
 
 
@@ -165,13 +164,13 @@ class Grey(torch.nn.Module):
 
 def distilled(root, config: RunConfig) -> dict[str, np.ndarray]:
     """One block of D3HR: Gaussians of alike spread => subsets => images."""
-    store, (variant,) = Store(str(root)), variants(config)
-    block = Block(config, variant, 0, range(3))
+    store, (spec,) = Store(str(root)), sets_of(config)
+    block = Block(spec, 0, range(3))
     gaussians = torch.linspace(-0.5, 0.5, 3)[:, None].repeat(1, 256), torch.linspace(0.8, 1.2, 256).repeat(3, 1)
     winners = {label: search_range(block, label, range(1), gaussians) for label in block.labels}
     write_block(store, block, gaussians, winners)
-    SynthesizeBlock(BlockJob(store, config, (variant,), CLASSES, "cpu")).write(variant, 0)
-    return pixels(store, variant)
+    SynthesizeBlock(BlockJob(store, config, (spec,), CLASSES, "cpu")).write(spec, 0)
+    return pixels(store, spec)
 
 
 D3HR = replace(
@@ -210,7 +209,7 @@ def test_official_classes_share_their_candidates_until_seeds_are_mended():
 
     def winners(**changes) -> set[int]:
         config = replace(D3HR, fidelity="official", **changes)
-        block = Block(config, variants(config)[0], 0, range(3))
+        block = Block(sets_of(config)[0], 0, range(3))
         return {search_range(block, label, range(1), gaussians)[2] for label in range(3)}
 
     assert len(winners()) == len(winners(seed=1)) == len(winners(mended=("skewness",))) == 1
@@ -221,18 +220,18 @@ def test_official_classes_share_their_candidates_until_seeds_are_mended():
 @pytest.mark.parametrize("mended", [(), ("start",), ("seeds",), ("skewness",), ("seeds", "skewness")])
 def test_a_winner_is_stored_with_the_score_it_won_by(tmp_path, mended):
     store, config = Store(str(tmp_path)), replace(D3HR, fidelity="official", mended=mended)
-    block = Block(config, variants(config)[0], 0, range(2))
+    block = Block(sets_of(config)[0], 0, range(2))
     gaussians = torch.zeros(2, 64), torch.linspace(0.8, 1.2, 64).repeat(2, 1)
     winners = {label: search_range(block, label, range(1), gaussians) for label in block.labels}
     write_block(store, block, gaussians, winners)
-    for row in store.read_table(subset_file(block.variant, 0)).to_pylist():
+    for row in store.read_table(subset_file(block.spec, 0)).to_pylist():
         assert row["score"] == pytest.approx(winners[row["label"]][0], rel=1e-4)
 
 
 def test_names_tell_every_setting_apart():
     def name(method: str, **changes) -> str:
         config = replace(CONFIG, method=method, cao2=replace(CaO2Config(), **changes), inversion=InversionConfig())
-        return variants(config)[0].name
+        return sets_of(config)[0].name
 
     assert name("cao2") == "cao2-m4-easy-null100-ipc2-seed0"
     assert name("cao2", select="none", pool=1, iterations=0, sampler="ddim") == "cao2-ddim-m1-ipc2-seed0"
@@ -241,7 +240,7 @@ def test_names_tell_every_setting_apart():
     assert name("d3hr") == "d3hr-moments-t600-ipc2-seed0"
     mixed = replace(CONFIG, method="d3hr", search=SearchConfig((2,), components="ipc", single="medoid", rank=4))
     mixed = replace(mixed, inversion=InversionConfig(cluster_timestep=100))
-    assert variants(mixed)[0].name == "d3hr-moments-k2-c100-medoid-r4-t600-ipc2-seed0"
+    assert sets_of(mixed)[0].name == "d3hr-moments-k2-c100-medoid-r4-t600-ipc2-seed0"
 
 
 @pytest.mark.parametrize(
@@ -320,8 +319,8 @@ def test_a_judge_answers_at_any_size():
 def test_pools_are_read_by_class_whatever_their_blocks(tmp_path):
     """A pool of 300 per class has a class per block, its set 85: the choice finds each class in its own file."""
     config = replace(CONFIG, search=SearchConfig(ipc=(3,)), cao2=replace(CONFIG.cao2, pool=100))
-    (variant,) = variants(config)
-    pool, store = pool_variant(config, variant), Store(str(tmp_path))
+    (spec,) = sets_of(config)
+    pool, store = spec.pool, Store(str(tmp_path))
     assert [len(b) for b in pool.blocks(3)] == [1, 1, 1]
     for label in range(3):
         rows = {"label": [label] * 300, "index": list(range(300)), "latent": [[float(label)]] * 300}

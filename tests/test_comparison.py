@@ -13,7 +13,7 @@ from PIL import Image
 from presets import PRESETS
 from stripes import hard, stripes, write_set
 
-from d3hr_ray.config import DataConfig, RunError, as_dict, without_axes
+from d3hr_ray.config import DataConfig, RunError, as_dict
 from d3hr_ray.evaluation.baselines import centres, herd, make_baseline, nearest_to_centres, random_set
 from d3hr_ray.evaluation.comparison import image_side, open_comparison
 from d3hr_ray.evaluation.folders import find_sets
@@ -39,7 +39,6 @@ from d3hr_ray.evaluation.training import (
     train_student,
 )
 from d3hr_ray.evaluation.trials import make_trial, run_trial
-from d3hr_ray.methods.variants import about_of, variants
 from d3hr_ray.models.teachers import (
     Ensemble,
     Target,
@@ -49,7 +48,7 @@ from d3hr_ray.models.teachers import (
     teacher_id,
 )
 from d3hr_ray.report.page import _table
-from d3hr_ray.stages.publish import recipe
+from d3hr_ray.sets import about_of, sets_of, without_axes
 from d3hr_ray.store import Store
 
 # Teachers
@@ -317,14 +316,14 @@ def test_a_record_of_before_has_the_kind_of_its_config_or_its_whole_name(tmp_pat
     plain, store = PRESETS["digits"](), Store(str(tmp_path))
     search = replace(plain.search, ipc=(1, 10), **changes)
     config = replace(plain, search=search, inversion=replace(plain.inversion, cluster_timestep=100))
-    sets = variants(config)
+    sets = sets_of(config)
     row = dict.fromkeys(set(SCHEMA.names) - {"kind"})
     for i, about in enumerate(v.about for v in sets):
         own = {"set": about["name"], "timestep": about["timestep"], "ipc": about["ipc"], "set_seed": about["seed"]}
         store.write_json(
             f"evaluations/runs/{i}.json", row | own | {"config": json.dumps(without_axes(as_dict(config)))}
         )
-        assert about_of(recipe(config, sets[i], {})) == about
+        assert about_of(sets[i].recipe({})) == about
     store.write_json("evaluations/runs/foreign.json", row | {"set": "exp-t1"})
     assert {v.about["kind"] for v in sets} == {kind}
     assert [r["kind"] for r in records(store)] == [kind] * len(sets) + ["exp-t1"]

@@ -178,12 +178,12 @@ def test_a_broken_parquet_of_the_run_is_named(tmp_path):
         store.read_table("t")
 
 
-def test_a_variant_has_one_recipe(tmp_path):
+def test_a_set_has_one_recipe(tmp_path):
     store = Store(str(tmp_path))
-    claim_recipe(store, "v", {"guidance": 4})
-    claim_recipe(store, "v", {"guidance": 4})
+    claim_recipe(store, {"variant": "v", "guidance": 4})
+    claim_recipe(store, {"variant": "v", "guidance": 4})
     with pytest.raises(ValueError, match="guidance: 4 -> 2"):
-        claim_recipe(store, "v", {"guidance": 2})
+        claim_recipe(store, {"variant": "v", "guidance": 2})
 
 
 def test_folders_within_keep_a_uris_query():

@@ -12,11 +12,10 @@ import torch
 from conftest import encode
 from pyarrow import csv as pacsv
 
-from d3hr_ray.config import CaO2Config, DataConfig, ModelConfig, RunConfig, SynthesisConfig
+from d3hr_ray.config import CaO2Config, DataConfig, ModelConfig, RunConfig, SearchConfig, SynthesisConfig
 from d3hr_ray.evaluation.comparison import image_side
 from d3hr_ray.evaluation.folders import find_sets
 from d3hr_ray.evaluation.sets import load_set
-from d3hr_ray.methods.variants import variants
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.card import read_card
 from d3hr_ray.numerics.distances import coverage, diversity, frechet, kernel_distance
@@ -27,14 +26,13 @@ from d3hr_ray.report.scores import (
     measure,
     moment_scores,
     rank_correlations,
-    variant_of,
 )
 from d3hr_ray.report.scoring import Accuracy, Scoring, format_scores, read_accuracy, write_scores
 from d3hr_ray.runs import base_of
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import sets_of, spec_of
 from d3hr_ray.stages.images import IMAGE_SCHEMA
 from d3hr_ray.stages.judge import Judge, load_judge
-from d3hr_ray.stages.publish import recipe, run_publish
+from d3hr_ray.stages.publish import run_publish
 from d3hr_ray.stages.search import subset_table
 from d3hr_ray.store import Store
 
@@ -48,7 +46,7 @@ DIGITS = RunConfig(DataConfig("digits"), ModelConfig("digits"), method="dit")
 
 def publish(root, config: RunConfig = DIGITS, classes: str = "0123456789", side: int = 16) -> str:
     """A run folder with one set of noise, as far as scoring reads it. Returns the set's path."""
-    store, (variant,) = Store(str(root)), variants(replace(config, search=replace(config.search, ipc=(1,))))
+    store, (spec,) = Store(str(root)), sets_of(replace(config, search=replace(config.search, ipc=(1,))))
     table = pa.table(
         {"label": range(len(classes)), "name": list(classes), "wnid": pa.nulls(len(classes), pa.string())}
         | {"model_class": [int(name) for name in classes]}
@@ -56,15 +54,15 @@ def publish(root, config: RunConfig = DIGITS, classes: str = "0123456789", side:
     rows = []
     for label, name in enumerate(classes):
         data = encode(np.random.default_rng(label).integers(0, 256, (side, side, 3), np.uint8))
-        store.write_bytes(f"distilled/{variant.name}/train/{name}/0.png", data)
+        store.write_bytes(f"distilled/{spec.name}/train/{name}/0.png", data)
         rows.append(
             {"file_name": f"train/{name}/0.png", "label": label, "class_name": name, "index": 0, "seed": 0}
             | {"score": None, "sha256": hashlib.sha256(data).hexdigest()}
         )
     store.write_table("classes.parquet", table)
     inputs = {"images": 1, "listing": "0", "classes": "0", "model": read_card(config.model.name).digest}
-    run_publish(store, config, variant, table, inputs, pa.Table.from_pylist(rows, IMAGE_SCHEMA))
-    return f"{store.uri}/distilled/{variant.name}"
+    run_publish(store, spec, table, inputs, pa.Table.from_pylist(rows, IMAGE_SCHEMA))
+    return f"{store.uri}/distilled/{spec.name}"
 
 
 def test_frechet_of_gaussians_is_its_closed_form():
@@ -122,14 +120,16 @@ def test_moment_errors_are_norms_against_the_stored_gaussian(tmp_path):
 
     store, z = Store(str(tmp_path)), normals(20)
     store.write_table("gaussians/t0600.parquet", gaussian_table({0: Moments.of(z)}, 600, ["a"], 20))
-    variant = Variant("d3hr", "moments", 600, 20, 0)
-    store.write_table(f"subsets/{variant.name}/part-000000.parquet", subset_table([(0, z + 1, 0.0)], 0))
-    found = moment_scores(store, variant)
+    config = replace(DIGITS, method="d3hr", search=SearchConfig(ipc=(20,)))
+    (spec,) = sets_of(config)
+    store.write_table(f"subsets/{spec.name}/part-000000.parquet", subset_table([(0, z + 1, 0.0)], 0))
+    found = moment_scores(store, spec)
     assert found["mean_error"] == pytest.approx(6**0.5, rel=1e-5)
     assert found["std_error"] == pytest.approx(0, abs=1e-5)
     # Clean latents are none of the noised Gaussian's, and without a timestep there is no Gaussian.
-    assert np.isnan(list(moment_scores(store, replace(variant, clean=True)).values())).all()
-    assert np.isnan(list(moment_scores(store, replace(variant, timestep=None)).values())).all()
+    for method in ("d3hr+cao2", "dit"):
+        (other,) = sets_of(replace(config, method=method, cao2=CaO2Config(rematch=False)))
+        assert np.isnan(list(moment_scores(store, other).values())).all()
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_moment_errors_are_norms_against_the_stored_gaussian(tmp_path):
 )
 def test_a_manifest_tells_whether_its_latents_are_clean(method, rematch, clean):
     config = replace(DIGITS, method=method, cao2=CaO2Config(rematch=rematch))
-    (variant,) = variants(config)
-    assert variant_of(recipe(config, variant, {})) == variant
-    assert variant.clean == clean
+    (spec,) = sets_of(config)
+    assert spec_of(spec.recipe({})["config"]) == spec
+    assert spec.is_clean == clean
 
 
 def test_rank_correlations_are_over_sets_with_both():

@@ -13,7 +13,7 @@ import torch
 from conftest import PIPELINE, WNIDS, make_images, write_imagefolder, write_parquet, write_webdataset
 from safetensors.torch import load_file, save_file
 
-from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig, RunError
+from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig, RunError, SearchConfig
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.methods.d3hr import start_run
@@ -21,7 +21,7 @@ from d3hr_ray.models.card import read_card
 from d3hr_ray.models.loading import load_schedule
 from d3hr_ray.numerics.ddim import invert
 from d3hr_ray.runtime.actors import Pool
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import sets_of
 from d3hr_ray.stages import contents
 from d3hr_ray.stages import invert as stage
 from d3hr_ray.stages.fit import gaussian_table, merge_tree, partial_moments, to_tensors
@@ -217,11 +217,12 @@ def test_fit_refuses_small_classes_and_lost_images(tmp_path):
 
 
 def test_blocks_cover_every_label_once():
+    plain = config("")
     for ipc in (1, 10, 300):
-        blocks = Variant("d3hr", "moments", 600, ipc, 0).blocks(1000)
-        assert [label for block in blocks for label in block] == list(range(1000))
-    assert Variant("d3hr", "moments", 600, 10, 0).name == "d3hr-moments-t600-ipc10-seed0"
-    assert Variant("dit", None, None, 5, 2).name == "dit-ipc5-seed2"
+        (spec,) = sets_of(replace(plain, inversion=InversionConfig(), search=SearchConfig(ipc=(ipc,))))
+        assert [label for block in spec.blocks(1000) for label in block] == list(range(1000))
+        assert spec.name == f"d3hr-moments-t600-ipc{ipc}-seed0"
+    assert [s.name for s in sets_of(replace(plain, method="dit", seed=2))] == ["dit-ipc10-seed2"]
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,10 @@ from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, run_trial
 from d3hr_ray.methods import d3hr, many
 from d3hr_ray.methods.d3hr import Run
-from d3hr_ray.methods.many import settings_name, with_pools
-from d3hr_ray.methods.variants import variants
-from d3hr_ray.report.swept import AXES, best_cell, preset_of
+from d3hr_ray.methods.many import with_pools
+from d3hr_ray.report.swept import AXES, _preset, best_cell
 from d3hr_ray.runtime.actors import Pool
-from d3hr_ray.stages.publish import recipe
+from d3hr_ray.sets import SetSpec, sets_of, without_axes
 from d3hr_ray.store import Store
 
 EMBEDDED = ROOT / "d3hr_ray" / "assets"
@@ -169,15 +168,17 @@ CAO2 = "method=cao2 fidelity=official mend=fill optimise=3"
 @pytest.mark.parametrize("text", ["components=ipc single=medoid", CAO2, "run"])
 def test_the_best_setting_is_a_preset_of_all_that_made_it(text):
     config = next(sweep(variants=(text,), seeds=(3,), ipc=(2, 5)).configs(2.0))
-    (variant,) = [v for v in variants(config) if v.ipc == 5]
-    plain = recipe(config, variant, {})["config"]
-    preset = preset_of(BASE, {"timestep": variant.timestep, "ipc": 5}, plain)
+    (spec,) = [s for s in sets_of(config) if s.ipc == 5]
+    preset = _preset(BASE, {"timestep": spec.timestep, "ipc": 5}, without_axes(spec.recipe({})["config"]))
     assert preset == replace(config, seed=0, search=replace(config.search, ipc=(5,)))
 
 
 def test_sets_that_are_made_alike_share_a_folder_whatever_their_seed():
     texts = ("run", "method=gaussian", "method=cao2 optimise=0", "method=d3hr+cao2 optimise=0", "method=cao2")
-    names = {text: {settings_name(c) for c in sweep(variants=(text,), seeds=(0, 1)).configs(2.0)} for text in texts}
+    names = {
+        text: {s.settings for c in sweep(variants=(text,), seeds=(0, 1)).configs(2.0) for s in sets_of(c)}
+        for text in texts
+    }
     assert all(len(found) == 1 for found in names.values())
     assert names["run"] == names["method=gaussian"]
     assert len(set.union(*names.values())) == 4
@@ -186,8 +187,7 @@ def test_sets_that_are_made_alike_share_a_folder_whatever_their_seed():
 def test_settings_that_draw_and_judge_alike_share_their_pools(tmp_path):
     def pools(text: str, seed: int = 0) -> str:
         (config,) = sweep(variants=(text,), seeds=(seed,), timesteps=(600,)).configs(2.0)
-        ((run, _),) = with_pools(base, [(replace(base, config=config), variants(config)[0])])
-        return run.pools.uri
+        return with_pools(base, base, sets_of(config)).pools.uri
 
     store = Store(str(tmp_path))
     for name in ("classes.parquet", "gaussians/t0600.parquet"):
@@ -221,10 +221,10 @@ class Machine:
         for t in run.config.inversion.timesteps:
             run.store.write_bytes(f"gaussians/t{t:04d}.parquet", b"any")
 
-    def make(self, wanted: list) -> None:
-        for run, variant in wanted:
-            folder = run.store.at(f"distilled/{variant.name}")
-            folder.write_json("manifest.json", recipe(run.config, variant, run.inputs))
+    def make(self, run: Run, specs: list[SetSpec]) -> None:
+        for spec in specs:
+            folder = run.store.at(f"distilled/{spec.name}")
+            folder.write_json("manifest.json", spec.recipe(run.inputs))
             self.made.append(folder.uri)
 
     def sweep(self, store: Store, **flags) -> list[str]:
@@ -257,7 +257,7 @@ def distilled(machine: Machine, root: Path, command: str) -> Store:
     run = d3hr.start_run(Store(str(root / "run")), config, card, listing, Pool((1, 1), 0), overwrite=False)
     if config.fits:
         machine.fit(run, listing)
-    machine.make([(run, variant) for variant in variants(config)])
+    machine.make(run, sets_of(config))
     return run.store
 
 

@@ -15,9 +15,9 @@ from scipy import stats
 
 from d3hr_ray.benchmarks.measure import Result, in_turns, median_ratio, peak_mb
 from d3hr_ray.config import DataConfig, ModelConfig, RunConfig, Search, SearchConfig
-from d3hr_ray.methods.variants import variants
 from d3hr_ray.numerics import groups
 from d3hr_ray.numerics.random_search import BLOCK, RandomSearch
+from d3hr_ray.sets import sets_of
 from d3hr_ray.stages.search import Block, search_range, write_block
 from d3hr_ray.store import Store
 
@@ -184,8 +184,8 @@ def _task(method: Search, dims: int) -> None:
     candidates = SearchConfig().candidates if method == "moments" else BLOCK
     search = SearchConfig((100,), method, candidates, SKEW_WEIGHT)
     config = RunConfig(DataConfig(""), ModelConfig(""), search=search)
-    (variant,) = variants(config)
-    block = Block(config, variant, 0, variant.blocks(1000)[0])
+    (spec,) = sets_of(config)
+    block = Block(spec, 0, spec.blocks(1000)[0])
     gaussians = torch.zeros(len(block.labels), dims), torch.linspace(0.8, 1.2, dims).repeat(len(block.labels), 1)
     winners = None
     if not block.is_matched:  # the winner of one label does for the others

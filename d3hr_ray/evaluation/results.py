@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import stdtrit
 
-from d3hr_ray.config import with_axes
 from d3hr_ray.evaluation.naming import apart, name_of
 from d3hr_ray.evaluation.trials import Trial
-from d3hr_ray.methods.variants import about_of
+from d3hr_ray.sets import about_of, with_axes
 from d3hr_ray.store import Store
 
 SCHEMA = pa.schema(

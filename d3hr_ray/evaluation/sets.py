@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from d3hr_ray.config import DataConfig, RunError, fingerprint, without_axes
+from d3hr_ray.config import DataConfig, RunError, fingerprint
 from d3hr_ray.datasets.decode import decode
 from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images
 from d3hr_ray.datasets.look import SHOWN, STORED, Look
@@ -20,8 +20,8 @@ from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.evaluation.folders import class_folders, images_of
 from d3hr_ray.evaluation.images import Images, Loadable, assemble, glance_rows
 from d3hr_ray.evaluation.reading import Reading
-from d3hr_ray.methods.variants import about_of
 from d3hr_ray.runtime.tasks import ray_map
+from d3hr_ray.sets import about_of, without_axes
 from d3hr_ray.store import Store
 
 READERS = 16  # threads, where storage is remote and each file waits for an answer

@@ -1,7 +1,7 @@
 """D3HR (ICML 2025), CaO2 (ICCV 2025), their composition, and the baselines that share their stages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -12,11 +12,10 @@ from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import look_of
 from d3hr_ray.layout import finished, gaussian_file
-from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.models.card import ModelCard
 from d3hr_ray.runs import claim_recipe, open_run, read_run
 from d3hr_ray.runtime.actors import Pool
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.stages import contents
 from d3hr_ray.stages.candidates import run_candidates
 from d3hr_ray.stages.choose import run_choose
@@ -24,7 +23,7 @@ from d3hr_ray.stages.fit import run_fit
 from d3hr_ray.stages.invert import run_invert
 from d3hr_ray.stages.judge import judge_id
 from d3hr_ray.stages.mixture import mixture_kind, run_mixtures
-from d3hr_ray.stages.publish import pool_recipe, recipe, run_publish
+from d3hr_ray.stages.publish import run_publish
 from d3hr_ray.stages.reals import run_reals
 from d3hr_ray.stages.search import run_search, write_noise
 from d3hr_ray.stages.synthesize import run_synthesize
@@ -121,63 +120,56 @@ def fit_gaussians(run: Run, listing: Listing) -> None:
 
 
 def make_sets(run: Run) -> None:
-    """gaussians => subsets => distilled, for every variant."""
-    make_together([(run, variant) for variant in variants(run.config)])
+    """gaussians => subsets => distilled, for every set of the config."""
+    make_together(run, sets_of(run.config))
 
 
-def make_together(wanted: Sequence[tuple[Run, Variant]]) -> None:
-    """gaussians => subsets => distilled, for variants of one folder.
+def make_together(run: Run, specs: Sequence[SetSpec]) -> None:
+    """gaussians => subsets => distilled, for sets of one folder.
 
     They differ in timestep, IPC and seed, and those without a pool in the method, which is settled with their subsets.
     Each stage is one stream over all of them, so that its workers start once.
     """
-    for run, variant in wanted:
-        claim_recipe(run.store, variant.name, recipe(run.config, variant, run.inputs))
-    first = wanted[0][0]
-    if first.config.has_pool:
-        choose_from_pools(wanted)
+    for spec in specs:
+        claim_recipe(run.store, spec.recipe(run.inputs))
+    if specs[0].config.has_pool:
+        choose_from_pools(run, specs)
     else:
-        find_subsets(wanted)
-    run_synthesize(first.store, first.config, [variant for _, variant in wanted], first.classes, first.pool)
-    for run, variant in wanted:
-        run_publish(run.store, run.config, variant, run.classes, run.inputs, None)
+        find_subsets(run, run.store, specs)
+    run_synthesize(run.store, specs[0].config, specs, run.classes, run.pool)
+    for spec in specs:
+        run_publish(run.store, spec, run.classes, run.inputs, None)
 
 
-def find_subsets(wanted: Sequence[tuple[Run, Variant]]) -> None:
-    """gaussians => subsets, by way of mixtures if asked; or noise, for what needs no Gaussian."""
-    first, searches, kinds = wanted[0][0], [], []
-    for run, variant in wanted:
-        if variant.timestep is None:
-            write_noise(run.store, variant, len(run.classes), prod(run.card.latent_shape))
-            continue
-        searches.append((run.config, variant))
-        if run.config.has_mixture:
-            kinds.append(mixture_kind(run.config, variant.timestep, variant.ipc // variant.per_image))
-    run_mixtures(first.latents, first.store, list(dict.fromkeys(kinds)))
-    run_search(first.store, searches, len(first.classes))
+def find_subsets(run: Run, store: Store, specs: Sequence[SetSpec]) -> None:
+    """gaussians => subsets in a folder, by way of mixtures if asked; or noise, for what needs no Gaussian."""
+    for spec in specs:
+        if spec.timestep is None:
+            write_noise(store, spec, len(run.classes), prod(run.card.latent_shape))
+    fitted = [(spec, t) for spec in specs if (t := spec.timestep) is not None]
+    kinds = [mixture_kind(spec.config, t, spec.images_per_class) for spec, t in fitted if spec.config.has_mixture]
+    run_mixtures(run.latents, store, list(dict.fromkeys(kinds)))
+    run_search(store, [spec for spec, _ in fitted], len(run.classes))
 
 
-def choose_from_pools(wanted: Sequence[tuple[Run, Variant]]) -> None:
+def choose_from_pools(run: Run, specs: Sequence[SetSpec]) -> None:
     """CaO2's first stage: subsets of pools => candidates, judged => the subsets of those that stay."""
-    first = wanted[0][0]
-    classifier = judge_id(first.config)
-    pools = [(replace(run, store=run.pools), pool_variant(run.config, variant)) for run, variant in wanted]
-    for run, pool in pools:
-        for store in (first.store, run.store):  # that of the sets, too, lest another classifier goes on with them
-            claim_recipe(store, pool.name, pool_recipe(run.config, pool, run.inputs, classifier))
-    find_subsets(pools)
-    run_candidates(first.pools, first.config, [pool for _, pool in pools], first.classes, first.pool)
-    chosen = [(run.config, variant, pool) for (run, variant), (_, pool) in zip(wanted, pools, strict=True)]
-    run_choose(first.store, first.pools, chosen, len(first.classes))
+    classifier, pools = judge_id(specs[0].config), [spec.pool for spec in specs]
+    for pool in pools:
+        for store in (run.store, run.pools):  # that of the sets, too, lest another classifier goes on with them
+            claim_recipe(store, pool.recipe(run.inputs, classifier))
+    find_subsets(run, run.pools, pools)
+    run_candidates(run.pools, specs[0].config, pools, run.classes, run.pool)
+    run_choose(run.store, run.pools, specs, len(run.classes))
 
 
 def pick_reals(run: Run, listing: Listing) -> None:
     """The `random` baseline: n real images per class, chosen by seed."""
-    for variant in variants(run.config):
-        claim_recipe(run.store, variant.name, recipe(run.config, variant, run.inputs))
-        size = run.config.synthesis.image_size or run.card.image_size
-        images = run_reals(run.store, variant, listing, run.classes, size, look_of(run.config.fidelity))
-        run_publish(run.store, run.config, variant, run.classes, run.inputs, images)
+    size = run.config.synthesis.image_size or run.card.image_size
+    for spec in sets_of(run.config):
+        claim_recipe(run.store, spec.recipe(run.inputs))
+        images = run_reals(run.store, spec, listing, run.classes, size, look_of(run.config.fidelity))
+        run_publish(run.store, spec, run.classes, run.inputs, images)
 
 
 def distill(run: Run, listing: Listing) -> None:

@@ -3,11 +3,11 @@
 import torch
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.models.card import ModelCard
 from d3hr_ray.models.flops import Cost, count_flop
 from d3hr_ray.models.speed import find_speed
 from d3hr_ray.numerics.grids import position
+from d3hr_ray.sets import sets_of
 from d3hr_ray.stages.mixture import label_blocks, mixture_kind
 
 NORMALS_PER_SECOND = 1e8  # standard normal float32 numbers that one core draws (numpy Philox, measured: 1.2e8)
@@ -24,7 +24,7 @@ def plan(
     """The plan as text. Times are of one device at a sustained `tflops` TFLOP/s; None: as find_speed finds."""
     cost, dims = count_flop(card), torch.Size(card.latent_shape).numel()
     speed = find_speed(config.model.name, card, cost, tflops)
-    sets = variants(config)
+    sets = sets_of(config)
     lines = [
         f"plan: {config.method} ({config.fidelity}), {images:,} images of {classes} classes, D = {dims}, "
         f"one denoiser forward = {_si(cost.forward)}FLOP",
@@ -43,7 +43,7 @@ def plan(
         lines.append(_row("fit", images, 0, 0, 0, classes * stored * dims * 8, "reads latents/ once per timestep"))
         if config.has_mixture:
             lines.append(_mixture_row(config, images, classes, dims))
-        wanted = [(pool_variant(config, n) if config.has_pool else n).ipc for n in sets]
+        wanted = [(spec.pool if config.has_pool else spec).ipc for spec in sets]
         seconds = sum(search_seconds(config, n, dims) for n in wanted) * classes
         note = f"about {duration(seconds)} of one CPU core, {search_note(config)}"
         found = classes * sum(wanted)
@@ -68,7 +68,7 @@ def _making_rows(
     config: RunConfig, card: ModelCard, grid: tuple[int, ...], cost: Cost, classes: int, rate: float
 ) -> list[str]:
     """CaO2's pool if there is one, then the images of all sets."""
-    sets, pool = variants(config), config.cao2.pool if config.has_pool else 1
+    sets, pool = sets_of(config), config.cao2.pool if config.has_pool else 1
     passes = 0 if config.method == "random" else _passes(config.synthesis.guidance)
     above = config.has_quirk("start")  # the authors start a grid step above t
     steps = [len(grid) if n.timestep is None else position(grid, n.timestep) + 1 + above for n in sets]
@@ -81,7 +81,7 @@ def _making_rows(
         note = f"{pool} candidates per image, kept: {config.cao2.select}"
         rows.append(_row("pool", pool * made, max(walks), flop, flop / rate, size, note))
         stage_2 = config.cao2.iterations * OPTIMISE_PASSES
-        walks = [stage_2 + (0 if n.clean else w) for n, w in zip(sets, walks, strict=True)]
+        walks = [stage_2 + (0 if n.is_clean else w) for n, w in zip(sets, walks, strict=True)]
     decode = 0.0 if config.method == "random" else cost.decode
     flop = sum(i * (w * cost.forward + decode) for i, w in zip(images, walks, strict=True))
     side = config.synthesis.image_size or card.image_size

@@ -6,7 +6,7 @@ from math import isnan
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.choose import read_choices
 from d3hr_ray.store import Store
 
@@ -14,20 +14,20 @@ LISTED = 20  # classes that are named
 COUNTS = ("candidates", "correct", "kept", "kept_correct")
 
 
-def chosen_table(store: Store, variant: Variant, names: list[str]) -> pa.Table:
+def chosen_table(store: Store, spec: SetSpec, names: list[str]) -> pa.Table:
     """Per class: candidates and those on class, kept ones and those on class, their mean probability of the class."""
-    table = read_choices(store, variant, len(names))
+    table = read_choices(store, spec, len(names))
     return table.add_column(1, "class", pa.array([names[label] for label in table["label"].to_pylist()]))
 
 
-def pools_table(sets: Sequence[tuple[str, Variant]], classes: int) -> pa.Table:
-    """A row per set, given as its URI and variant: sums over its classes, and how many of these had to fill up.
+def pools_table(sets: Sequence[tuple[str, SetSpec]], classes: int) -> pa.Table:
+    """A row per set, given as its URI and spec: sums over its classes, and how many of these had to fill up.
 
     What a classifier tells is None where none judged (--select none).
     """
     rows = []
-    for uri, variant in sets:
-        table = read_choices(Store(uri).at("../.."), variant, classes)
+    for uri, spec in sets:
+        table = read_choices(Store(uri).at("../.."), spec, classes)
         told = {key: pc.sum(table[key]).as_py() for key in COUNTS}
         told["filled_up"] = pc.sum(pc.less(table["kept_correct"], table["kept"])).as_py()
         unjudged = dict.fromkeys(("correct", "kept_correct", "filled_up"))

@@ -19,17 +19,17 @@ ROWS, COLUMNS = GLANCE
 CELL = 0.8  # inches
 
 
-def contact_sheet(store: Store, variant: str, images: pa.Table) -> bytes:
-    """IMAGE_SCHEMA rows of a variant => PNG with the first images of the first classes."""
+def contact_sheet(store: Store, name: str, images: pa.Table) -> bytes:
+    """IMAGE_SCHEMA rows of a set => PNG with the first images of the first classes."""
     shown: dict[int, list[np.ndarray]] = defaultdict(list)
     names = {}
     for r in images.sort_by([("label", "ascending"), ("index", "ascending")]).to_pylist():
         if r["label"] < ROWS and r["index"] < COLUMNS:
-            data = store.read_bytes(f"distilled/{variant}/{r['file_name']}")
+            data = store.read_bytes(f"distilled/{name}/{r['file_name']}")
             shown[r["label"]].append(np.asarray(Image.open(io.BytesIO(data))))
             names[r["label"]] = r["class_name"]
     classes = len(set(images["label"].to_pylist()))
-    title = f"{variant}: {len(images)} images, {classes} classes"
+    title = f"{name}: {len(images)} images, {classes} classes"
     return _draw([(names[label], pixels) for label, pixels in shown.items()], title)
 
 

@@ -5,7 +5,6 @@ import numpy as np
 from d3hr_ray.datasets.look import Seen, look_of
 from d3hr_ray.layout import finished
 from d3hr_ray.methods.d3hr import Run
-from d3hr_ray.methods.variants import variants
 from d3hr_ray.report.chosen import chosen_table, chosen_text
 from d3hr_ray.report.contact import contact_sheet
 from d3hr_ray.report.matching import format_table, matching_table
@@ -13,6 +12,7 @@ from d3hr_ray.report.normality import MIN_IMAGES, normality_figure, normality_ta
 from d3hr_ray.report.page import write_page
 from d3hr_ray.runs import close_run
 from d3hr_ray.runtime.summary import format_summary, summary
+from d3hr_ray.sets import sets_of
 from d3hr_ray.stages.invert import PROBES
 from d3hr_ray.store import Store
 
@@ -24,21 +24,21 @@ def report(run: Run) -> str:
     if run.store.exists(PROBES) and not run.store.exists("report/normality.csv"):
         _write_normality(run, names)
     lines, sets = [], {}
-    for variant in variants(run.config):
-        folder = f"distilled/{variant.name}"
+    for spec in sets_of(run.config):
+        folder = f"distilled/{spec.name}"
         images = run.store.read_table(f"{folder}/metadata.parquet")
-        run.store.write_bytes(f"report/{variant.name}.png", contact_sheet(run.store, variant.name, images))
-        lines += ["", f"{variant.name}: {len(images)} images in {run.store.uri}/{folder}"]
+        run.store.write_bytes(f"report/{spec.name}.png", contact_sheet(run.store, spec.name, images))
+        lines += ["", f"{spec.name}: {len(images)} images in {run.store.uri}/{folder}"]
         if run.config.has_pool:
-            chosen = chosen_table(run.store, variant, names)
-            run.store.write_csv(f"report/chosen-{variant.name}.csv", chosen)
+            chosen = chosen_table(run.store, spec, names)
+            run.store.write_csv(f"report/chosen-{spec.name}.csv", chosen)
             lines.append(chosen_text(chosen))
-        if variant.timestep is not None and not variant.clean:
-            table = matching_table(run.store, variant, rejected, names)
-            run.store.write_csv(f"report/matching-{variant.name}.csv", table)
+        if spec.timestep is not None and not spec.is_clean:
+            table = matching_table(run.store, spec, rejected, names)
+            run.store.write_csv(f"report/matching-{spec.name}.csv", table)
             lines.append(format_table(table))
-        lines.append(f"contact sheet: {run.store.uri}/report/{variant.name}.png")
-        sets[variant.name] = run.store.read_json(f"{folder}/manifest.json")["set_hash"]
+        lines.append(f"contact sheet: {run.store.uri}/report/{spec.name}.png")
+        sets[spec.name] = run.store.read_json(f"{folder}/manifest.json")["set_hash"]
     recorded = run.store.read_json("run.json").get("sets", {})
     done = finished(run.store).values()
     counts = {key: sum(c[key] for c in done) for key in ("accepted", "rejected")} if done else None

@@ -13,13 +13,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from d3hr_ray.config import RunConfig
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.layout import gaussian_file
-from d3hr_ray.methods.variants import variant_of
 from d3hr_ray.models.autoencoder import to_images, to_pixels
 from d3hr_ray.numerics import adams, ddim, distances
-from d3hr_ray.sets import Variant, made_with
+from d3hr_ray.sets import SetSpec, spec_of
 from d3hr_ray.stages.fit import read_gaussians, to_tensors
 from d3hr_ray.stages.judge import Judge
 from d3hr_ray.stages.networks import open_model
@@ -66,14 +64,14 @@ def feature_scores(real: Measured, made: Measured) -> dict[str, float]:
     }
 
 
-def moment_scores(run: Store, variant: Variant) -> dict[str, float]:
+def moment_scores(run: Store, spec: SetSpec) -> dict[str, float]:
     """Norms of the errors of the subset's mean and std against the class Gaussian, averaged.
 
     NaN without a Gaussian, and for subsets of clean latents: a Gaussian is of noised ones.
     """
     nothing = {"mean_error": float("nan"), "std_error": float("nan")}
-    folder, timestep = f"subsets/{variant.name}", variant.timestep
-    if timestep is None or variant.clean or not run.exists(gaussian_file(timestep)) or not run.list(folder):
+    folder, timestep = f"subsets/{spec.name}", spec.timestep
+    if timestep is None or spec.is_clean or not run.exists(gaussian_file(timestep)) or not run.list(folder):
         return nothing
     table = run.read_table(folder, columns=["label", "latent"])
     labels, latents = to_tensors(table, "latent")
@@ -87,12 +85,11 @@ def moment_scores(run: Store, variant: Variant) -> dict[str, float]:
     return nothing | {key: float(np.mean(values)) for key, values in errors.items()}
 
 
-def round_trip(
-    config: RunConfig, timestep: int | None, pixels: np.ndarray, model_classes: Sequence[int], device: str
-) -> float:
+def round_trip(spec: SetSpec, pixels: np.ndarray, model_classes: Sequence[int], device: str) -> float:
     """PSNR in dB of the set's own images after VAE, inversion, sampling and decoding, as the set was made."""
+    config = spec.config
     schedule, autoencoder, denoiser = open_model(config, device)
-    t = schedule.grid[-1] if timestep is None else timestep
+    t = schedule.grid[-1] if spec.timestep is None else spec.timestep
     walk = adams if config.inversion.solver == "adams" else ddim
     squares = []
     with torch.inference_mode():
@@ -115,11 +112,11 @@ def score_set(
     made = measure(judge, images.pixels, images.labels)
     table = run.read_table("classes.parquet").sort_by("label")
     ids = [table["model_class"][int(label)].as_py() for label in images.labels]
-    variant = variant_of(manifest)
+    spec = spec_of(manifest["config"])
     return {
-        **moment_scores(run, variant),
+        **moment_scores(run, spec),
         **feature_scores(real, made),
-        "round_trip": round_trip(made_with(manifest["config"]), variant.timestep, images.pixels, ids, device),
+        "round_trip": round_trip(spec, images.pixels, ids, device),
     }
 
 

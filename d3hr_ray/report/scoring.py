@@ -18,7 +18,7 @@ from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations
 from d3hr_ray.runs import base_of
 from d3hr_ray.runtime.tasks import progress, ray_map
 from d3hr_ray.runtime.telemetry import LOG
-from d3hr_ray.sets import made_with
+from d3hr_ray.sets import spec_of
 from d3hr_ray.stages.judge import Judge, judge_name, load_classifier
 from d3hr_ray.store import Store
 
@@ -56,7 +56,7 @@ class Scoring:
         side = image_side(stores[0])
         sets = tuple(load_set(store, side) for store in stores)
         check_alike(stores, sets, manifests)
-        config = made_with(manifests[0]["config"])
+        config = spec_of(manifests[0]["config"]).config
         config = replace(config, cao2=replace(config.cao2, classifier=classifier or config.cao2.classifier))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         judge = load_classifier(judge_name(config), runs[0].read_table("classes.parquet").sort_by("label"), device)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.layout import block_mark, candidate_file, finished, gaussian_file, subset_file
 from d3hr_ray.lock import describe, is_alive, read_holder
-from d3hr_ray.methods.variants import pool_variant, variants
 from d3hr_ray.runs import read_run
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.store import Store
 
 
@@ -50,30 +49,29 @@ def progress(store: Store, config: RunConfig, images: int, inverted: int) -> lis
     """Every stage that the run's method needs, in order. `images` are listed, `inverted` are done with."""
     classes = len(store.read_table("classes.parquet", ["label"])) if store.exists("classes.parquet") else 0
     steps = []
-    sets = variants(config)
-    if any(v.timestep is not None for v in sets):
+    sets = sets_of(config)
+    if any(spec.timestep is not None for spec in sets):
         if store.list("latents") or not store.list("gaussians"):  # a run --from-gaussians inverts nothing
             steps.append(Progress("invert", inverted, images, "images"))
         fitted = sum(store.exists(gaussian_file(t)) for t in config.inversion.timesteps)
         steps.append(Progress("fit", fitted, len(config.inversion.timesteps), "timesteps"))
-    for variant in sets:
+    for spec in sets:
         if config.has_pool:
-            pool = pool_variant(config, variant)
-            steps += [_blocks(store, "search", pool, classes, subset_file)]
-            steps += [_blocks(store, "judge", pool, classes, candidate_file)]
+            steps += [_blocks(store, "search", spec.pool, classes, subset_file)]
+            steps += [_blocks(store, "judge", spec.pool, classes, candidate_file)]
         if config.method != "random":
-            steps += [_blocks(store, "choose" if config.has_pool else "search", variant, classes, subset_file)]
-            steps += [_blocks(store, "synthesize", variant, classes, block_mark)]
-        published = store.exists(f"distilled/{variant.name}/manifest.json")
-        steps.append(Progress(f"publish {variant.name}", int(published), 1, "set"))
+            steps += [_blocks(store, "choose" if config.has_pool else "search", spec, classes, subset_file)]
+            steps += [_blocks(store, "synthesize", spec, classes, block_mark)]
+        published = store.exists(f"distilled/{spec.name}/manifest.json")
+        steps.append(Progress(f"publish {spec.name}", int(published), 1, "set"))
     return steps
 
 
-def _blocks(store: Store, stage: str, variant: Variant, classes: int, name: Callable[[Variant, int], str]) -> Progress:
-    """How many images of a variant lie in blocks whose file is there; one listing."""
-    sizes = {name(variant, i).rpartition("/")[2]: len(b) * variant.ipc for i, b in enumerate(variant.blocks(classes))}
-    there = store.list(name(variant, 0).rpartition("/")[0])
-    return Progress(f"{stage} {variant.name}", sum(sizes.get(n, 0) for n in there), sum(sizes.values()), "images")
+def _blocks(store: Store, stage: str, spec: SetSpec, classes: int, name: Callable[[SetSpec, int], str]) -> Progress:
+    """How many images of a set lie in blocks whose file is there; one listing."""
+    sizes = {name(spec, i).rpartition("/")[2]: len(b) * spec.ipc for i, b in enumerate(spec.blocks(classes))}
+    there = store.list(name(spec, 0).rpartition("/")[0])
+    return Progress(f"{stage} {spec.name}", sum(sizes.get(n, 0) for n in there), sum(sizes.values()), "images")
 
 
 def _driver(store: Store, record: dict[str, object]) -> str:

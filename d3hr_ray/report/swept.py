@@ -10,7 +10,7 @@ import pyarrow as pa
 from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.evaluation.naming import sets_apart
 from d3hr_ray.evaluation.results import SCHEMA, cells_table, summarise
-from d3hr_ray.sets import made_with
+from d3hr_ray.sets import spec_of, with_axes
 from d3hr_ray.store import Store
 
 SETTING = (
@@ -40,7 +40,7 @@ def write_sweep(
     cells = sorted(summarise(sets_apart(rows), ("set", *AXES)), key=lambda c: -c["top1_last"])
     store.write_csv(f"{folder}/cells.csv", cells_table(cells))
     best = best_cell(cells)
-    preset = preset_of(base, best, configs[best["settings"]])
+    preset = _preset(base, best, configs[best["settings"]])
     found = {key: best[key] for key in (*AXES, "n", "top1_last")}
     store.write_json(f"{folder}/settings.json", configs)
     store.write_json(f"{folder}/best.json", {"config": as_dict(preset), "found": found})
@@ -76,14 +76,8 @@ def _tuned(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(best.values())
 
 
-def preset_of(base: RunConfig, cell: Mapping[str, Any], plain: Mapping[str, Any]) -> RunConfig:
-    """The config of a cell's sets as a preset: its timestep and IPC, and the seed of the base."""
-    made = made_with(plain)
-    timesteps = base.inversion.timesteps if cell["timestep"] is None else (cell["timestep"],)
-    return replace(
-        made,
-        data=base.data,
-        search=replace(made.search, ipc=(cell["ipc"],)),
-        inversion=replace(made.inversion, timesteps=timesteps),
-        seed=base.seed,
-    )
+def _preset(base: RunConfig, cell: Mapping[str, Any], plain: Mapping[str, Any]) -> RunConfig:
+    """The config of a cell's sets as a preset: its timestep and IPC, and the data and seed of the base."""
+    made = spec_of(with_axes(plain, cell["timestep"], cell["ipc"], base.seed)).config
+    timesteps = base.inversion.timesteps if cell["timestep"] is None else made.inversion.timesteps
+    return replace(made, data=base.data, inversion=replace(made.inversion, timesteps=timesteps))

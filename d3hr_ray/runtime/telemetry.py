@@ -54,7 +54,7 @@ _current: list[Call] = []
 
 
 def describe(**fields: Any) -> None:
-    """Add fields to the log line of the unit under way: its run, classes, variant."""
+    """Add fields to the log line of the unit under way: its run, set, block, classes."""
     if _current:
         _current[-1].fields |= fields
 

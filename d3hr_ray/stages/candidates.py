@@ -1,6 +1,6 @@
 """candidates: subsets/<pool>/ => pools/<pool>/, what a pool's latents became and what the classifier says of each.
 
-A pool is a variant with several candidates per image. Each block is one unit of an actor: sample, decode, judge, write.
+A pool is a set with several candidates per image. Each block is one unit of an actor: sample, decode, judge, write.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import pyarrow as pa
 from d3hr_ray.config import RunConfig
 from d3hr_ray.layout import candidate_file, subset_file
 from d3hr_ray.runtime.actors import Pool
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.judge import judge_name, load_judge
 from d3hr_ray.stages.search import several
@@ -30,13 +30,13 @@ CANDIDATE_SCHEMA = pa.schema(
 )
 
 
-def run_candidates(store: Store, config: RunConfig, pools: Sequence[Variant], classes: pa.Table, pool: Pool) -> None:
+def run_candidates(store: Store, config: RunConfig, pools: Sequence[SetSpec], classes: pa.Table, pool: Pool) -> None:
     """Sample and judge every block of these pools that has not been, in one stream."""
     if config.cao2.classifier is not None:
         config = replace(config, cao2=replace(config.cao2, classifier=judge_name(config)))
 
-    def is_done(variant: Variant, block: int) -> bool:
-        return store.exists(candidate_file(variant, block))
+    def is_done(spec: SetSpec, block: int) -> bool:
+        return store.exists(candidate_file(spec, block))
 
     run_blocks(JudgeBlock, store, config, pools, classes, pool, several("pool", pools), is_done)
 
@@ -49,11 +49,11 @@ class JudgeBlock(BlockActor):
         selects = job.config.cao2.select != "none"
         self.judge = load_judge(job.config, job.classes, job.device) if selects else None
 
-    def write(self, variant: Variant, block: int) -> int:
+    def write(self, spec: SetSpec, block: int) -> int:
         """Make and judge one block. Returns its number of candidates."""
         store = self.job.store
-        rows = store.read_table(subset_file(variant, block))
-        latents = self.sampler.sample(rows, variant.timestep)
+        rows = store.read_table(subset_file(spec, block))
+        latents = self.sampler.sample(rows, spec.timestep)
         labels = rows["label"].to_pylist()
         predicted, confidence, own = [-1] * len(rows), [float("nan")] * len(rows), [float("nan")] * len(rows)
         if self.judge is not None:
@@ -66,5 +66,5 @@ class JudgeBlock(BlockActor):
             "own": own,
             "latent": list(latents.flatten(1).numpy()),
         }
-        store.write_table(candidate_file(variant, block), pa.table(table, CANDIDATE_SCHEMA))
+        store.write_table(candidate_file(spec, block), pa.table(table, CANDIDATE_SCHEMA))
         return len(rows)

@@ -1,6 +1,6 @@
-"""choose: pools/<pool>/ => subsets/<variant>/, the candidates that stay, re-matched to the class moments if wished.
+"""choose: pools/<pool>/ => subsets/<set>/, the candidates that stay, re-matched to the class moments if wished.
 
-Ray tasks, one per block of the variant. What the classifier got right, and what filled up, is written beside.
+Ray tasks, one per block of the set. What the classifier got right, and what filled up, is written beside.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from d3hr_ray.config import RunConfig
 from d3hr_ray.layout import candidate_file, subset_file
 from d3hr_ray.numerics.selection import Choice, rematch, select
 from d3hr_ray.runtime.tasks import bounded
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.fit import read_gaussians
 from d3hr_ray.stages.search import several, subset_table
 from d3hr_ray.store import Store
@@ -30,60 +30,58 @@ CHOICE_SCHEMA = pa.schema(
 )
 
 
-def run_choose(store: Store, pools: Store, wanted: Sequence[tuple[RunConfig, Variant, Variant]], classes: int) -> None:
-    """Choose every block that is not there of each (config, variant, its pool in the folder `pools`), in one stream."""
+def run_choose(store: Store, pools: Store, specs: Sequence[SetSpec], classes: int) -> None:
+    """Choose every block that is not there of each set, whose pool lies in the folder `pools`, in one stream."""
     jobs = [
-        ((variant, i), (store, pools, config, variant, pool, i, labels))
-        for config, variant, pool in wanted
-        for i, labels in enumerate(variant.blocks(classes))
-        if not (store.exists(subset_file(variant, i)) and store.exists(choice_file(variant, i)))
+        ((spec, i), (store, pools, spec, i, labels))
+        for spec in specs
+        for i, labels in enumerate(spec.blocks(classes))
+        if not (store.exists(subset_file(spec, i)) and store.exists(choice_file(spec, i)))
     ]
-    for _ in bounded(choose_block, jobs, several("choose", [variant for (variant, _), _ in jobs])):
+    for _ in bounded(choose_block, jobs, several("choose", [spec for (spec, _), _ in jobs])):
         pass
 
 
-def choice_file(variant: Variant, block: int) -> str:
+def choice_file(spec: SetSpec, block: int) -> str:
     """Name of a block's table of what was chosen."""
-    return f"pools/{variant.name}/choice-{block:06d}.parquet"
+    return f"pools/{spec.name}/choice-{block:06d}.parquet"
 
 
-def choice_files(variant: Variant, classes: int) -> list[str]:
+def choice_files(spec: SetSpec, classes: int) -> list[str]:
     """Names of a set's tables of what was chosen, all of them."""
-    return [choice_file(variant, block) for block in range(len(variant.blocks(classes)))]
+    return [choice_file(spec, block) for block in range(len(spec.blocks(classes)))]
 
 
-def read_choices(store: Store, variant: Variant, classes: int) -> pa.Table:
+def read_choices(store: Store, spec: SetSpec, classes: int) -> pa.Table:
     """CHOICE_SCHEMA rows of a set, one per class."""
-    return pa.concat_tables([store.read_table(name) for name in choice_files(variant, classes)])
+    return pa.concat_tables([store.read_table(name) for name in choice_files(spec, classes)])
 
 
-def choose_block(
-    store: Store, pools: Store, config: RunConfig, variant: Variant, pool_variant: Variant, block: int, labels: range
-) -> None:
+def choose_block(store: Store, pools: Store, spec: SetSpec, block: int, labels: range) -> None:
     """Choose the images of some labels and write their subsets/ file."""
-    subsets, facts = [], []
+    config, pool, subsets, facts = spec.config, spec.pool, [], []
     for label in labels:
-        rows = _class_rows(pools, pool_variant, candidate_file, label)
-        choice = _choose(config, rows, label, variant.ipc)
+        rows = _class_rows(pools, pool, candidate_file, label)
+        choice = _choose(config, rows, label, spec.ipc)
         own = torch.tensor(rows["own"].to_pylist())[list(choice.places)]
-        source = rows if variant.clean else _class_rows(pools, pool_variant, subset_file, label)
+        source = rows if spec.is_clean else _class_rows(pools, pool, subset_file, label)
         latents_ND = torch.tensor(source.take(list(choice.places))["latent"].to_pylist())
-        if not variant.clean and config.cao2.rematch:
-            assert variant.timestep is not None
-            mean_KD, std_KD = read_gaussians(store, variant.timestep)
+        if not spec.is_clean and config.cao2.rematch:
+            assert spec.timestep is not None
+            mean_KD, std_KD = read_gaussians(store, spec.timestep)
             latents_ND = rematch(latents_ND, mean_KD[label], std_KD[label], config.search.spread)
         subsets.append((label, latents_ND, own))
         correct = int(pc.sum(pc.equal(rows["predicted"], label)).as_py())
-        facts.append((label, len(rows), correct, variant.ipc, choice.correct, float(own.mean())))
+        facts.append((label, len(rows), correct, spec.ipc, choice.correct, float(own.mean())))
     columns = [pa.array(c, f.type) for c, f in zip(zip(*facts, strict=True), CHOICE_SCHEMA, strict=True)]
-    store.write_table(choice_file(variant, block), pa.table(columns, schema=CHOICE_SCHEMA))
-    store.write_table(subset_file(variant, block), subset_table(subsets, config.seed))
+    store.write_table(choice_file(spec, block), pa.table(columns, schema=CHOICE_SCHEMA))
+    store.write_table(subset_file(spec, block), subset_table(subsets, config.seed))
 
 
-def _class_rows(pools: Store, pool_variant: Variant, file: Callable[[Variant, int], str], label: int) -> pa.Table:
+def _class_rows(pools: Store, pool: SetSpec, file: Callable[[SetSpec, int], str], label: int) -> pa.Table:
     """A label's candidates in the pool's order."""
-    size = len(pool_variant.blocks(label + 1)[0])
-    table = pools.read_table(file(pool_variant, label // size))
+    size = len(pool.blocks(label + 1)[0])
+    table = pools.read_table(file(pool, label // size))
     return table.filter(pc.equal(table["label"], label)).sort_by("index")
 
 

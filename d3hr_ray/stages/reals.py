@@ -15,21 +15,21 @@ from d3hr_ray.datasets.source import Source
 from d3hr_ray.numerics.seeds import generator
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.runtime.telemetry import LOG
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
 from d3hr_ray.store import Store
 
 
-def run_reals(store: Store, variant: Variant, listing: Listing, classes: pa.Table, size: int, look: Look) -> pa.Table:
+def run_reals(store: Store, spec: SetSpec, listing: Listing, classes: pa.Table, size: int, look: Look) -> pa.Table:
     """Write n real images per class, cropped to `size`, and return their IMAGE_SCHEMA rows by label and index."""
     labels = listing.entries["label"].to_numpy()
     names, folders = classes["name"].to_pylist(), folder_names(classes)
     jobs = []
     for label in range(len(classes)):
-        order = generator("reals", variant.seed, label).permutation(np.flatnonzero(labels == label))
+        order = generator("reals", spec.seed, label).permutation(np.flatnonzero(labels == label))
         entries = listing.entries.take(order)
-        jobs.append((label, (store, variant, listing.source, entries, size, look, label, names[label], folders[label])))
-    made = dict(bounded(write_class, jobs, f"pick {variant.name}"))
+        jobs.append((label, (store, spec, listing.source, entries, size, look, label, names[label], folders[label])))
+    made = dict(bounded(write_class, jobs, f"pick {spec.name}"))
     for line in Seen.total(seen for _, seen in made.values()).told(look):
         LOG.warning(line)
     return pa.concat_tables([made[label][0] for label in range(len(classes))])
@@ -37,7 +37,7 @@ def run_reals(store: Store, variant: Variant, listing: Listing, classes: pa.Tabl
 
 def write_class(
     store: Store,
-    variant: Variant,
+    spec: SetSpec,
     source: Source,
     entries: pa.Table,
     size: int,
@@ -52,8 +52,8 @@ def write_class(
     """
     rows: list[dict[str, object]] = []
     met = []
-    for data in _in_order(source, entries, variant.ipc):
-        if len(rows) == variant.ipc:
+    for data in _in_order(source, entries, spec.ipc):
+        if len(rows) == spec.ipc:
             break
         try:
             pixels, seen = decode_seen(data, size, look)
@@ -61,20 +61,20 @@ def write_class(
             continue
         met.append(seen.plain())
         file, data = f"train/{folder}/{len(rows)}.png", png(pixels, None)
-        store.write_bytes(f"distilled/{variant.name}/{file}", data)
+        store.write_bytes(f"distilled/{spec.name}/{file}", data)
         rows.append(
             {
                 "file_name": file,
                 "label": label,
                 "class_name": name,
                 "index": len(rows),
-                "seed": variant.seed,
+                "seed": spec.seed,
                 "score": float("nan"),
                 "sha256": hashlib.sha256(data).hexdigest(),
             }
         )
-    if len(rows) < variant.ipc:
-        raise RunError(f"class {name!r} has {len(rows)} readable images, fewer than --ipc {variant.ipc}")
+    if len(rows) < spec.ipc:
+        raise RunError(f"class {name!r} has {len(rows)} readable images, fewer than --ipc {spec.ipc}")
     return pa.Table.from_pylist(rows, IMAGE_SCHEMA), Seen.total(met).plain()
 
 

@@ -1,4 +1,4 @@
-"""search: gaussians/ => subsets/<variant>/, the n latents per class that will become images, and their score.
+"""search: gaussians/ => subsets/<set>/, the n latents per class that will become images, and their score.
 
 Ray tasks, one per block of classes (`moments`) or per class and range of candidates (`random`). Every draw is keyed by
 (seed, label), so neither the number of tasks nor their order changes a winner.
@@ -19,7 +19,7 @@ from d3hr_ray.numerics.mixture import Mixture, match_mixture
 from d3hr_ray.numerics.random_search import RandomSearch
 from d3hr_ray.numerics.seeds import digest, normal
 from d3hr_ray.runtime.tasks import Reference, bounded, deferred, shared, unfinished
-from d3hr_ray.sets import Variant
+from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.fit import read_gaussians
 from d3hr_ray.stages.mixture import mixture_kind, read_mixtures
 from d3hr_ray.store import Store
@@ -28,53 +28,57 @@ from d3hr_ray.store import Store
 OFFICIAL_PER_TASK, SKEWED_PER_TASK, PLAIN_PER_TASK = 10_000, 50_000, 2_000_000
 
 
-def run_search(store: Store, wanted: Sequence[tuple[RunConfig, Variant]], classes: int) -> None:
-    """Find the subsets of every variant, block by block, in one stream; blocks that are there are kept."""
+def run_search(store: Store, specs: Sequence[SetSpec], classes: int) -> None:
+    """Find the subsets of every set, block by block, in one stream; blocks that are there are kept."""
     missing = [
-        Block(config, variant, i, labels)
-        for config, variant in wanted
-        for i, labels in enumerate(variant.blocks(classes))
-        if not store.exists(subset_file(variant, i))
+        Block(spec, i, labels)
+        for spec in specs
+        for i, labels in enumerate(spec.blocks(classes))
+        if not store.exists(subset_file(spec, i))
     ]
     times = {block.timestep for block in missing}
     gaussians = {t: shared(read_gaussians(store, t)) for t in times}
     matched, searched = [b for b in missing if b.is_matched], [b for b in missing if not b.is_matched]
     jobs = [(block, (store, block, gaussians[block.timestep], None)) for block in matched]
-    for _ in bounded(write_block, jobs, several("search", [block.variant for block in matched])):
+    for _ in bounded(write_block, jobs, several("search", [block.spec for block in matched])):
         pass
     _search_blocks(store, searched, gaussians)
 
 
-def several(what: str, wanted: Iterable[Variant]) -> str:
-    """What a progress bar says: of one variant its name, of several their number."""
-    names = {variant.name for variant in wanted}
+def several(what: str, specs: Iterable[SetSpec]) -> str:
+    """What a progress bar says: of one set its name, of several their number."""
+    names = {spec.name for spec in specs}
     return f"{what} {names.pop()}" if len(names) == 1 else f"{what} {len(names)} sets"
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some labels of a variant, whose subsets are one file."""
+    """Some labels of a set, whose subsets are one file."""
 
-    config: RunConfig
-    variant: Variant
+    spec: SetSpec
     number: int
     labels: range
 
     @property
+    def config(self) -> RunConfig:
+        """Of its set."""
+        return self.spec.config
+
+    @property
     def timestep(self) -> int:
         """Of its Gaussians."""
-        assert self.variant.timestep is not None, "noise needs no search"
-        return self.variant.timestep
+        assert self.spec.timestep is not None, "noise needs no search"
+        return self.spec.timestep
 
     @property
     def is_matched(self) -> bool:
         """Whether its subsets are computed at once, without a search over candidates."""
-        return self.config.search.method == "moments" and self.variant.method != "gaussian"
+        return self.config.search.method == "moments" and self.config.method != "gaussian"
 
     @property
     def candidates(self) -> int:
         """How many subsets are drawn for each label."""
-        return 1 if self.variant.method == "gaussian" else self.config.search.candidates
+        return 1 if self.config.method == "gaussian" else self.config.search.candidates
 
 
 Gaussians = tuple[torch.Tensor, torch.Tensor]
@@ -93,7 +97,7 @@ def _search_blocks(store: Store, missing: list[Block], gaussians: dict[int, Refe
     winners: dict[Block, Winners] = {block: {} for block in missing}
     left = {block: len(block.labels) * len(ranges[block]) for block in missing}
     write, writes = deferred(write_block), list[Reference]()
-    title = several("candidates", [block.variant for block in missing])
+    title = several("candidates", [block.spec for block in missing])
     for (block, label), winner in bounded(search_range, jobs, title):
         winners[block][label] = min(winners[block].get(label, winner), winner)
         left[block] -= 1
@@ -107,7 +111,7 @@ def _candidate_ranges(block: Block) -> list[range]:
     """Blocks of candidates, a task's worth each."""
     if block.config.draws_all:
         size, per_task = OFFICIAL_BLOCK, OFFICIAL_PER_TASK
-    elif block.variant.ipc > 2 and block.config.search.skew_weight:
+    elif block.spec.ipc > 2 and block.config.search.skew_weight:
         size, per_task = random_search.BLOCK, SKEWED_PER_TASK
     else:
         size, per_task = random_search.BLOCK, PLAIN_PER_TASK
@@ -117,7 +121,7 @@ def _candidate_ranges(block: Block) -> list[range]:
 
 def search_range(block: Block, label: int, part: range, gaussians: Gaussians) -> tuple[float, int, int]:
     """Best (score, block, index) of one label over some blocks of its candidates."""
-    config, n, count = block.config, block.variant.ipc, block.candidates
+    config, n, count = block.config, block.spec.ipc, block.candidates
     if not config.draws_all:
         return _search(config, n, label, gaussians).over(part, count)
     mean_D, std_D = (g[label] for g in gaussians)
@@ -147,22 +151,22 @@ def _search(config: RunConfig, n: int, label: int, gaussians: Gaussians) -> Rand
 
 def write_block(store: Store, block: Block, gaussians: Gaussians, winners: Winners | None) -> None:
     """Make the subsets of a block of labels and write its file."""
-    config, variant = block.config, block.variant
+    config, spec = block.config, block.spec
     make: Callable[[int], torch.Tensor]
     if config.has_mixture:
-        kind = mixture_kind(config, block.timestep, variant.ipc // variant.per_image)
-        make = partial(_of_mixture, config, variant.ipc, read_mixtures(store, kind, block.labels))
+        kind = mixture_kind(config, block.timestep, spec.images_per_class)
+        make = partial(_of_mixture, config, spec.ipc, read_mixtures(store, kind, block.labels))
     elif winners is None:
-        make = partial(_matched, config, variant.ipc, gaussians)
+        make = partial(_matched, config, spec.ipc, gaussians)
     else:
-        make = partial(_winner, config, variant.ipc, gaussians, winners)
+        make = partial(_winner, config, spec.ipc, gaussians, winners)
     subsets = [(label, make(label)) for label in block.labels]
     weight, axis = config.search.skew_weight, _axis(config)
     scored = [
         (label, subset, float(groups.scores(subset[None], gaussians[0][label], gaussians[1][label], weight, axis)))
         for label, subset in subsets
     ]
-    store.write_table(subset_file(variant, block.number), subset_table(scored, config.seed))
+    store.write_table(subset_file(spec, block.number), subset_table(scored, config.seed))
 
 
 def _matched(config: RunConfig, n: int, gaussians: Gaussians, label: int) -> torch.Tensor:
@@ -186,16 +190,16 @@ def _winner(config: RunConfig, n: int, gaussians: Gaussians, winners: Winners, l
     return _search(config, n, label, gaussians).subset(block, index)
 
 
-def write_noise(store: Store, variant: Variant, classes: int, dims: int) -> None:
+def write_noise(store: Store, spec: SetSpec, classes: int, dims: int) -> None:
     """Subsets of pure noise, keyed by (seed, label, index), with no score: the `dit` baseline's, and CaO2's pool."""
-    for i, labels in enumerate(variant.blocks(classes)):
-        if not store.exists(subset_file(variant, i)):
+    for i, labels in enumerate(spec.blocks(classes)):
+        if not store.exists(subset_file(spec, i)):
             noise = [
-                (label, torch.stack([normal((dims,), "dit", variant.seed, label, k) for k in range(variant.ipc)]))
+                (label, torch.stack([normal((dims,), "dit", spec.seed, label, k) for k in range(spec.ipc)]))
                 for label in labels
             ]
-            table = subset_table([(label, subset, float("nan")) for label, subset in noise], variant.seed)
-            store.write_table(subset_file(variant, i), table)
+            table = subset_table([(label, subset, float("nan")) for label, subset in noise], spec.seed)
+            store.write_table(subset_file(spec, i), table)
 
 
 def subset_table(subsets: Iterable[tuple[int, torch.Tensor, float | torch.Tensor]], seed: int) -> pa.Table:
