@@ -1,8 +1,50 @@
-"""Names of the files in a run folder, and what their presence says: all that --status needs, and no network."""
+"""Names of the files in a run folder (docs/design.md), spelt out here and nowhere else, and what their presence says.
+
+All that --status needs, and no network.
+"""
 
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.store import Store
 
+RUN = "run.json"
+CLASSES = "classes.parquet"
+LATENTS = "latents"  # a file per shard of images
+REJECTED = "rejected"
+GAUSSIANS = "gaussians"  # a file per timestep
+MIXTURES = "mixtures"
+SUBSETS = "subsets"  # a folder per set, a file per block of labels
+POOLS = "pools"
+DISTILLED = "distilled"  # a folder per set
+MANIFEST, METADATA, CARD, IMAGES = "manifest.json", "metadata.parquet", "README.md", "train"  # in a set's folder
+SETS, INVERSIONS = "sets", "inversions"  # folders of a sweep's settings, each a run folder
+EVALUATIONS = "evaluations"
+RECORDS = f"{EVALUATIONS}/runs"  # a file per student
+RESULTS = f"{EVALUATIONS}/results.parquet"
+SWEEPS = "sweeps"  # a folder per sweep
+REPORT = "report"
+MARKS = ".done"  # what is complete, and what was asked for
+PROBES = f"{MARKS}/probes"  # VAE latents of the images whose normality is tested
+VERSIONS = f"{MARKS}/versions.parquet"  # of the images' files
+# All that a run may write; --overwrite deletes these and nothing else.
+# The marks go first and run.json last, so that a killed --overwrite neither mixes two runs nor locks the folder.
+OWN = (
+    MARKS,
+    ".tmp",
+    GAUSSIANS,
+    MIXTURES,
+    POOLS,
+    SUBSETS,
+    DISTILLED,
+    EVALUATIONS,
+    SETS,
+    INVERSIONS,
+    SWEEPS,
+    REPORT,
+    REJECTED,
+    LATENTS,
+    CLASSES,
+    RUN,
+)
 SEEN = "seen"  # marks of what inverting met in each shard's images; shards of older versions have none
 
 
@@ -11,9 +53,19 @@ def shard_file(shard: int) -> str:
     return f"part-{shard:06d}.parquet"
 
 
+def latents_file(shard: int) -> str:
+    """Of a shard's accepted images."""
+    return f"{LATENTS}/{shard_file(shard)}"
+
+
+def rejected_file(shard: int) -> str:
+    """Of a shard's rejected images."""
+    return f"{REJECTED}/{shard_file(shard)}"
+
+
 def finished(store: Store) -> dict[int, dict[str, int]]:
     """Shards whose done mark and files are all there, with their counts, those of what was SEEN among them."""
-    latents, rejected, seen = set(store.list("latents")), set(store.list("rejected")), store.marks(SEEN)
+    latents, rejected, seen = set(store.list(LATENTS)), set(store.list(REJECTED)), store.marks(SEEN)
     return {
         shard: counts | seen.get(shard, {})
         for shard, counts in store.marks("invert").items()
@@ -23,20 +75,55 @@ def finished(store: Store) -> dict[int, dict[str, int]]:
 
 
 def gaussian_file(t: int) -> str:
-    """Name of a timestep's file within the run folder."""
-    return f"gaussians/t{t:04d}.parquet"
+    """Of a timestep's Gaussians."""
+    return f"{GAUSSIANS}/t{t:04d}.parquet"
+
+
+def subset_folder(spec: SetSpec) -> str:
+    """Of a set's latents."""
+    return f"{SUBSETS}/{spec.name}"
 
 
 def subset_file(spec: SetSpec, block: int) -> str:
-    """Name of a block's file within the run folder."""
-    return f"subsets/{spec.name}/part-{block:06d}.parquet"
+    """Of a block's latents."""
+    return f"{subset_folder(spec)}/part-{block:06d}.parquet"
 
 
 def candidate_file(pool: SetSpec, block: int) -> str:
-    """Name of a block's file of judged candidates within the run folder."""
-    return f"pools/{pool.name}/part-{block:06d}.parquet"
+    """Of a block's judged candidates."""
+    return f"{POOLS}/{pool.name}/part-{block:06d}.parquet"
+
+
+def choice_file(spec: SetSpec, block: int) -> str:
+    """Of what was chosen for a block."""
+    return f"{POOLS}/{spec.name}/choice-{block:06d}.parquet"
+
+
+def block_marks(spec: SetSpec) -> str:
+    """Folder of the tables that mark a set's blocks as done."""
+    return f"{MARKS}/synthesize/{spec.name}"
 
 
 def block_mark(spec: SetSpec, block: int) -> str:
-    """Name of the table that marks a block as done and tells what it wrote."""
-    return f".done/synthesize/{spec.name}/{block:06d}.parquet"
+    """Of the table that marks a block as done and tells what it wrote."""
+    return f"{block_marks(spec)}/{block:06d}.parquet"
+
+
+def recipe_file(name: str) -> str:
+    """Of what a set or pool is made with, by its name."""
+    return f"{MARKS}/recipes/{name}.json"
+
+
+def set_folder(spec: SetSpec) -> str:
+    """Of a distilled set: images, card, metadata and, last, the manifest."""
+    return f"{DISTILLED}/{spec.name}"
+
+
+def manifest_file(spec: SetSpec) -> str:
+    """Of a distilled set; where it is, the set is complete."""
+    return f"{set_folder(spec)}/{MANIFEST}"
+
+
+def sweep_folder(name: str) -> str:
+    """Of a sweep's tables, plots and best preset."""
+    return f"{SWEEPS}/{name}"

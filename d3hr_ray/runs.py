@@ -10,28 +10,9 @@ from typing import Any
 
 from d3hr_ray import lock
 from d3hr_ray.config import RunConfig, as_dict, differences, fingerprint, from_dict
+from d3hr_ray.layout import INVERSIONS, OWN, RUN, SETS, recipe_file
 from d3hr_ray.store import Store
 
-# All that a run may write; --overwrite deletes these and nothing else.
-# The marks go first and run.json last, so that a killed --overwrite neither mixes two runs nor locks the folder.
-OWN = (
-    ".done",
-    ".tmp",
-    "gaussians",
-    "mixtures",
-    "pools",
-    "subsets",
-    "distilled",
-    "evaluations",
-    "sets",
-    "inversions",
-    "sweeps",
-    "report",
-    "rejected",
-    "latents",
-    "classes.parquet",
-    "run.json",
-)
 LOG = logging.getLogger("d3hr_ray")
 LIBRARIES = ("d3hr-ray", "ray", "torch", "diffusers", "numpy", "pyarrow", "pillow")
 
@@ -58,16 +39,16 @@ def open_run(
         clear(store)
     with contextlib.suppress(OSError):  # workers of a killed driver may still write there for a moment
         store.delete(".tmp")
-    if store.exists("run.json"):
+    if store.exists(RUN):
         _same_run(store, config, inputs, images)
         return
     require_run(store, config)
-    store.write_json("run.json", _record(config, inputs) | {"started": _now(), "finished": None})
+    store.write_json(RUN, _record(config, inputs) | {"started": _now(), "finished": None})
 
 
 def require_run(store: Store, config: RunConfig) -> None:
     """Raise AnotherRun if the folder holds a run with another config, ValueError if it holds something else."""
-    if store.exists("run.json"):
+    if store.exists(RUN):
         if changed := _changed(read_run(store), config):
             raise AnotherRun(store, changed)
     elif foreign := _foreign(store):
@@ -76,7 +57,7 @@ def require_run(store: Store, config: RunConfig) -> None:
 
 def clear(store: Store) -> None:
     """Delete what a run wrote. Raises ValueError if the folder is no run folder, so that nothing else is ever lost."""
-    if _foreign(store) and not store.exists("run.json"):
+    if _foreign(store) and not store.exists(RUN):
         raise ValueError(f"--overwrite: {store.uri} has no run.json, so it is no run folder; empty it yourself")
     for name in OWN:
         store.delete(name)
@@ -89,18 +70,18 @@ def _foreign(store: Store) -> list[str]:
 
 def close_run(store: Store, summary: dict[str, Any]) -> None:
     """Record that the run is complete, with what it counted."""
-    store.write_json("run.json", store.read_json("run.json") | {"finished": _now()} | summary)
+    store.write_json(RUN, store.read_json(RUN) | {"finished": _now()} | summary)
 
 
 def stored_config(store: Store) -> dict[str, Any] | None:
     """The plain config of the run in a folder, if there is one."""
-    return read_run(store)["config"] if store.exists("run.json") else None
+    return read_run(store)["config"] if store.exists(RUN) else None
 
 
 def claim_recipe(store: Store, recipe: dict[str, Any]) -> None:
     """Record how a set is made. Raises ValueError if the folder has a set of that name from another recipe."""
     own = recipe["variant"]
-    name = f".done/recipes/{own}.json"
+    name = recipe_file(own)
     if not store.exists(name):
         store.write_json(name, recipe)
     elif changed := differences(store.read_json(name), recipe):
@@ -166,7 +147,7 @@ def _tell_versions(store: Store, began: dict[str, str]) -> None:
 
 def read_run(store: Store) -> dict[str, Any]:
     """run.json. Raises ValueError if it is not a run's record."""
-    record = store.read_json("run.json")
+    record = store.read_json(RUN)
     if not isinstance(record, dict) or not {"config", "inputs"} <= record.keys():
         raise ValueError(f"{store.uri}/run.json is no run's record; restore it or use --overwrite")
     return record
@@ -174,7 +155,7 @@ def read_run(store: Store) -> dict[str, Any]:
 
 def base_of(run: Store) -> Store:
     """The run whose evaluations know a folder's sets: RUN for RUN/sets/<x> and RUN/inversions/<i>/sets/<x>."""
-    for inner in ("sets", "inversions"):
+    for inner in (SETS, INVERSIONS):
         run = run.at("../..") if run.at("..").name == inner else run
     return run
 

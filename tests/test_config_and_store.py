@@ -20,8 +20,9 @@ from d3hr_ray.config import (
     fingerprint,
     from_dict,
 )
+from d3hr_ray.layout import OWN
 from d3hr_ray.models.card import portable, read_card
-from d3hr_ray.runs import OWN, claim_recipe, open_run
+from d3hr_ray.runs import claim_recipe, open_run
 from d3hr_ray.store import Store, absolute
 
 CONFIG = RunConfig(DataConfig("data"), ModelConfig("digits"), InversionConfig((280, 600)), SearchConfig((1, 10)))

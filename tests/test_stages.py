@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig, RunError, SearchConfig
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.source import thread_map
+from d3hr_ray.layout import VERSIONS
 from d3hr_ray.methods.d3hr import start_run
 from d3hr_ray.models.card import read_card
 from d3hr_ray.models.loading import load_schedule
@@ -356,7 +357,7 @@ def test_an_image_replaced_before_its_shard_is_done_mixes_nothing(tmp_path):
 def test_a_run_that_kept_no_digests_goes_on_and_says_so(tmp_path, caplog):
     made = whole(tmp_path)
     store = Store(str(tmp_path / "run"))
-    store.delete(contents.VERSIONS)
+    store.delete(VERSIONS)
     for shard, counts in store.marks("invert").items():
         store.unmark("invert", {shard})
         store.mark("invert", shard, accepted=counts["accepted"], rejected=counts["rejected"])

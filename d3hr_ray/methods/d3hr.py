@@ -11,7 +11,7 @@ from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import look_of
-from d3hr_ray.layout import finished, gaussian_file
+from d3hr_ray.layout import CLASSES, GAUSSIANS, RUN, VERSIONS, finished, gaussian_file
 from d3hr_ray.models.card import ModelCard
 from d3hr_ray.runs import claim_recipe, open_run, read_run
 from d3hr_ray.runtime.actors import Pool
@@ -56,10 +56,10 @@ def start_run(store: Store, config: RunConfig, card: ModelCard, listing: Listing
     open_run(store, config, inputs, overwrite, contents.describe(changed))
     if changed:
         contents.refuse_replaced(store, config, listing, changed)
-    if changed or not store.exists(contents.VERSIONS):
+    if changed or not store.exists(VERSIONS):
         contents.remember(store, listing)
     classes = listing.classes.table()
-    store.write_table("classes.parquet", classes)
+    store.write_table(CLASSES, classes)
     return Run(store, config, card, classes, inputs, pool, store, store)
 
 
@@ -68,7 +68,7 @@ def stored_run(store: Store, card: ModelCard, pool: Pool) -> Run:
     record = read_run(store)
     config, inputs = from_dict(record["config"]), record["inputs"]
     _check_model(config, inputs, card, store)
-    return Run(store, config, card, store.read_table("classes.parquet"), inputs, pool, store, store)
+    return Run(store, config, card, store.read_table(CLASSES), inputs, pool, store, store)
 
 
 def check_images(store: Store, listing: Listing) -> None:
@@ -95,21 +95,21 @@ def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, 
 
     Raises ValueError if Gaussians are missing or the model is another.
     """
-    inputs = source.read_json("run.json")["inputs"]
+    inputs = source.read_json(RUN)["inputs"]
     _check_model(config, inputs, card, source)
     files = [gaussian_file(t) for t in config.inversion.timesteps]
     missing = [t for t, f in zip(config.inversion.timesteps, files, strict=True) if not source.exists(f)]
     if missing:
-        there = [n.removesuffix(".parquet").lstrip("t0") for n in source.list("gaussians")]
+        there = [n.removesuffix(".parquet").lstrip("t0") for n in source.list(GAUSSIANS)]
         raise ValueError(
             f"--from-gaussians {source.uri}: no Gaussians at t={missing[0]} (there: {', '.join(there) or 'none'}); "
             "finish that run first, or choose --timesteps"
         )
     if store != source:
         open_run(store, config, inputs)
-        for name in ("classes.parquet", *files):
+        for name in (CLASSES, *files):
             store.write_bytes(name, source.read_bytes(name))
-    return Run(store, config, card, source.read_table("classes.parquet"), inputs, pool, source, store)
+    return Run(store, config, card, source.read_table(CLASSES), inputs, pool, source, store)
 
 
 def fit_gaussians(run: Run, listing: Listing) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from d3hr_ray.config import RunConfig, fingerprint
-from d3hr_ray.layout import gaussian_file
+from d3hr_ray.layout import CLASSES, SETS, gaussian_file, manifest_file, set_folder
 from d3hr_ray.methods.d3hr import Run, make_together
 from d3hr_ray.sets import SetSpec, sets_of, without_axes
 from d3hr_ray.stages.choose import choice_files
@@ -28,20 +28,20 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
         folders[spec.settings].append(spec)
     places: dict[SetSpec, Store] = {}
     for name, specs in folders.items():
-        store = base.store.at(f"sets/{name}")
+        store = base.store.at(f"{SETS}/{name}")
         for spec in specs:
             _give(base, store, spec)
         found = {spec: _published(base, store, spec) for spec in specs}
         if missing := [spec for spec in specs if not found[spec]]:
             run = replace(base, store=store, config=missing[0].config, pools=store)
             make_together(with_pools(base, run, missing), missing)
-        places |= {spec: (found[spec] or store).at(f"distilled/{spec.name}") for spec in specs}
+        places |= {spec: (found[spec] or store).at(set_folder(spec)) for spec in specs}
     return {config: [places[spec].uri for spec in sets_of(config)] for config in configs}
 
 
 def _published(base: Run, store: Store, spec: SetSpec) -> Store | None:
     """The folder that holds a set already: that of its settings, or the base's if it was made with the same recipe."""
-    file = f"distilled/{spec.name}/manifest.json"
+    file = manifest_file(spec)
     choices = choice_files(spec, len(base.classes)) if spec.config.has_pool else []
     if store.exists(file) and all(map(store.exists, choices)):
         return store
@@ -60,7 +60,7 @@ def with_pools(base: Run, run: Run, specs: Sequence[SetSpec]) -> Run:
         return run
     classifier = judge_id(specs[0].config)
     plain = specs[0].pool.recipe(base.inputs, classifier)["config"]
-    pools = base.store.at(f"sets/pools-{fingerprint([without_axes(plain), classifier])[:6]}")
+    pools = base.store.at(f"{SETS}/pools-{fingerprint([without_axes(plain), classifier])[:6]}")
     for spec in specs:
         _give(base, pools, spec)
     return replace(run, pools=pools)
@@ -68,7 +68,7 @@ def with_pools(base: Run, run: Run, specs: Sequence[SetSpec]) -> Run:
 
 def _give(base: Run, store: Store, spec: SetSpec) -> None:
     """Copy the base's classes, and the Gaussians that a set is matched to; its latents stay where they are."""
-    files = ["classes.parquet"] + ([] if spec.timestep is None else [gaussian_file(spec.timestep)])
+    files = [CLASSES] + ([] if spec.timestep is None else [gaussian_file(spec.timestep)])
     for name in files:
         if not store.exists(name):
             store.write_bytes(name, base.store.read_bytes(name))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from d3hr_ray.datasets.look import Seen, look_of
-from d3hr_ray.layout import finished
+from d3hr_ray.layout import PROBES, finished
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.report.chosen import chosen_table, chosen_text
 from d3hr_ray.report.contact import contact_sheet
@@ -13,7 +13,6 @@ from d3hr_ray.report.page import write_page
 from d3hr_ray.runs import close_run
 from d3hr_ray.runtime.summary import format_summary, summary
 from d3hr_ray.sets import sets_of
-from d3hr_ray.stages.invert import PROBES
 from d3hr_ray.store import Store
 
 

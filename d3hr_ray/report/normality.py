@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from matplotlib import pyplot as plt
 from scipy import stats
 
+from d3hr_ray.layout import PROBES
 from d3hr_ray.report.contact import save_figure
-from d3hr_ray.stages.invert import PROBES
 from d3hr_ray.store import Store
 
 MIN_IMAGES = 8  # Shapiro-Wilk says nothing below

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.layout import candidate_file, subset_file
+from d3hr_ray.layout import candidate_file, choice_file, subset_file
 from d3hr_ray.numerics.selection import Choice, rematch, select
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.sets import SetSpec
@@ -40,11 +40,6 @@ def run_choose(store: Store, pools: Store, specs: Sequence[SetSpec], classes: in
     ]
     for _ in bounded(choose_block, jobs, several("choose", [spec for (spec, _), _ in jobs])):
         pass
-
-
-def choice_file(spec: SetSpec, block: int) -> str:
-    """Name of a block's table of what was chosen."""
-    return f"pools/{spec.name}/choice-{block:06d}.parquet"
 
 
 def choice_files(spec: SetSpec, classes: int) -> list[str]:

@@ -14,13 +14,12 @@ import pyarrow.compute as pc
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.listing import Listing
-from d3hr_ray.layout import finished
+from d3hr_ray.layout import DISTILLED, VERSIONS, finished
 from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.stages.read import read_content, shard_unit
 from d3hr_ray.store import Store
 
-VERSIONS = ".done/versions.parquet"
 NAMED = 3  # files, of those that changed
 
 
@@ -62,7 +61,7 @@ def refuse_replaced(store: Store, config: RunConfig, listing: Listing, changed: 
     `changed` are the files of other versions. Real images that were picked (--method random) are not compared: to pick
     them again costs little.
     """
-    if config.method == "random" and store.at("distilled").folders():
+    if config.method == "random" and store.at(DISTILLED).folders():
         raise ValueError(_refusal(store, config, changed))
     shards, done = listing.shards(config.data.shard_size), finished(store) if config.fits else {}
     held = {i: {*_files(shards[i]).to_pylist()} & changed.keys() for i in sorted(done)}

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from d3hr_ray.config import RunError
-from d3hr_ray.layout import gaussian_file
+from d3hr_ray.layout import LATENTS, gaussian_file
 from d3hr_ray.numerics.moments import Moments, PowerSums
 from d3hr_ray.runtime.tasks import deferred, fetch, progress
 from d3hr_ray.store import Store
@@ -22,7 +22,7 @@ PerClass = dict[int, Moments]
 
 def run_fit(store: Store, timesteps: tuple[int, ...], classes: list[str], accepted: int) -> None:
     """Fit every timestep that has no Gaussians yet. Raises RunError for a class with fewer than 2 images."""
-    files = store.list("latents")
+    files = store.list(LATENTS)
     groups = [files[at : at + FILES_PER_TASK] for at in range(0, len(files), FILES_PER_TASK)]
     for t in sorted(timesteps):
         if not store.exists(gaussian_file(t)):
@@ -47,7 +47,7 @@ def partial_moments(store: Store, files: list[str], t: int) -> PerClass:
     """Moments per label of one timestep over a group of latents files, in their order."""
     sums: PowerSums | None = None
     for file in files:
-        table = store.read_table(f"latents/{file}", columns=["label", f"z_{t}"])
+        table = store.read_table(f"{LATENTS}/{file}", columns=["label", f"z_{t}"])
         labels, latents = to_tensors(table, f"z_{t}")
         sums = sums or PowerSums(latents.shape[1])
         sums.add(latents, labels)

@@ -15,7 +15,7 @@ import torch
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import STORED, Seen, look_of
-from d3hr_ray.layout import SEEN, finished, shard_file
+from d3hr_ray.layout import PROBES, REJECTED, SEEN, finished, latents_file, rejected_file, shard_file
 from d3hr_ray.models.accelerate import to_device
 from d3hr_ray.models.autoencoder import Autoencoder, to_images
 from d3hr_ray.models.card import ModelCard, portable
@@ -32,7 +32,6 @@ from d3hr_ray.store import Store
 
 RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("rejected", pa.int64()), ("error", pa.string())])
 Invert = Callable[[Denoise, torch.Tensor, Schedule, tuple[int, ...]], dict[int, torch.Tensor]]
-PROBES = ".done/probes"
 PROBE_CLASSES, PROBE_IMAGES = 10, 200  # whose VAE latents are kept too, to show normality before and after
 
 
@@ -99,7 +98,7 @@ def _check_looks(config: RunConfig, done: dict[int, dict[str, int]]) -> None:
 def _check_rejected(store: Store, config: RunConfig, rejected: int, listed: int) -> None:
     """Raise RunError, naming the first files, as soon as too many images are rejected."""
     if rejected > config.data.max_rejected * listed:
-        first = store.read_table("rejected").slice(0, 5).to_pylist()
+        first = store.read_table(REJECTED).slice(0, 5).to_pylist()
         names = "; ".join(f"{r['image_id']} ({r['reason']})" for r in first)
         raise RunError(
             f"invert: already {rejected} of {listed} images cannot be used, more than --max-rejected "
@@ -149,17 +148,17 @@ class InvertShard:
         store, misfits = self.job.store, list[int]()
         states = self.invert(pixels, accepted, misfits) if len(accepted) else {}
         accepted, rejected = _without(accepted, misfits, rejected)
-        for folder, rows in (("latents", accepted), ("rejected", rejected)):
+        for name, rows in ((latents_file, accepted), (rejected_file, rejected)):
             if not len(rows):
-                store.delete(f"{folder}/{shard_file(shard)}")
+                store.delete(name(shard))
         if len(accepted):
             table = accepted.select(["image_id", "label"])
             for t in self.job.config.inversion.stored:
                 table = table.append_column(f"z_{t}", _column(states[t], accepted["image_id"], t))
-            store.write_table(f"latents/{shard_file(shard)}", table)
+            store.write_table(latents_file(shard), table)
             self._write_probe(shard, accepted, states[0])
         if len(rejected):
-            store.write_table(f"rejected/{shard_file(shard)}", rejected)
+            store.write_table(rejected_file(shard), rejected)
         store.mark(SEEN, shard, **Seen.in_table(accepted).plain())
         store.mark("invert", shard, accepted=len(accepted), content=content, rejected=len(rejected))
         return len(rejected)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from d3hr_ray.config import RunConfig, RunError
-from d3hr_ray.layout import gaussian_file
+from d3hr_ray.layout import LATENTS, MIXTURES, gaussian_file
 from d3hr_ray.numerics.mixture import Mixture, fit_mixture
 from d3hr_ray.numerics.seeds import digest
 from d3hr_ray.runtime.tasks import bounded
@@ -39,7 +39,7 @@ class MixtureKind:
     def folder(self) -> str:
         """Its folder within the run's."""
         where = f"t{self.timestep:04d}-c{self.cluster_timestep:04d}"
-        return f"mixtures/{where}-k{self.components}-r{self.rank}-seed{self.seed}"
+        return f"{MIXTURES}/{where}-k{self.components}-r{self.rank}-seed{self.seed}"
 
 
 def mixture_kind(config: RunConfig, timestep: int, ipc: int) -> MixtureKind:
@@ -65,7 +65,7 @@ def run_mixtures(latents: Store, store: Store, kinds: Sequence[MixtureKind]) -> 
         jobs += [((kind, labels), (latents, store, kind, labels, dims)) for labels in blocks]
     if thinned:
         LOG.warning(_thinned_text(thinned))
-    names = {kind.folder.removeprefix("mixtures/") for (kind, _), _ in jobs}
+    names = {kind.folder.removeprefix(f"{MIXTURES}/") for (kind, _), _ in jobs}
     for _ in bounded(write_mixtures, jobs, f"fit {names.pop() if len(names) == 1 else f'{len(names)} mixtures'}"):
         pass
 
@@ -110,8 +110,8 @@ def part_file(kind: MixtureKind, labels: range) -> str:
 
 def _check_latents(latents: Store, kind: MixtureKind, images: int) -> None:
     """Raise ValueError unless the latents of both timesteps are stored."""
-    files = latents.list("latents")
-    there = latents.column_names(f"latents/{files[0]}") if files else []
+    files = latents.list(LATENTS)
+    there = latents.column_names(f"{LATENTS}/{files[0]}") if files else []
     for t in (kind.timestep, kind.cluster_timestep):
         if f"z_{t}" not in there:
             stored = ", ".join(name[2:] for name in there if name.startswith("z_"))
@@ -145,8 +145,8 @@ def read_classes(
     found: dict[int, list[tuple[torch.Tensor, ...]]] = {label: [] for label in labels}
     stride, seen = dict.fromkeys(labels, 1), dict.fromkeys(labels, 0)
     columns = ["label", *dict.fromkeys(f"z_{t}" for t in timesteps)]
-    for file in latents.list("latents"):
-        table = latents.read_rows(f"latents/{file}", columns, "label", labels)
+    for file in latents.list(LATENTS):
+        table = latents.read_rows(f"{LATENTS}/{file}", columns, "label", labels)
         if not len(table):
             continue  # none of these classes is in this file
         parts = [to_tensors(table, f"z_{t}") for t in dict.fromkeys(timesteps)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from d3hr_ray.layout import CARD, METADATA, manifest_file, set_folder
 from d3hr_ray.runs import versions
 from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.sets import SetSpec
@@ -13,7 +14,7 @@ from d3hr_ray.stages.synthesize import written_images
 from d3hr_ray.store import Store
 
 LISTED = 20  # classes with repeated pictures that are named
-CARD = """---
+TEXT = """---
 pretty_name: {name}
 task_categories:
 - image-classification
@@ -52,14 +53,14 @@ def run_publish(
     table = written_images(store, spec, len(classes)) if images is None else images
     if text := repeats_text(table):
         LOG.warning(f"{spec.name}: {text}")
-    folder = f"distilled/{spec.name}"
+    folder = set_folder(spec)
     lines = sorted(f"{r['sha256']}  {r['file_name']}" for r in table.select(["sha256", "file_name"]).to_pylist())
     set_hash = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    store.write_table(f"{folder}/metadata.parquet", table)
-    store.write_bytes(f"{folder}/README.md", _card(spec, len(classes), len(table), set_hash).encode())
+    store.write_table(f"{folder}/{METADATA}", table)
+    store.write_bytes(f"{folder}/{CARD}", _card(spec, len(classes), len(table), set_hash).encode())
     files = {line[66:]: line[:64] for line in lines}
     manifest = spec.recipe(inputs) | {"set": spec.about, "set_hash": set_hash}
-    store.write_json(f"{folder}/manifest.json", manifest | {"versions": versions(), "files": files})
+    store.write_json(manifest_file(spec), manifest | {"versions": versions(), "files": files})
     return set_hash
 
 
@@ -83,7 +84,7 @@ def repeats_text(images: pa.Table) -> str:
 
 def _card(spec: SetSpec, classes: int, images: int, set_hash: str) -> str:
     config = spec.config
-    return CARD.format(
+    return TEXT.format(
         name=spec.name,
         method=config.method,
         images=images,

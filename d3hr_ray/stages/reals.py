@@ -12,6 +12,7 @@ from d3hr_ray.datasets.decode import RejectedImage, decode_seen
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import Look, Seen
 from d3hr_ray.datasets.source import Source
+from d3hr_ray.layout import IMAGES, set_folder
 from d3hr_ray.numerics.seeds import generator
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.runtime.telemetry import LOG
@@ -60,8 +61,8 @@ def write_class(
         except RejectedImage:
             continue
         met.append(seen.plain())
-        file, data = f"train/{folder}/{len(rows)}.png", png(pixels, None)
-        store.write_bytes(f"distilled/{spec.name}/{file}", data)
+        file, data = f"{IMAGES}/{folder}/{len(rows)}.png", png(pixels, None)
+        store.write_bytes(f"{set_folder(spec)}/{file}", data)
         rows.append(
             {
                 "file_name": file,

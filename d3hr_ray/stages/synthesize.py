@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.classes import folder_names
-from d3hr_ray.layout import block_mark, subset_file
+from d3hr_ray.layout import IMAGES, block_mark, block_marks, set_folder, subset_file
 from d3hr_ray.models.autoencoder import to_pixels
 from d3hr_ray.runtime.actors import Pool
 from d3hr_ray.sets import SetSpec
@@ -29,9 +29,9 @@ def run_synthesize(store: Store, config: RunConfig, specs: Sequence[SetSpec], cl
 
 def _finished(store: Store, spec: SetSpec) -> list[int]:
     """Blocks whose mark and PNGs are all there."""
-    there = set(store.list(f"distilled/{spec.name}", recursive=True))
-    marks = store.list(f".done/synthesize/{spec.name}")
-    tables = {int(m.partition(".")[0]): store.read_table(f".done/synthesize/{spec.name}/{m}") for m in marks}
+    there = set(store.list(set_folder(spec), recursive=True))
+    marks = store.list(block_marks(spec))
+    tables = {int(m.partition(".")[0]): store.read_table(f"{block_marks(spec)}/{m}") for m in marks}
     return [block for block, table in tables.items() if there.issuperset(table["file_name"].to_pylist())]
 
 
@@ -39,7 +39,7 @@ def written_images(store: Store, spec: SetSpec, classes: int) -> pa.Table:
     """IMAGE_SCHEMA rows of a whole set, by label and index. Raises RunError unless every image is there once."""
     blocks = range(len(spec.blocks(classes)))
     table = pa.concat_tables([store.read_table(block_mark(spec, b)) for b in blocks])
-    there = [n for n in store.list(f"distilled/{spec.name}/train", recursive=True) if n.endswith(".png")]
+    there = [n for n in store.list(f"{set_folder(spec)}/{IMAGES}", recursive=True) if n.endswith(".png")]
     wanted = {n.removeprefix("train/") for n in table["file_name"].to_pylist()}
     if wanted != set(there) or len(table) != spec.ipc * classes:
         raise RunError(
@@ -62,9 +62,9 @@ class SynthesizeBlock(BlockActor):
         pixels, names = self.pixels(spec, subsets), self.job.classes["name"]
         rows, files = [], {}
         for row, image in zip(subsets.drop(["latent"]).to_pylist(), pixels, strict=True):
-            name = f"train/{self.folders[row['label']]}/{row['index']}.png"
+            name = f"{IMAGES}/{self.folders[row['label']]}/{row['index']}.png"
             data = png(image, self.job.config.synthesis.image_size)
-            files[f"distilled/{spec.name}/{name}"] = data
+            files[f"{set_folder(spec)}/{name}"] = data
             class_name = names[row["label"]].as_py()
             rows.append(row | {"file_name": name, "class_name": class_name, "sha256": hashlib.sha256(data).hexdigest()})
         self.job.store.write_many(files)
