@@ -52,7 +52,7 @@ def main() -> None:
         return print(plan(config, card, grid, *counted, flags.tflops))
     from d3hr_ray.methods import d3hr
     from d3hr_ray.report.distilled import report
-    from d3hr_ray.runtime.actors import find_pool
+    from d3hr_ray.runtime.actors import find_actors
     from d3hr_ray.runtime.capacity import PATIENCE
     from d3hr_ray.runtime.summary import recording
     from d3hr_ray.stages.judge import judge_id
@@ -63,7 +63,7 @@ def main() -> None:
         if config.has_pool and config.cao2.select != "none":
             judge_id(config)  # a classifier that is not there is said before anything is computed
         cluster = connect(flags.address, flags.log_format)
-        pool = find_pool(flags.actors, flags.gpus_per_actor, PATIENCE if cluster else 0)
+        pool = find_actors(flags.actors, flags.gpus_per_actor, PATIENCE if cluster else 0)
         pool = replace(pool, limit=flags.task_timeout)
         if source is None:
             listing = list_data(config, card) if listing is None else listing

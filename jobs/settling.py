@@ -8,7 +8,7 @@ from d3hr_ray.filesystems import is_same_place
 from d3hr_ray.numerics.grids import above, position
 
 if TYPE_CHECKING:  # Ray takes seconds to import: --help and a wrong flag should not wait for it
-    from d3hr_ray.runtime.actors import Pool
+    from d3hr_ray.runtime.actors import Actors
 
 
 def check_timesteps(config: RunConfig, grid: tuple[int, ...]) -> None:
@@ -37,7 +37,7 @@ def exactly(config: RunConfig) -> RunConfig:
     return replace(config, model=replace(config.model, dtype="float32")) if needs_float32(config) else config
 
 
-def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Pool | None") -> RunConfig:
+def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Actors | None") -> RunConfig:
     """Replace every `auto` by the choice that the run folder already made, else by what the device suits: a CPU, if no
     pool is known yet.
 

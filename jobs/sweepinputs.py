@@ -25,7 +25,7 @@ from d3hr_ray.models.students import build_student
 from d3hr_ray.models.teachers import resolve, teacher_id
 from d3hr_ray.report.chosen import pools_table, pools_text
 from d3hr_ray.runs import stored_config
-from d3hr_ray.runtime.actors import Pool, find_pool
+from d3hr_ray.runtime.actors import Actors, find_actors
 from d3hr_ray.runtime.capacity import Ask, claim
 from d3hr_ray.sets import SEARCHING, SetSpec, sets_of
 from d3hr_ray.store import Store
@@ -39,7 +39,7 @@ class Sweep:
     store: Store
     base: RunConfig
     data: DataConfig
-    pool: Pool
+    pool: Actors
     trial_gpus: float = 0.0  # per student
 
     @property
@@ -53,7 +53,7 @@ class Sweep:
 
         Raises ValueError.
         """
-        pool = find_pool(flags.actors, flags.gpus_per_actor, patience)
+        pool = find_actors(flags.actors, flags.gpus_per_actor, patience)
         base = settle(base_of(flags, store), stored_config(store), pool)
         data = test_data(flags) or base.data
         return cls(flags, store, base, data, pool, trial_gpus(flags, pool, patience))
@@ -118,7 +118,7 @@ class Sweep:
         return [Overrides(**dict(zip(axes, combination, strict=True))) for combination in product(*values)]
 
 
-def trial_gpus(flags: SweepFlags, pool: Pool, patience: float) -> float:
+def trial_gpus(flags: SweepFlags, pool: Actors, patience: float) -> float:
     """GPUs per student: as asked, else one where the actors have any. Raises ValueError if the cluster has none."""
     share = flags.gpus_per_trial
     if share is None and (pool.gpus or flags.gpus_per_actor is None):

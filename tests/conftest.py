@@ -90,13 +90,12 @@ def units_here(monkeypatch) -> None:
     Each stage on Ray starts an actor, and each actor imports torch and diffusers anew: 10 s of a core, for less than a
     second of work on these small runs. Where Ray is what is tested it stays: in `digits`, killed drivers, layouts.
     """
-    from d3hr_ray.runtime import actors as pool
-    from d3hr_ray.runtime import summary
+    from d3hr_ray.runtime import actors, summary
     from d3hr_ray.stages import blocks, invert
 
     def run_here(units, steps, title, unit_name, total, done):
-        limit = pool.time_limit(options for _, options in steps)
-        measured = [pool._measured(function, options, title, limit) for function, options in steps]
+        limit = actors.time_limit(options for _, options in steps)
+        measured = [actors._measured(function, options, title, limit) for function, options in steps]
         works = [
             work(*options["fn_constructor_args"]) if isinstance(work, type) else work for work, options in measured
         ]

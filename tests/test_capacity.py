@@ -6,7 +6,7 @@ import ray
 from d3hr_ray.evaluation.launch import find_workers
 from d3hr_ray.pretraining.launch import find_gpus
 from d3hr_ray.runtime import capacity
-from d3hr_ray.runtime.actors import GROWING, find_pool
+from d3hr_ray.runtime.actors import GROWING, find_actors
 from d3hr_ray.runtime.capacity import Ask, claim, room
 
 HEAD = {"CPU": 0.0, "memory": 1e9}
@@ -56,8 +56,8 @@ def test_a_worker_must_fit_on_one_node_with_all_it_needs(cluster, share, cpus, f
 
 
 WAYS = {
-    "distill": lambda gpus, patience: find_pool((1, 8), gpus, patience),
-    "sweep": lambda gpus, patience: find_pool((), gpus, patience),
+    "distill": lambda gpus, patience: find_actors((1, 8), gpus, patience),
+    "sweep": lambda gpus, patience: find_actors((), gpus, patience),
     "evaluate": lambda gpus, patience: find_workers(None, gpus, 1, patience),
     "students of a sweep": lambda gpus, patience: claim(Ask(None, gpus, "--at-once", "--gpus-per-trial"), patience),
     "pretrain": lambda gpus, patience: find_gpus(2, gpus, patience),
@@ -90,14 +90,18 @@ def test_without_gpus_a_cluster_says_that_cpus_work_and_how_to_ask_for_gpus(clus
 
 def test_what_a_job_takes_from_a_growing_cluster(cluster):
     cluster(HEAD, launches=GPU_NODE)
-    assert find_pool((), 1.0, 5.0).size == (1, GROWING)
-    assert find_pool((2, 8), 1.0, 5.0).size == (2, 8)
+    assert find_actors((), 1.0, 5.0).size == (1, GROWING)
+    assert find_actors((2, 8), 1.0, 5.0).size == (2, 8)
     assert (find_workers(None, 1.0, 2, 5.0).count, find_workers(3, 1.0, 1, 5.0).count) == (2, 3)
 
 
 def test_what_a_job_takes_from_a_cluster_that_stays(cluster):
     cluster({"CPU": 7, "GPU": 2}, {"CPU": 4})
-    assert (find_pool((), None).size, find_pool((), 0).size, find_pool((1, 4), None).size) == ((2, 2), (10, 10), (1, 2))
+    assert (find_actors((), None).size, find_actors((), 0).size, find_actors((1, 4), None).size) == (
+        (2, 2),
+        (10, 10),
+        (1, 2),
+    )
     workers = find_workers(None, None, 1)
     assert (workers.count, workers.gpus) == (2, 1.0)
     assert find_workers(None, 0, 2).count == 10  # of 11, a multiple of those that share a student

@@ -28,7 +28,7 @@ from d3hr_ray.methods.plan import duration
 from d3hr_ray.models.card import locate, read_card, sampling_grid
 from d3hr_ray.models.loading import load_schedule
 from d3hr_ray.runs import open_run
-from d3hr_ray.runtime.actors import Pool
+from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.store import Store
 
 
@@ -453,8 +453,8 @@ def test_data_is_one_place_however_it_is_written(tmp_path, monkeypatch, spelling
     config = build_config(DistillFlags(preset="imagenet1k", data=typed))
     assert config.data.uri == f"{tmp_path}/images"
     old = as_dict(replace(config, data=replace(config.data, uri="images")))  # as older versions kept it
-    assert settle(config, old, Pool((1, 1), 0)).data.uri == "images"
-    assert settle(config, None, Pool((1, 1), 0)).data.uri == f"{tmp_path}/images"
+    assert settle(config, old, Actors((1, 1), 0)).data.uri == "images"
+    assert settle(config, None, Actors((1, 1), 0)).data.uri == f"{tmp_path}/images"
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-affine/test", "s3://bucket/images"])

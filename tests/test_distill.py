@@ -24,7 +24,7 @@ from d3hr_ray.datasets.classes import ClassMap
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.methods.plan import plan
 from d3hr_ray.models.card import read_card
-from d3hr_ray.runtime.actors import Pool
+from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.stages.fit import run_fit, to_tensors
 from d3hr_ray.stages.invert import run_invert
 from d3hr_ray.store import Store
@@ -216,7 +216,7 @@ def layout(root: Path, actors: int) -> dict[str, bytes]:
         DataConfig(uri, shard_size=6), ModelConfig(PIPELINE, "float32"), InversionConfig((100,), batch_size=4)
     )
     store, card = Store(str(root / "run")), read_card(PIPELINE)
-    run_invert(store, config, card, list_images(config.data, 1000, None), Pool((actors, actors), 0))
+    run_invert(store, config, card, list_images(config.data, 1000, None), Actors((actors, actors), 0))
     run_fit(store, (100,), list(WNIDS), len(images))
     return snapshot(root / "run")
 

@@ -21,7 +21,7 @@ from d3hr_ray.methods.d3hr import start_run
 from d3hr_ray.models.card import read_card
 from d3hr_ray.models.loading import load_schedule
 from d3hr_ray.numerics.ddim import invert
-from d3hr_ray.runtime.actors import Pool
+from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import sets_of
 from d3hr_ray.stages import contents
 from d3hr_ray.stages import invert as stage
@@ -29,7 +29,7 @@ from d3hr_ray.stages.fit import gaussian_table, merge_tree, partial_moments, to_
 from d3hr_ray.stages.publish import repeats_text
 from d3hr_ray.store import Store
 
-CPU = Pool((1, 1), 0)
+CPU = Actors((1, 1), 0)
 IMAGES = make_images(7)
 
 

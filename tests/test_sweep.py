@@ -37,7 +37,7 @@ from d3hr_ray.methods import d3hr, many
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.many import with_pools
 from d3hr_ray.report.swept import AXES, _preset, best_cell
-from d3hr_ray.runtime.actors import Pool
+from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec, sets_of, without_axes
 from d3hr_ray.store import Store
 
@@ -46,7 +46,7 @@ BASE = PRESETS["digits"]()
 
 
 def sweep(folder: str = "nowhere", **flags) -> Sweep:
-    return Sweep(SweepFlags(run=folder, **flags), Store(folder), BASE, BASE.data, Pool((1, 1), 0))
+    return Sweep(SweepFlags(run=folder, **flags), Store(folder), BASE, BASE.data, Actors((1, 1), 0))
 
 
 def record(store: Store, config: RunConfig) -> None:
@@ -158,7 +158,7 @@ def test_students_take_a_gpu_each_where_actors_do(monkeypatch):
     asked = []
     monkeypatch.setattr(sweepinputs, "claim", lambda ask, patience: (asked.append(ask.share), (0.0, 1))[1])
     for flags, gpus in (({}, 1.0), ({}, 0.0), ({"gpus_per_actor": 0.0}, 0.0), ({"gpus_per_trial": 0.1}, 1.0)):
-        trial_gpus(SweepFlags(**flags), Pool((1, 1), gpus), 0)
+        trial_gpus(SweepFlags(**flags), Actors((1, 1), gpus), 0)
     assert asked == [1.0, 0.0, None, 0.1]  # None: whatever the cluster has
 
 
@@ -192,7 +192,7 @@ def test_settings_that_draw_and_judge_alike_share_their_pools(tmp_path):
     store = Store(str(tmp_path))
     for name in ("classes.parquet", "gaussians/t0600.parquet"):
         store.write_bytes(name, b"any")
-    base = Run(store, BASE, None, None, {}, Pool((1, 1), 0), store, store)
+    base = Run(store, BASE, None, None, {}, Actors((1, 1), 0), store, store)
     assert pools("method=cao2") == pools("method=cao2 linf=1", seed=1) == pools("method=cao2 select=hard")
     assert pools("method=d3hr+cao2") == pools("method=d3hr+cao2 rematch=no")
     others = ("method=cao2 guidance=3", "method=cao2 select=none", "method=d3hr+cao2 components=2", "run")
@@ -237,7 +237,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch) -> Machine:
     made = Machine()
-    monkeypatch.setattr(sweepinputs, "find_pool", lambda *_: Pool((1, 1), 0))
+    monkeypatch.setattr(sweepinputs, "find_actors", lambda *_: Actors((1, 1), 0))
     monkeypatch.setattr(sweepinputs, "claim", lambda *_: (0.0, 1))
     monkeypatch.setattr(d3hr, "fit_gaussians", made.fit)
     monkeypatch.setattr(many, "make_together", made.make)
@@ -253,8 +253,8 @@ def distilled(machine: Machine, root: Path, command: str) -> Store:
     model = shutil.copytree(EMBEDDED / "digits", root / "model", dirs_exist_ok=True)
     config = build_config(parse(DistillFlags, "", ["--data", data, "--model", str(model), *command.split()]))
     card, _ = read_model(config, planning=False)
-    config, listing = settle(config, None, Pool((1, 1), 0)), list_data(config, card)
-    run = d3hr.start_run(Store(str(root / "run")), config, card, listing, Pool((1, 1), 0), overwrite=False)
+    config, listing = settle(config, None, Actors((1, 1), 0)), list_data(config, card)
+    run = d3hr.start_run(Store(str(root / "run")), config, card, listing, Actors((1, 1), 0), overwrite=False)
     if config.fits:
         machine.fit(run, listing)
     machine.make(run, sets_of(config))

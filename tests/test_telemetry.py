@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 
 from d3hr_ray.runtime import telemetry
-from d3hr_ray.runtime.actors import TASK_LIMIT, Pool, time_limit
+from d3hr_ray.runtime.actors import TASK_LIMIT, Actors, time_limit
 from d3hr_ray.runtime.batching import run_batches
 from d3hr_ray.runtime.summary import costing, format_summary, recording, summary
 from d3hr_ray.runtime.telemetry import COST, Measured, MeasuredActor
@@ -45,7 +45,7 @@ def test_retries_of_an_earlier_step_are_carried_on():
 
 
 def test_the_pools_time_limit_is_every_steps():
-    assert time_limit([{"num_cpus": 1}, Pool((1, 1), 0, limit=60.0).options(3)]) == 60
+    assert time_limit([{"num_cpus": 1}, Actors((1, 1), 0, limit=60.0).options(3)]) == 60
     assert time_limit([{"num_cpus": 1}]) == TASK_LIMIT
 
 

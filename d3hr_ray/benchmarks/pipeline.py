@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from d3hr_ray.benchmarks.fake_device import SIDE, FakeDevice, NoiseImages, entries
 from d3hr_ray.benchmarks.measure import WALL, Result, peak_mb
-from d3hr_ray.runtime.actors import Pool, run_units
+from d3hr_ray.runtime.actors import Actors, run_units
 from d3hr_ray.stages.read import ReadShard, shard_unit
 from d3hr_ray.store import Store
 
@@ -90,10 +90,10 @@ def _bare_rate(shards: int, size: int, seconds: float) -> float:
 def _ray_rate(actors: int, shards: int, size: int, seconds: float) -> tuple[float, float]:
     """Shards per second in the second half of a run, and by how many MB the driver grew."""
     with tempfile.TemporaryDirectory() as folder:
-        pool = Pool((actors, actors), 1.0)
+        held = Actors((actors, actors), 1.0)
         steps: list[tuple[Any, dict[str, Any]]] = [
             (ReadShard(NoiseImages(), SIDE), {"num_cpus": 1}),  # type: ignore[arg-type]
-            (FakeDevice, {"fn_constructor_args": (Store(folder), seconds), **pool.options(shards)}),
+            (FakeDevice, {"fn_constructor_args": (Store(folder), seconds), **held.options(shards)}),
         ]
         units = _units(shards, size)
         before = peak_mb()

@@ -14,7 +14,7 @@ from d3hr_ray.datasets.look import look_of
 from d3hr_ray.layout import CLASSES, GAUSSIANS, RUN, VERSIONS, finished, gaussian_file
 from d3hr_ray.models.card import ModelCard
 from d3hr_ray.runs import claim_recipe, open_run, read_run
-from d3hr_ray.runtime.actors import Pool
+from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.stages import contents
 from d3hr_ray.stages.candidates import run_candidates
@@ -32,19 +32,21 @@ from d3hr_ray.store import Store
 
 @dataclass(frozen=True)
 class Run:
-    """One run: where it writes, what it makes, from which model and classes, and the pool that does the work."""
+    """One run: where it writes, what it makes, from which model and classes, and the actors that do the work."""
 
     store: Store
     config: RunConfig
     card: ModelCard
     classes: pa.Table
     inputs: dict[str, Any]
-    pool: Pool
+    actors: Actors
     latents: Store  # the run folder whose latents/ mixtures are fitted to
     pools: Store  # the folder where pools/ are drawn and judged
 
 
-def start_run(store: Store, config: RunConfig, card: ModelCard, listing: Listing, pool: Pool, overwrite: bool) -> Run:
+def start_run(
+    store: Store, config: RunConfig, card: ModelCard, listing: Listing, actors: Actors, overwrite: bool
+) -> Run:
     """Open a run folder, new or to resume. Raises ValueError if it holds another run, or one of other images."""
     inputs = {
         "images": len(listing),
@@ -60,15 +62,15 @@ def start_run(store: Store, config: RunConfig, card: ModelCard, listing: Listing
         contents.remember(store, listing)
     classes = listing.classes.table()
     store.write_table(CLASSES, classes)
-    return Run(store, config, card, classes, inputs, pool, store, store)
+    return Run(store, config, card, classes, inputs, actors, store, store)
 
 
-def stored_run(store: Store, card: ModelCard, pool: Pool) -> Run:
+def stored_run(store: Store, card: ModelCard, actors: Actors) -> Run:
     """The run of a folder as it was started, without a look at its images. Raises ValueError if the model changed."""
     record = read_run(store)
     config, inputs = from_dict(record["config"]), record["inputs"]
     _check_model(config, inputs, card, store)
-    return Run(store, config, card, store.read_table(CLASSES), inputs, pool, store, store)
+    return Run(store, config, card, store.read_table(CLASSES), inputs, actors, store, store)
 
 
 def check_images(store: Store, listing: Listing) -> None:
@@ -90,7 +92,7 @@ def _check_model(config: RunConfig, inputs: dict[str, Any], card: ModelCard, sou
         raise ValueError(f"--model {config.model.name} has changed since {source.uri} was made with it")
 
 
-def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, pool: Pool) -> Run:
+def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, actors: Actors) -> Run:
     """Make more sets from the Gaussians of `source`, in its folder or in a new one, which gets a copy of them.
 
     Raises ValueError if Gaussians are missing or the model is another.
@@ -109,12 +111,12 @@ def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, 
         open_run(store, config, inputs)
         for name in (CLASSES, *files):
             store.write_bytes(name, source.read_bytes(name))
-    return Run(store, config, card, source.read_table(CLASSES), inputs, pool, source, store)
+    return Run(store, config, card, source.read_table(CLASSES), inputs, actors, source, store)
 
 
 def fit_gaussians(run: Run, listing: Listing) -> None:
     """images => latents => gaussians."""
-    run_invert(run.store, run.config, run.card, listing, run.pool)
+    run_invert(run.store, run.config, run.card, listing, run.actors)
     accepted = sum(counts["accepted"] for counts in finished(run.store).values())
     run_fit(run.store, run.config.inversion.timesteps, folder_names(run.classes), accepted)
 
@@ -136,7 +138,7 @@ def make_together(run: Run, specs: Sequence[SetSpec]) -> None:
         choose_from_pools(run, specs)
     else:
         find_subsets(run, run.store, specs)
-    run_synthesize(run.store, specs[0].config, specs, run.classes, run.pool)
+    run_synthesize(run.store, specs, run.classes, run.actors)
     for spec in specs:
         run_publish(run.store, spec, run.classes, run.inputs, None)
 
@@ -159,7 +161,7 @@ def choose_from_pools(run: Run, specs: Sequence[SetSpec]) -> None:
         for store in (run.store, run.pools):  # that of the sets, too, lest another classifier goes on with them
             claim_recipe(store, pool.recipe(run.inputs, classifier))
     find_subsets(run, run.pools, pools)
-    run_candidates(run.pools, specs[0].config, pools, run.classes, run.pool)
+    run_candidates(run.pools, pools, run.classes, run.actors)
     run_choose(run.store, run.pools, specs, len(run.classes))
 
 

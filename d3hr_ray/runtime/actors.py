@@ -23,7 +23,7 @@ TASK_LIMIT = 1800.0  # seconds that one batch, one read of a shard or one load o
 
 
 @dataclass(frozen=True)
-class Pool:
+class Actors:
     """Actors that hold the networks: `size` (min, max) of them, each with a share of a GPU or one CPU."""
 
     size: tuple[int, int]
@@ -51,7 +51,7 @@ class Pool:
         return {"compute": compute, "limit": self.limit, **resources}
 
 
-def find_pool(actors: tuple[int, ...], gpus_per_actor: float | None, patience: float = 0.0) -> Pool:
+def find_actors(actors: tuple[int, ...], gpus_per_actor: float | None, patience: float = 0.0) -> Actors:
     """Size a pool for the cluster that Ray is connected to: all its GPUs, else all CPUs but one.
 
     That CPU is for readers: Ray Data now runs them inside CPU actors, but where it does not, a pool on every CPU waits
@@ -64,8 +64,8 @@ def find_pool(actors: tuple[int, ...], gpus_per_actor: float | None, patience: f
     ask = Ask(actors[0] if actors else None, gpus_per_actor, "--actors", "--gpus-per-actor", cpus=0, spare=1)
     share, there = claim(ask, patience)
     if not actors:  # on a cluster that grows from nothing, Ray Data adds actors as nodes come
-        return Pool((there, there) if there else (1, GROWING), share)
-    return Pool((actors[0], actors[1] if patience else min(actors[1], max(there, actors[0]))), share)
+        return Actors((there, there) if there else (1, GROWING), share)
+    return Actors((actors[0], actors[1] if patience else min(actors[1], max(there, actors[0]))), share)
 
 
 def run_units(
@@ -93,8 +93,8 @@ def run_units(
         work, options = _measured(function, options, title, limit)
         dataset = dataset.map_batches(work, batch_size=1, batch_format="pyarrow", **options)
     bar = progress(total, title, unit_name, False, done)
-    pool = steps[-1][1]
-    with bar, costing(title, pool["compute"].max_size) as cost, capacity.voicing(title, pool.get("num_gpus") or 0):
+    last = steps[-1][1]
+    with bar, costing(title, last["compute"].max_size) as cost, capacity.voicing(title, last.get("num_gpus") or 0):
         try:
             for row in dataset.iter_rows():
                 if row["error"]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from d3hr_ray.config import RunConfig
 from d3hr_ray.models.card import portable
 from d3hr_ray.models.teachers import resolve
-from d3hr_ray.runtime.actors import Pool, run_units
+from d3hr_ray.runtime.actors import Actors, run_units
 from d3hr_ray.runtime.telemetry import describe
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.sampling import Sampler
@@ -60,24 +60,24 @@ class BlockActor(ABC):
 def run_blocks(
     actor: type[BlockActor],
     store: Store,
-    config: RunConfig,
     specs: Sequence[SetSpec],
     classes: pa.Table,
-    pool: Pool,
+    actors: Actors,
     title: str,
     is_done: Callable[[SetSpec, int], bool],
 ) -> None:
-    """Make every block that is not done, of all sets in one stream."""
+    """Make every block that is not done, of all sets in one stream: they differ in nothing that the networks look at."""
     images = {(s, b): s.ipc * len(labels) for s in specs for b, labels in enumerate(s.blocks(len(classes)))}
     todo = [(spec, b) for spec, b in images if not is_done(spec, b)]
     if not todo:
         return
+    config = specs[0].config
     config = replace(config, model=replace(config.model, name=portable(config.model.name)))
     if config.cao2.classifier is not None:
         config = replace(config, cao2=replace(config.cao2, classifier=resolve(config.cao2.classifier)))
-    job = BlockJob(store, config, tuple(specs), classes, pool.device)
+    job = BlockJob(store, config, tuple(specs), classes, actors.device)
     units = [{"set": specs.index(spec), "block": b} for spec, b in todo]
-    steps: list[tuple[Any, dict[str, Any]]] = [(actor, {"fn_constructor_args": (job,), **pool.options(len(units))})]
+    steps: list[tuple[Any, dict[str, Any]]] = [(actor, {"fn_constructor_args": (job,), **actors.options(len(units))})]
     total = sum(images.values())
     for _ in run_units(units, steps, title, "image", total, total - sum(images[key] for key in todo)):
         pass

@@ -4,16 +4,14 @@ A pool is a set with several candidates per image. Each block is one unit of an 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pyarrow as pa
 
-from d3hr_ray.config import RunConfig
 from d3hr_ray.layout import candidate_file, subset_file
-from d3hr_ray.runtime.actors import Pool
+from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
-from d3hr_ray.stages.judge import judge_name, load_judge
+from d3hr_ray.stages.judge import load_judge
 from d3hr_ray.stages.search import several
 from d3hr_ray.store import Store
 
@@ -30,15 +28,17 @@ CANDIDATE_SCHEMA = pa.schema(
 )
 
 
-def run_candidates(store: Store, config: RunConfig, pools: Sequence[SetSpec], classes: pa.Table, pool: Pool) -> None:
+def run_candidates(store: Store, pools: Sequence[SetSpec], classes: pa.Table, actors: Actors) -> None:
     """Sample and judge every block of these pools that has not been, in one stream."""
-    if config.cao2.classifier is not None:
-        config = replace(config, cao2=replace(config.cao2, classifier=judge_name(config)))
-
-    def is_done(spec: SetSpec, block: int) -> bool:
-        return store.exists(candidate_file(spec, block))
-
-    run_blocks(JudgeBlock, store, config, pools, classes, pool, several("pool", pools), is_done)
+    run_blocks(
+        JudgeBlock,
+        store,
+        pools,
+        classes,
+        actors,
+        several("pool", pools),
+        lambda pool, block: store.exists(candidate_file(pool, block)),
+    )
 
 
 class JudgeBlock(BlockActor):

@@ -23,7 +23,7 @@ from d3hr_ray.numerics import adams, ddim
 from d3hr_ray.numerics.ddim import Denoise
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
-from d3hr_ray.runtime.actors import Pool, run_units
+from d3hr_ray.runtime.actors import Actors, run_units
 from d3hr_ray.runtime.batching import run_batches
 from d3hr_ray.runtime.telemetry import LOG, describe
 from d3hr_ray.stages.networks import open_model
@@ -35,7 +35,7 @@ Invert = Callable[[Denoise, torch.Tensor, Schedule, tuple[int, ...]], dict[int, 
 PROBE_CLASSES, PROBE_IMAGES = 10, 200  # whose VAE latents are kept too, to show normality before and after
 
 
-def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listing, pool: Pool) -> None:
+def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listing, actors: Actors) -> None:
     """Invert every shard that is not done. Raises RunError if images are lost or too many are unreadable."""
     shards = replace(listing, entries=_with_probes(listing.entries)).shards(config.data.shard_size)
     done = finished(store)
@@ -47,10 +47,10 @@ def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listin
     if units:
         read = ReadShard(listing.source, card.image_size, look_of(config.fidelity))
         config = replace(config, model=replace(config.model, name=portable(config.model.name)))
-        job = InversionJob(store, config, listing.classes.model_classes, pool.device)
+        job = InversionJob(store, config, listing.classes.model_classes, actors.device)
         steps: list[tuple[Any, dict[str, Any]]] = [
             (read, {"num_cpus": 1}),
-            (InvertShard, {"fn_constructor_args": (job,), **pool.options(len(units))}),
+            (InvertShard, {"fn_constructor_args": (job,), **actors.options(len(units))}),
         ]
         rejected = sum(done[i]["rejected"] for i in done)
         for row in run_units(units, steps, "invert", "image", len(listing), inverted):

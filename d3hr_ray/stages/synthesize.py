@@ -10,21 +10,21 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from d3hr_ray.config import RunConfig, RunError
+from d3hr_ray.config import RunError
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.layout import IMAGES, block_mark, block_marks, set_folder, subset_file
 from d3hr_ray.models.autoencoder import to_pixels
-from d3hr_ray.runtime.actors import Pool
+from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
 from d3hr_ray.store import Store
 
 
-def run_synthesize(store: Store, config: RunConfig, specs: Sequence[SetSpec], classes: pa.Table, pool: Pool) -> None:
+def run_synthesize(store: Store, specs: Sequence[SetSpec], classes: pa.Table, actors: Actors) -> None:
     """Make the images of every block that is not done, of all sets in one stream."""
     done = {(spec, b) for spec in specs for b in _finished(store, spec)}
-    run_blocks(SynthesizeBlock, store, config, specs, classes, pool, "synthesize", lambda spec, b: (spec, b) in done)
+    run_blocks(SynthesizeBlock, store, specs, classes, actors, "synthesize", lambda spec, b: (spec, b) in done)
 
 
 def _finished(store: Store, spec: SetSpec) -> list[int]:
