@@ -66,7 +66,7 @@ def run_blocks(
     title: str,
     is_done: Callable[[SetSpec, int], bool],
 ) -> None:
-    """Make every block that is not done, of all sets in one stream: they differ in nothing that the networks look at."""
+    """Make every block that is not done, of all sets in one stream. They differ in nothing that networks look at."""
     images = {(s, b): s.ipc * len(labels) for s in specs for b, labels in enumerate(s.blocks(len(classes)))}
     todo = [(spec, b) for spec, b in images if not is_done(spec, b)]
     if not todo:
