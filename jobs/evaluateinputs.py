@@ -18,11 +18,11 @@ from d3hr_ray.evaluation.comparison import (
     source_of,
     with_sets,
 )
-from d3hr_ray.evaluation.held import Held
 from d3hr_ray.evaluation.launch import Workers, check_teachers, launch
 from d3hr_ray.evaluation.protocols import Overrides, Recipe
 from d3hr_ray.evaluation.trials import make_trial
 from d3hr_ray.models.teachers import CARD, resolve, teacher_id
+from d3hr_ray.runtime.objects import Held
 from d3hr_ray.store import Store
 
 

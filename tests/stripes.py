@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from conftest import encode
 
-from d3hr_ray.evaluation.images import Images
+from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation.protocols import Augment, Recipe, Setting
 
 SETTING = Setting("convnet-d3-w32", 16, 10, 10)

@@ -14,16 +14,15 @@ from presets import PRESETS
 from stripes import hard, stripes, write_set
 
 from d3hr_ray.config import DataConfig, RunError, as_dict
+from d3hr_ray.datasets.images import Images
+from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.baselines import centres, herd, make_baseline, nearest_to_centres, random_set
 from d3hr_ray.evaluation.comparison import image_side, open_comparison
 from d3hr_ray.evaluation.folders import find_sets
-from d3hr_ray.evaluation.held import lend
-from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.launch import preflight
 from d3hr_ray.evaluation.naming import sets_apart
 from d3hr_ray.evaluation.protocols import Recipe
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score, robust
-from d3hr_ray.evaluation.reading import Reading
 from d3hr_ray.evaluation.results import (
     SCHEMA,
     accuracy_of,
@@ -48,6 +47,7 @@ from d3hr_ray.models.teachers import (
     teacher_id,
 )
 from d3hr_ray.report.page import _table
+from d3hr_ray.runtime.objects import lend
 from d3hr_ray.sets import about_of, sets_of, without_axes
 from d3hr_ray.store import Store
 

@@ -30,9 +30,8 @@ from ray import cloudpickle
 from stripes import hard, stripes, write_set
 
 from d3hr_ray.config import DataConfig, as_dict
+from d3hr_ray.datasets.images import Images, nbytes
 from d3hr_ray.evaluation.comparison import baseline_sets, full_set, open_comparison, read_full, with_sets
-from d3hr_ray.evaluation.held import Shelf
-from d3hr_ray.evaluation.images import Images, nbytes
 from d3hr_ray.evaluation.launch import Workers, launch
 from d3hr_ray.evaluation.protocols import Recipe
 from d3hr_ray.evaluation.results import rows_of
@@ -41,6 +40,7 @@ from d3hr_ray.evaluation.trials import make_trial
 from d3hr_ray.evaluation.tuning import tune_trials
 from d3hr_ray.models.teachers import Target
 from d3hr_ray.report.swept import write_sweep
+from d3hr_ray.runtime.objects import Shelf
 from d3hr_ray.store import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -12,9 +12,8 @@ LAYERS = (
     "runtime", "stages", "methods", "evaluation", "pretraining", "report", "benchmarks", "jobs",
 )  # fmt: skip
 RAY = (
-    "d3hr_ray/runtime/", "d3hr_ray/pretraining/", "d3hr_ray/evaluation/held.py", "d3hr_ray/evaluation/launch.py",
-    "d3hr_ray/evaluation/tuning.py", "d3hr_ray/benchmarks/evaluate.py", "d3hr_ray/benchmarks/pipeline.py",
-    "jobs/cli.py",
+    "d3hr_ray/runtime/", "d3hr_ray/pretraining/", "d3hr_ray/evaluation/launch.py", "d3hr_ray/evaluation/tuning.py",
+    "d3hr_ray/benchmarks/evaluate.py", "d3hr_ray/benchmarks/pipeline.py", "jobs/cli.py",
 )  # fmt: skip
 PIXELS = ("d3hr_ray/datasets/", "d3hr_ray/stages/", "d3hr_ray/evaluation/", "d3hr_ray/report/", "d3hr_ray/benchmarks/")
 NO_MODULE_NEEDS = {"numerics": ("d3hr_ray.config", "pyarrow", "PIL", "diffusers", "timm")}

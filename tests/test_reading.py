@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d3hr_ray.config import DataConfig
-from d3hr_ray.datasets import parquetread
+from d3hr_ray.datasets import parquetread, reading
 from d3hr_ray.datasets.listing import Listing, list_images
-from d3hr_ray.evaluation import reading
+from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.baselines import random_set
-from d3hr_ray.evaluation.reading import Reading
 from d3hr_ray.evaluation.sets import list_real
 
 IMAGES = make_images(9)

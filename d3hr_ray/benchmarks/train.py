@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from d3hr_ray.benchmarks.measure import CPU, WALL, Result, in_turns, median_ratio
+from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation.augment import mix
-from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import Protocol, Setting, hard
 from d3hr_ray.evaluation.training import train_student
 from d3hr_ray.models.students import build_student

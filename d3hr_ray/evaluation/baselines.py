@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.listing import Listing
-from d3hr_ray.evaluation.images import Images
-from d3hr_ray.evaluation.reading import Reading
+from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.numerics.seeds import generator
 
 

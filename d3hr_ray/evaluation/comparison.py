@@ -10,19 +10,21 @@ from PIL import Image
 
 from d3hr_ray.config import DataConfig, data_config
 from d3hr_ray.datasets.digits import Digits
+from d3hr_ray.datasets.images import Loadable, nbytes
 from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.evaluation.baselines import DRAWN, make_baseline, random_set
 from d3hr_ray.evaluation.folders import find_sets, first_image, images_of
-from d3hr_ray.evaluation.held import Held, hashed, hold, say_if_tight
-from d3hr_ray.evaluation.images import Loadable, nbytes
 from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
-from d3hr_ray.evaluation.reading import Reading
 from d3hr_ray.evaluation.sets import DistilledSet, few, list_real, load_set, look_beside
 from d3hr_ray.evaluation.training import check_batches
 from d3hr_ray.evaluation.trials import Trial, make_trial
 from d3hr_ray.models.students import build_on_meta
 from d3hr_ray.models.teachers import Target
+from d3hr_ray.runtime.objects import Held, hold, warn_if_tight
+from d3hr_ray.runtime.tasks import ray_map
+from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.store import Store
 
 FULL_EPOCHS = 90  # a protocol made for 10,000 images need not see 1.28 M as often
@@ -127,6 +129,19 @@ def open_comparison(
     return Comparison(tuple(hashed(sets)), test, data.uri, recipe, listing.notes)
 
 
+def hashed(sets: Sequence[DistilledSet]) -> list[DistilledSet]:
+    """The sets with their hashes; where only the images can tell one, a task reads them and keeps none."""
+    unknown = [found.images for found in sets if not found.set_hash]
+    surveys = iter(ray_map(lambda images: images.survey(), unknown))
+    return [found if found.set_hash else _surveyed(found, *next(surveys)) for found in sets]
+
+
+def _surveyed(found: DistilledSet, digest: str, notes: tuple[str, ...]) -> DistilledSet:
+    for line in notes:
+        LOG.warning(f"{found.name}: {line}")
+    return replace(found, set_hash=digest)
+
+
 def _own_side(store: Store) -> int:
     """The side to evaluate a set at: its images', but 224 for the ImageNet sizes, as in all published protocols."""
     return min(image_side(store), 224)
@@ -162,7 +177,7 @@ def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) 
             f"{flag} would hold {len(full):,} images ({nbytes(full) >> 30} GiB) in memory; use a smaller --image-size, "
             "a --train-data subset, or a teacher of timm's"
         )
-    say_if_tight(f"{flag}: all training images", nbytes(full))
+    warn_if_tight(f"{flag}: all training images", nbytes(full))
     return hold(full.load)
 
 

@@ -22,13 +22,13 @@ from torch import nn
 
 from d3hr_ray.beside import beside
 from d3hr_ray.config import RunError
-from d3hr_ray.evaluation.held import lend
-from d3hr_ray.evaluation.images import Images, Loadable
+from d3hr_ray.datasets.images import Images, Loadable
 from d3hr_ray.evaluation.training import Share, evaluate
 from d3hr_ray.evaluation.trials import Trial, run_trial, untrained
 from d3hr_ray.models.teachers import Target, load_teachers
-from d3hr_ray.runtime.capacity import Ask, claim, voicing
+from d3hr_ray.runtime.capacity import Ask, claim, warn_while_unschedulable
 from d3hr_ray.runtime.failures import failure
+from d3hr_ray.runtime.objects import lend
 from d3hr_ray.runtime.tasks import fetch, progress
 from d3hr_ray.store import Store
 
@@ -109,7 +109,7 @@ def launch(
         ),
     )
     try:
-        with counting(store, trials, title), voicing(title, workers.gpus):
+        with counting(store, trials, title), warn_while_unschedulable(title, workers.gpus):
             trainer.fit()
     except train.TrainingFailedError as error:
         raise failure(title, error) from error
@@ -184,7 +184,7 @@ def check_teachers(names: tuple[str, ...], target: Target, test: Loadable, worke
         return check(test)
     task = ray.remote(num_cpus=1, num_gpus=workers.gpus, max_retries=3)(check)
     title = f"teacher {' '.join(names)}"
-    with voicing(title, workers.gpus):
+    with warn_while_unschedulable(title, workers.gpus):
         top1: float = fetch(task.remote(test), title)
     return top1
 

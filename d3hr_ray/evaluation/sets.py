@@ -14,12 +14,12 @@ import numpy as np
 
 from d3hr_ray.config import DataConfig, RunError, fingerprint
 from d3hr_ray.datasets.decode import decode
+from d3hr_ray.datasets.images import Images, Loadable, assemble, glance_rows
 from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images
 from d3hr_ray.datasets.look import SHOWN, STORED, Look
+from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.evaluation.folders import class_folders, images_of
-from d3hr_ray.evaluation.images import Images, Loadable, assemble, glance_rows
-from d3hr_ray.evaluation.reading import Reading
 from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.sets import about_of, without_axes
 from d3hr_ray.store import Store
@@ -31,7 +31,7 @@ READERS = 16  # threads, where storage is remote and each file waits for an answ
 class DistilledSet:
     """A set to train on. `about` says what made it; `set_seed` tells apart draws of the same kind.
 
-    `set_hash` is empty while only its images could tell it (held.hashed).
+    `set_hash` is empty while only its images could tell it (comparison.hashed).
     """
 
     name: str

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from d3hr_ray.config import RunError
+from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation.augment import augment, mix
-from d3hr_ray.evaluation.images import Images
 from d3hr_ray.evaluation.protocols import Protocol
 from d3hr_ray.models.students import build_on_meta, build_student
 from d3hr_ray.numerics.seeds import generator

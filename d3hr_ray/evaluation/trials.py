@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from d3hr_ray.config import as_dict, fingerprint
-from d3hr_ray.evaluation.images import Images
+from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation.protocols import Protocol
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.training import Hooks, Outcome, Share, State, train_student

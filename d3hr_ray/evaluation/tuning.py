@@ -16,13 +16,13 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler
 
 from d3hr_ray.config import RunError
-from d3hr_ray.evaluation.held import lend
-from d3hr_ray.evaluation.images import Images, Loadable
+from d3hr_ray.datasets.images import Images, Loadable
 from d3hr_ray.evaluation.launch import SCRATCH, counting
 from d3hr_ray.evaluation.trials import LOOKS, Trial, describe, run_trial, untrained
 from d3hr_ray.models.teachers import Target, load_teachers
-from d3hr_ray.runtime.capacity import voicing
+from d3hr_ray.runtime.capacity import warn_while_unschedulable
 from d3hr_ray.runtime.failures import failure
+from d3hr_ray.runtime.objects import lend
 from d3hr_ray.store import Store
 
 Scheduler = Literal["grid", "asha"]
@@ -90,7 +90,7 @@ def tune_trials(
     )
     try:
         bar = counting(store, trials, "sweep") if scheduler == "grid" else nullcontext()
-        with bar, voicing("sweep", gpus):
+        with bar, warn_while_unschedulable("sweep", gpus):
             results = tuner.fit()
     except (RayError, tune.TuneError) as error:
         raise failure("sweep", error) from error

@@ -32,7 +32,7 @@ from d3hr_ray.pretraining.settings import PretrainConfig
 from d3hr_ray.pretraining.stream import ImageStream
 from d3hr_ray.pretraining.watch import following
 from d3hr_ray.pretraining.work import work
-from d3hr_ray.runtime.capacity import Ask, claim, voicing
+from d3hr_ray.runtime.capacity import Ask, claim, warn_while_unschedulable
 from d3hr_ray.runtime.failures import failure
 from d3hr_ray.runtime.tasks import progress
 from d3hr_ray.stages import contents
@@ -112,7 +112,7 @@ def pretrain(
     )
     try:
         with contextlib.ExitStack() as watches:
-            for watch in (following(Store(out)), voicing("pretrain", gpus)) if workers else ():
+            for watch in (following(Store(out)), warn_while_unschedulable("pretrain", gpus)) if workers else ():
                 watches.enter_context(watch)
             trainer.fit()
     except train.TrainingFailedError as error:

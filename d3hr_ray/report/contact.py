@@ -12,7 +12,7 @@ import pyarrow as pa
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from d3hr_ray.evaluation.images import GLANCE, Images
+from d3hr_ray.datasets.images import GLANCE, Images
 from d3hr_ray.store import Store
 
 ROWS, COLUMNS = GLANCE

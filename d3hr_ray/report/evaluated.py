@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from d3hr_ray.evaluation.images import Loadable
+from d3hr_ray.datasets.images import Loadable
 from d3hr_ray.evaluation.naming import name_of, sets_apart
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score
 from d3hr_ray.evaluation.results import cells_table, in_order, summarise

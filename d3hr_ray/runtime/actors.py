@@ -94,7 +94,8 @@ def run_units(
         dataset = dataset.map_batches(work, batch_size=1, batch_format="pyarrow", **options)
     bar = progress(total, title, unit_name, False, done)
     last = steps[-1][1]
-    with bar, costing(title, last["compute"].max_size) as cost, capacity.voicing(title, last.get("num_gpus") or 0):
+    waiting = capacity.warn_while_unschedulable(title, last.get("num_gpus") or 0)
+    with bar, costing(title, last["compute"].max_size) as cost, waiting:
         try:
             for row in dataset.iter_rows():
                 if row["error"]:

@@ -1,6 +1,6 @@
 """From a job's flags to resources: what a cluster can hold, now and after its autoscaler has been asked.
 
-And a voice when it can hold nothing.
+And a warning while it can hold nothing.
 """
 
 import json
@@ -19,7 +19,7 @@ from d3hr_ray.runtime.telemetry import LOG
 
 PATIENCE = 45.0  # seconds in which an autoscaler must have begun to launch what is asked of it
 POLL = 1.0
-SILENCE, REPEAT = 45.0, 300.0  # seconds without a node that fits before it is said, and said again
+SILENCE, REPEAT = 45.0, 300.0  # seconds without a node that fits before the warning, and before its repetition
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def launching() -> bool:
     return bool(report.get("pending_launches") or report.get("pending_nodes"))
 
 
-def voicing(title: str, share: float) -> AbstractContextManager[None]:
-    """Say it while no node can hold an actor, lost or not come yet. The run waits, and goes on with the next one."""
+def warn_while_unschedulable(title: str, share: float) -> AbstractContextManager[None]:
+    """Warn while no node can hold a worker, lost or not yet there. The run waits, and goes on with the next one."""
     return beside(_watch, title, share)
 
 

@@ -1,18 +1,20 @@
-"""Images in Ray's object store, made by tasks and read in place by the workers of a node; a driver holds none."""
+"""Images in Ray's object store, made by tasks and read in place by the workers of a node; a driver holds none.
+
+What they are for is not known here: who trains or tests takes them by a key.
+"""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from d3hr_ray.evaluation.images import Images, Loadable, nbytes
-from d3hr_ray.evaluation.sets import DistilledSet
-from d3hr_ray.runtime.capacity import voicing
-from d3hr_ray.runtime.tasks import fetch, ray_map
+from d3hr_ray.datasets.images import Images, Loadable, nbytes
+from d3hr_ray.runtime.capacity import warn_while_unschedulable
+from d3hr_ray.runtime.tasks import fetch
 from d3hr_ray.runtime.telemetry import LOG
 
 READING = "reading images"  # what a failure is named after
@@ -47,28 +49,12 @@ def hold(make: Callable[..., Images], *args: Any) -> Held:
         facts = {"classes": images.classes, "side": images.side, "count": len(images), "digest": images.digest}
         return facts | {"notes": images.notes}, images
 
-    told, ref = ray.remote(num_cpus=1, num_returns=2, max_retries=3)(made).remote(*args)
-    with voicing(READING, 0):
-        facts = fetch(told, READING)
-    _tell(facts.pop("notes"))
-    return Held(ref, **facts)
-
-
-def hashed(sets: Sequence[DistilledSet]) -> list[DistilledSet]:
-    """The sets with their hashes; where only the images can tell one, a task reads them and keeps none."""
-    unknown = [found.images for found in sets if not found.set_hash]
-    surveys = iter(ray_map(lambda images: images.survey(), unknown))
-    return [found if found.set_hash else _surveyed(found, *next(surveys)) for found in sets]
-
-
-def _surveyed(found: DistilledSet, digest: str, notes: tuple[str, ...]) -> DistilledSet:
-    _tell(f"{found.name}: {line}" for line in notes)
-    return replace(found, set_hash=digest)
-
-
-def _tell(notes: Iterable[str]) -> None:
-    for line in notes:
+    known, ref = ray.remote(num_cpus=1, num_returns=2, max_retries=3)(made).remote(*args)
+    with warn_while_unschedulable(READING, 0):
+        facts = fetch(known, READING)
+    for line in facts.pop("notes"):
         LOG.warning(line)
+    return Held(ref, **facts)
 
 
 def lend(images: Mapping[str, Loadable], test: Loadable, here: bool) -> Callable[[str], Images]:
@@ -83,7 +69,7 @@ def lend(images: Mapping[str, Loadable], test: Loadable, here: bool) -> Callable
             return held[key]
 
         return take
-    say_if_tight("the test images and the largest set", nbytes(test) + max(map(nbytes, images.values())))
+    warn_if_tight("the test images and the largest set", nbytes(test) + max(map(nbytes, images.values())))
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     shelf = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Shelf)
     return partial(_borrow, shelf.options(scheduling_strategy=node).remote(dict(images)))
@@ -132,13 +118,13 @@ def _glance(images: Images) -> Images:
     return images.load(glance=True)
 
 
-def say_if_tight(what: str, needed: int) -> None:
-    """Say it where so many bytes do not fit a node's object store: it works, on disk."""
+def warn_if_tight(what: str, needed: int) -> None:
+    """Warn where so many bytes do not fit a node's object store: then Ray keeps the rest on disk, which is slower."""
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
     room = min((n.get("object_store_memory", 0) for n in nodes), default=needed)
     if needed > room:
         LOG.warning(
-            f"evaluate: {what}: {needed / 2**30:.1f} GiB, and a node's object store has {room / 2**30:.1f} GiB: Ray "
-            "keeps the rest on disk, which is slower; start nodes with a larger --object-store-memory, or give a "
+            f"{READING}: {what} take {needed / 2**30:.1f} GiB, but a node's object store has {room / 2**30:.1f} GiB. "
+            "Ray keeps the rest on disk, which is slower; start nodes with a larger --object-store-memory, or give a "
             "smaller --image-size"
         )

@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.decode import RejectedImage, decode_seen
+from d3hr_ray.datasets.images import Images, assemble, digest_of, glance_rows
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import SHOWN, Look, Seen
 from d3hr_ray.datasets.source import Mapper, Source, thread_map
-from d3hr_ray.evaluation.images import Images, assemble, digest_of, glance_rows
 
 READ_AT_ONCE, READ_BYTES = 512, 20 << 20  # images, or fewer of large ones
 
