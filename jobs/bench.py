@@ -16,7 +16,10 @@ from typing import Annotated, Literal
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # single-threaded sides are compared per core
 
 import tyro
-from cli import announce, guard, parse
+
+from d3hr_ray.cli.exits import guard
+from d3hr_ray.cli.parsing import parse
+from d3hr_ray.runtime.console import announce
 
 Name = Literal["search", "solver", "fit", "invert", "train", "evaluate", "pipeline", "gpu"]
 

@@ -9,17 +9,20 @@ The same command resumes a run that was stopped. D3HR_TRACEBACK=1 shows the trac
 
 from dataclasses import replace
 
-from building import build_config
-from cli import announce, connect, guard, parse, refusing
-from defaults import default_out, default_preset
-from flags import DistillFlags, only_status
-from inputs import check_data, count_images, list_data, list_early, read_model
-from proposing import proposing
-from settling import check_timesteps, on_grid, settle
-
+from d3hr_ray.cli.defaults import default_out, default_preset
+from d3hr_ray.cli.distill_config import build_config
+from d3hr_ray.cli.distill_flags import DistillFlags, only_status
+from d3hr_ray.cli.exits import guard, refusing
+from d3hr_ray.cli.parsing import parse
+from d3hr_ray.cli.presets import SIZES
+from d3hr_ray.cli.proposing import proposing
+from d3hr_ray.cli.resolve import on_grid, settle
 from d3hr_ray.lock import driving
+from d3hr_ray.methods.inputs import check_data, check_timesteps, count_images, list_data, list_early, read_model
 from d3hr_ray.report.status import status
 from d3hr_ray.runs import require_run, stored_config
+from d3hr_ray.runtime.cluster import connect
+from d3hr_ray.runtime.console import announce
 from d3hr_ray.store import Store, absolute
 
 
@@ -42,7 +45,7 @@ def main() -> None:
         if not (source or flags.dry_run or flags.overwrite):
             with proposing():
                 require_run(store, settle(config, stored_config(store), None))
-        counted = count_images(config, card, flags.preset or "digits") if flags.dry_run else (0, 0)
+        counted = count_images(config, card, SIZES.get(flags.preset or "")) if flags.dry_run else (0, 0)
         listing = None if source or flags.dry_run else list_early(config, card)
 
     # Imported late: torch and Ray take seconds, and --help, --status or a wrong flag should not wait for them.
@@ -63,20 +66,20 @@ def main() -> None:
         if config.has_pool and config.cao2.select != "none":
             judge_id(config)  # a classifier that is not there is said before anything is computed
         cluster = connect(flags.address, flags.log_format)
-        pool = find_actors(flags.actors, flags.gpus_per_actor, PATIENCE if cluster else 0)
-        pool = replace(pool, limit=flags.task_timeout)
+        actors = find_actors(flags.actors, flags.gpus_per_actor, PATIENCE if cluster else 0)
+        actors = replace(actors, limit=flags.task_timeout)
         if source is None:
             listing = list_data(config, card) if listing is None else listing
     with driving(store), recording():
         with refusing(), proposing():
-            config = settle(config, None if flags.overwrite else stored_config(source or store), pool)
+            config = settle(config, None if flags.overwrite else stored_config(source or store), actors)
             if listing is not None:
-                run = d3hr.start_run(store, config, card, listing, pool, flags.overwrite)
+                run = d3hr.start_run(store, config, card, listing, actors, flags.overwrite)
             else:
                 assert source is not None, "what is not listed comes from Gaussians"
-                run = d3hr.reopen_run(store, source, config, card, pool)
+                run = d3hr.reopen_run(store, source, config, card, actors)
         read = f"{run.inputs['images']:,} images of " if run.inputs["images"] else ""
-        announce(f"{read}{len(run.classes)} classes -> {store.uri}, on {pool}")
+        announce(f"{read}{len(run.classes)} classes -> {store.uri}, on {actors}")
         if listing is not None:
             d3hr.distill(run, listing)  # images => latents => gaussians => subsets => distilled
         else:

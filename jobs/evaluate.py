@@ -7,11 +7,13 @@
 Every training run is a row of evaluations/results.parquet. The same command trains only what has no row yet.
 """
 
-from cli import announce, connect, guard, parse, refusing
-from evaluatechecks import find_out
-from evaluateflags import EvaluateFlags, check_flags, overrides
-
+from d3hr_ray.cli.evaluate_checks import find_out
+from d3hr_ray.cli.evaluate_flags import EvaluateFlags, check_flags, overrides
+from d3hr_ray.cli.exits import guard, refusing
+from d3hr_ray.cli.parsing import parse
 from d3hr_ray.lock import driving
+from d3hr_ray.runtime.cluster import connect
+from d3hr_ray.runtime.console import announce
 
 
 def main() -> None:
@@ -22,8 +24,7 @@ def main() -> None:
         store = find_out(flags)
 
     # Imported late: torch and timm take seconds, and --help or a wrong flag or path should not wait for them.
-    from evaluateinputs import add_baselines, make_teachers, open_all, protocols
-
+    from d3hr_ray.cli.evaluate_inputs import add_baselines, make_teachers, open_all, protocols
     from d3hr_ray.evaluation.launch import find_workers, launch
     from d3hr_ray.evaluation.results import format_summary, rows_of
     from d3hr_ray.models.teachers import teacher_id

@@ -9,43 +9,18 @@ evaluations/results.parquet is there too: top-1, under one version of the protoc
 correlation of each score with it over sets of one IPC, which report/scores-correlations.csv keeps.
 """
 
-from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
-from cli import Words, announce, connect, guard, parse, refusing
-
-
-@dataclass(frozen=True)
-class ScoreFlags:
-    """Which sets, and what they are held against."""
-
-    distilled: Words = ()
-    """Sets of ours, or run folders (all their sets); all of one model, source and list of classes."""
-    classifier: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
-    """Whose features and confidence: a timm name with weights, ARCH=FILE, or a folder that evaluate.py --teacher train
-    made. Default: the embedded models' own."""
-    per_class: int = 200
-    """Real training images per class to compare with, the first ones of each; 20,000 in all at most."""
-    arch: str | None = None
-    """Correlate with the accuracy of this student. Default: of the one that most of the sets have."""
-    protocol: str = "hard"
-    """Correlate with the accuracy under this protocol."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """Correlate with the accuracy on these images, as jobs/evaluate.py named them. Default: on what most of the sets
-    were tested on."""
-    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
-    """Ray cluster, for reading real images. Default: RAY_ADDRESS, else a local Ray."""
+from d3hr_ray.cli.exits import guard, refusing
+from d3hr_ray.cli.parsing import parse
+from d3hr_ray.cli.scores_flags import ScoreFlags, check_flags
+from d3hr_ray.runtime.cluster import connect
+from d3hr_ray.runtime.console import announce
 
 
 def main() -> None:
     """Read the sets and the real images, score, print, and write report/scores*.csv beside the first set's run."""
     flags = parse(ScoreFlags, __doc__ or "")
     with refusing():
-        if not flags.distilled:
-            raise ValueError("--distilled is needed: name sets or a run folder")
-        if flags.per_class < 2:
-            raise ValueError(f"--per-class {flags.per_class} must be at least 2")
+        check_flags(flags)
 
     from d3hr_ray.report.scoring import Scoring, format_scores, read_accuracy, score_all, write_scores
 

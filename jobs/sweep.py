@@ -8,12 +8,14 @@ on held-out images. No image is inverted twice and no set synthesised twice. The
 `jobs/distill.py --preset runs/digits/sweeps/<name>/best.json`.
 """
 
-from cli import announce, connect, guard, parse, refusing
-from sweepchecks import open_sweep
-from sweepflags import SweepFlags, check_flags
-
+from d3hr_ray.cli.exits import guard, refusing
+from d3hr_ray.cli.parsing import parse
+from d3hr_ray.cli.sweep_checks import open_sweep
+from d3hr_ray.cli.sweep_flags import SweepFlags, check_flags
 from d3hr_ray.config import RunError
 from d3hr_ray.lock import driving
+from d3hr_ray.runtime.cluster import connect
+from d3hr_ray.runtime.console import announce
 
 
 def main() -> None:
@@ -24,10 +26,10 @@ def main() -> None:
         flags, store = open_sweep(flags)
 
     # Imported late: torch and Ray take seconds, and --help or a wrong flag or path should not wait for them.
-    from sweepinputs import Sweep, compare, invert_all, synthesise_all
-
+    from d3hr_ray.cli.sweep_plan import compare, plan_sweep, trial_gpus, write_pools
     from d3hr_ray.evaluation.results import format_summary, rows_of
     from d3hr_ray.evaluation.tuning import tune_trials
+    from d3hr_ray.methods.sweep import invert_all, synthesise_all
     from d3hr_ray.report.evaluated import report
     from d3hr_ray.report.swept import write_sweep
     from d3hr_ray.runtime.capacity import PATIENCE
@@ -36,31 +38,23 @@ def main() -> None:
         patience = PATIENCE if connect(flags.address) else 0
     with driving(store):
         with refusing():
-            sweep = Sweep.plan(flags, store, patience)
-            sweep.check()
+            sweep = plan_sweep(flags, store, patience)
+            gpus = trial_gpus(flags, sweep.actors, patience)
         places = invert_all(sweep)  # images => gaussians, once per inversion guidance and timestep
         sets = synthesise_all(sweep, places)  # gaussians => sets, once per combination
+        write_pools(sweep, sets, len(places[0].run.classes))
         with refusing():
-            comparison, trials, top1 = compare(sweep, sets)
-        announce(
-            f"{len(sets)} sets, {len(trials)} students on {len(comparison.test):,} real images of {sweep.data.uri}"
-        )
+            comparison, trials, top1 = compare(flags, sweep, list(sets), gpus)
+        images, test = comparison.images(), comparison.test
+        tested = f"{len(test):,} real images of {flags.data or sweep.base.data.uri}"
+        announce(f"{len(sets)} sets, {len(trials)} students on {tested}")
         stopped, failed = tune_trials(
-            store,
-            trials,
-            comparison.images(),
-            comparison.test,
-            comparison.target,
-            top1,
-            flags.scheduler,
-            sweep.trial_gpus,
-            flags.at_once,
-            sweep.name,
+            store, trials, images, test, comparison.target, top1, flags.scheduler, gpus, flags.at_once, sweep.name
         )
         rows = rows_of(store, trials)
         print(format_summary(rows))
         print(write_sweep(store, sweep.name, sweep.base, rows, stopped))
-        print(report(store, comparison.test, rows, comparison.sets))
+        print(report(store, test, rows, comparison.sets))
         if failed:  # said last, after the table of those that did not
             raise RunError(failed)
 

@@ -63,7 +63,7 @@ def ray_session():
 
 def run(monkeypatch, command: str) -> None:
     """jobs/distill.py in this process."""
-    import distill
+    from jobs import distill
 
     monkeypatch.setattr(sys, "argv", ["distill.py", *shlex.split(command)])
     distill.main()

@@ -77,9 +77,10 @@ class FaultySynthesizeBlock(synthesize.SynthesizeBlock):
 
 def main() -> None:
     """Connect so that workers find this file, then run the job."""
-    import distill
     import faulty
-    from cli import guard
+
+    from d3hr_ray.cli.exits import guard
+    from jobs import distill
 
     env = {name: os.environ[name] for name in (FOLDER, CPU, "PYTHONPATH") if name in os.environ}
     ray.init(os.environ["RAY_ADDRESS"], runtime_env={"env_vars": env}, log_to_driver=False, logging_level="ERROR")

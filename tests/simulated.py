@@ -35,7 +35,7 @@ def cluster(workers: int = 2, **node: Any) -> Iterator[Cluster]:
 
 def start(made: Cluster, faults: Path, *flags: str, script: str = "tests/faulty.py") -> subprocess.Popen:
     """A driver in a process of its own."""
-    paths = os.pathsep.join(str(ROOT / name) for name in ("", "jobs", "tests"))
+    paths = os.pathsep.join(str(ROOT / name) for name in ("", "tests"))
     env = os.environ | {"RAY_ADDRESS": made.address, "D3HR_FAULTS": str(faults), "PYTHONPATH": paths}
     command = [sys.executable, script, *flags]
     return subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

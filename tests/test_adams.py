@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import PIPELINE
-from presets import PRESETS, as_official
 from test_ddim import data, gaussian, slope
 
+from d3hr_ray.cli.presets import PRESETS, as_official
 from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.closed_form import GaussianDenoiser

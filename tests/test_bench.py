@@ -5,13 +5,13 @@ import subprocess
 import sys
 from typing import get_args
 
-import bench
 import pytest
 import torch
 from conftest import ROOT, patiently
 
 from d3hr_ray.benchmarks import search
 from d3hr_ray.benchmarks.measure import Result, peak_mb
+from jobs import bench
 
 RATIOS = {
     "search": {"moments_loss_ratio", "moments_skew_ratio", "moments_cost_ratio", "random_speedup_ipc10"},

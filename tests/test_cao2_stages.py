@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from building import build_config
 from conftest import PIPELINE, WNIDS
-from flags import DistillFlags
-from inputs import DIT_XL_CARD
 from PIL import Image
 
+from d3hr_ray.cli.distill_config import build_config
+from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.config import (
     D3HR_QUIRKS,
     CaO2Config,
@@ -27,6 +26,7 @@ from d3hr_ray.config import (
 from d3hr_ray.datasets.listing import model_listing
 from d3hr_ray.layout import candidate_file, subset_file
 from d3hr_ray.methods.plan import plan
+from d3hr_ray.models.geometry import DIT_XL_CARD
 from d3hr_ray.models.students import Normalised
 from d3hr_ray.numerics.grids import leading_grid
 from d3hr_ray.report.chosen import chosen_table, chosen_text

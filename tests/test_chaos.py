@@ -162,7 +162,7 @@ print([n["Alive"] for n in ray.nodes() if n["NodeID"].endswith("f00001")])
 def test_a_run_that_asks_for_gpus_grows_a_cluster_from_none(calm, fake_cloud, tmp_path):
     """The GPU is none, so the networks run on the CPU. A node comes, the run ends, and the idle node goes."""
     env = os.environ | {"D3HR_FAULTS": str(tmp_path), "D3HR_CPU": "1", "RAY_ADDRESS": fake_cloud}
-    env["PYTHONPATH"] = os.pathsep.join(str(ROOT / name) for name in ("", "jobs", "tests"))
+    env["PYTHONPATH"] = os.pathsep.join(str(ROOT / name) for name in ("", "tests"))
     flags = [*CALM.split(), "--dtype", "float32", "--gpus-per-actor", "1"]
     command = [sys.executable, "tests/faulty.py", *flags, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)

@@ -9,27 +9,28 @@ import sys
 from dataclasses import replace
 from typing import get_args
 
-import distill
 import pytest
-from building import build_config
-from cli import guard, nearest, parse
 from conftest import PIPELINE, ROOT, make_images, write_imagefolder
-from defaults import default_out
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
-from flags import DistillFlags
-from inputs import read_model
-from presets import PRESETS, as_official
-from proposing import again
-from settling import on_grid, settle
-from sweepvariants import vary
 
+from d3hr_ray.cli.defaults import default_out
+from d3hr_ray.cli.distill_config import build_config
+from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.exits import guard
+from d3hr_ray.cli.parsing import nearest, parse
+from d3hr_ray.cli.presets import PRESETS, as_official
+from d3hr_ray.cli.proposing import again
+from d3hr_ray.cli.resolve import on_grid, settle
+from d3hr_ray.cli.variants import vary
 from d3hr_ray.config import ModelConfig, Quirk, RunError, as_dict
+from d3hr_ray.methods.inputs import read_model
 from d3hr_ray.methods.plan import duration
 from d3hr_ray.models.card import locate, read_card, sampling_grid
 from d3hr_ray.models.loading import load_schedule
 from d3hr_ray.runs import open_run
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.store import Store
+from jobs import distill
 
 
 def main(monkeypatch, capsys, command: str) -> tuple[int, str]:
@@ -86,7 +87,8 @@ def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, command):
 
 
 EARLY = """
-import contextlib, distill, shlex, sys
+import contextlib, shlex, sys
+from jobs import distill
 for command in sys.argv[1:]:
     sys.argv = ["jobs/distill.py", *shlex.split(command)]
     with contextlib.suppress(SystemExit):
@@ -117,13 +119,20 @@ def test_what_needs_no_torch_is_told_before_it_is_imported(tmp_path):
         f"{own} --classes goldfish carp": "--classes carp: the data has no such class",
         f"--status {tmp_path}/run": "left: invert 1,297 images",
     }
-    where = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'jobs'}"}
+    where = {**os.environ, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
         [sys.executable, "-c", EARLY, *commands], capture_output=True, text=True, env=where, check=True
     )
     for command, said in commands.items():
         assert said in ran.stderr + ran.stdout, (command, ran.stderr)
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("job", ["distill", "evaluate", "sweep", "scores", "pretrain", "bench"])
+def test_a_job_runs_from_any_folder(job):
+    asked = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"]
+    ran = subprocess.run(asked, cwd="/", capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and f"{job}.py [-h]" in ran.stdout, ran.stderr
 
 
 def test_a_models_card_and_grid_are_what_diffusers_reads():

@@ -10,9 +10,9 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from presets import PRESETS
 from stripes import hard, stripes, write_set
 
+from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import DataConfig, RunError, as_dict
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.reading import Reading

@@ -5,29 +5,29 @@ import shutil
 from pathlib import Path
 
 import datasets
-import distill
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from building import build_config
-from cli import parse
 from conftest import DIGITS, PIPELINE, WNIDS, encode, make_images, run, snapshot, write_imagefolder
-from flags import DistillFlags
-from inputs import count_images, list_data, read_model
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from d3hr_ray.cli.distill_config import build_config
+from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.parsing import parse
 from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig
 from d3hr_ray.datasets.classes import ClassMap
 from d3hr_ray.datasets.listing import list_images
+from d3hr_ray.methods.inputs import count_images, list_data, read_model
 from d3hr_ray.methods.plan import plan
 from d3hr_ray.models.card import read_card
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.stages.fit import run_fit, to_tensors
 from d3hr_ray.stages.invert import run_invert
 from d3hr_ray.store import Store
+from jobs import distill
 
 
 def test_the_run_folder_is_the_contracts(digits):

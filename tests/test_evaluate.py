@@ -12,23 +12,20 @@ import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
-import distill
-import evaluate
-import evaluateinputs
 import numpy as np
 import psutil
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-import sweep
-from building import build_config
 from conftest import ROOT
-from evaluateflags import EvaluateFlags
-from flags import DistillFlags
-from presets import PRESETS
 from ray import cloudpickle
 from stripes import hard, stripes, write_set
 
+from d3hr_ray.cli import evaluate_inputs
+from d3hr_ray.cli.distill_config import build_config
+from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.evaluate_flags import EvaluateFlags
+from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import DataConfig, as_dict
 from d3hr_ray.datasets.images import Images, nbytes
 from d3hr_ray.evaluation.comparison import baseline_sets, full_set, open_comparison, read_full, with_sets
@@ -42,12 +39,13 @@ from d3hr_ray.models.teachers import Target
 from d3hr_ray.report.swept import write_sweep
 from d3hr_ray.runtime.objects import Shelf
 from d3hr_ray.store import Store
+from jobs import distill, evaluate, sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def run(job, monkeypatch, command: str) -> None:
-    monkeypatch.setattr(sys, "argv", [f"{job.__name__}.py", *shlex.split(command)])
+    monkeypatch.setattr(sys, "argv", [f"{job.__name__.removeprefix('jobs.')}.py", *shlex.split(command)])
     job.main()
 
 
@@ -168,17 +166,18 @@ def test_paths_and_what_is_missing_are_refused_at_once(paths, monkeypatch, capsy
 
 def test_a_path_is_refused_before_torch_is_imported(paths):
     """In a process of its own: importing torch, timm and Ray would take 15 s before the message."""
-    script = "import evaluate, sys; sys.argv[1:] = ['--distilled', sys.argv[1], '--out', 'x', '--data', sys.argv[2]]\n"
+    script = "import sys; from jobs import evaluate\n"
+    script += "sys.argv[1:] = ['--distilled', sys.argv[1], '--out', 'x', '--data', sys.argv[2]]\n"
     script += "try: evaluate.main()\nfinally: print(sorted({'torch', 'ray', 'timm'} & set(sys.modules)))"
     command = [sys.executable, "-c", script, paths["set"], str(paths["none"])]
-    found = subprocess.run(command, cwd=ROOT / "jobs", capture_output=True, text=True, check=False)
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (2, "[]\n"), found.stderr
 
 
 def test_without_training_images_the_default_baseline_is_left_out_and_said(paths, capsys):
     def lacks(about, **flags):
         found = DistilledSet("s", stripes(2), "hash", 0, about)
-        return evaluateinputs._lacks_training(
+        return evaluate_inputs._lacks_training(
             EvaluateFlags(distilled=("mine",), **flags), SimpleNamespace(sets=(found,))
         )
 

@@ -4,10 +4,10 @@ import os
 
 import pytest
 import ray
-from cli import guard
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from d3hr_ray.cli.exits import guard
 from d3hr_ray.config import RunError
 from d3hr_ray.runtime.failures import failure
 from d3hr_ray.runtime.tasks import bounded, fetch

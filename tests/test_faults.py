@@ -59,8 +59,8 @@ def write_many(root: Path, count: int) -> str:
 
 TWICE = """
 import sys
-sys.path.insert(0, "jobs")
-import distill
+sys.path.insert(0, ".")
+from jobs import distill
 from d3hr_ray.benchmarks.measure import peak_mb
 for command in sys.argv[1:]:
     sys.argv = ["distill.py", *command.split()]

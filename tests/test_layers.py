@@ -9,11 +9,11 @@ from conftest import ROOT
 # A package or module imports only from those that stand before it.
 LAYERS = (
     "config", "filesystems", "store", "sets", "layout", "beside", "lock", "runs", "numerics", "datasets", "models",
-    "runtime", "stages", "methods", "evaluation", "pretraining", "report", "benchmarks", "jobs",
+    "runtime", "stages", "methods", "evaluation", "pretraining", "report", "benchmarks", "cli", "jobs",
 )  # fmt: skip
 RAY = (
     "d3hr_ray/runtime/", "d3hr_ray/pretraining/", "d3hr_ray/evaluation/launch.py", "d3hr_ray/evaluation/tuning.py",
-    "d3hr_ray/benchmarks/evaluate.py", "d3hr_ray/benchmarks/pipeline.py", "jobs/cli.py",
+    "d3hr_ray/benchmarks/evaluate.py", "d3hr_ray/benchmarks/pipeline.py",
 )  # fmt: skip
 PIXELS = ("d3hr_ray/datasets/", "d3hr_ray/stages/", "d3hr_ray/evaluation/", "d3hr_ray/report/", "d3hr_ray/benchmarks/")
 NO_MODULE_NEEDS = {"numerics": ("d3hr_ray.config", "pyarrow", "PIL", "diffusers", "timm")}

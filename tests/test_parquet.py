@@ -151,22 +151,20 @@ def test_what_datasets_writes_of_an_image_folder_is_read(folder, tmp_path):
 
 
 def test_every_job_takes_the_names_of_the_columns():
-    import building
-    import evaluatechecks
-    import pretrain
-    import sweepchecks
-    from evaluateflags import EvaluateFlags
-    from flags import DistillFlags
-    from sweepflags import SweepFlags
+    from d3hr_ray.cli import distill_config, evaluate_checks, sweep_checks
+    from d3hr_ray.cli.distill_flags import DistillFlags
+    from d3hr_ray.cli.evaluate_flags import EvaluateFlags
+    from d3hr_ray.cli.sweep_flags import SweepFlags
+    from jobs import pretrain
 
     named = {"image_column": "scan", "label_column": "diagnosis"}
     base = RunConfig(DataConfig(""), ModelConfig("digits"))
     evaluated = EvaluateFlags(data="x", train_data="x", **named)
     made = [
-        building.overlay(base, DistillFlags(data="x", **named)).data,
-        evaluatechecks.test_data(evaluated),
-        evaluatechecks.train_data(evaluated),
-        sweepchecks.test_data(SweepFlags(data="x", **named)),
+        distill_config.overlay(base, DistillFlags(data="x", **named)).data,
+        evaluate_checks.test_data(evaluated),
+        evaluate_checks.train_data(evaluated),
+        sweep_checks.test_data(SweepFlags(data="x", **named)),
         pretrain.build_config(pretrain.PretrainFlags("custom", data="x", **named)).data,
     ]
     assert [(data.image_column, data.label_column) for data in made] == [("scan", "diagnosis")] * 5

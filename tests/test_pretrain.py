@@ -324,7 +324,7 @@ def test_samples_are_spread_over_the_classes():
 
 def job_main(monkeypatch, *args):
     """jobs/pretrain.py in this process."""
-    import pretrain as job
+    from jobs import pretrain as job
 
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, args)])
     job.main()

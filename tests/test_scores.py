@@ -187,7 +187,7 @@ def test_sets_of_different_runs_are_refused(tmp_path, config, classes, said):
 
 
 def test_the_job_scores_every_set_of_a_run_and_correlates_with_its_accuracies(digits, tmp_path, monkeypatch, capsys):
-    import scores
+    from jobs import scores
 
     run = tmp_path / "run"
     shutil.copytree(digits, run)

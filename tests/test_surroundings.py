@@ -9,12 +9,14 @@ import sys
 import tempfile
 from types import SimpleNamespace
 
-import cli
 import numpy as np
 import pytest
-import surroundings
 from conftest import ROOT
-from surroundings import (
+
+from d3hr_ray.config import RunError
+from d3hr_ray.runtime import surroundings
+from d3hr_ray.runtime.cluster import connect
+from d3hr_ray.runtime.surroundings import (
     adapt,
     hidden_here,
     lend_token,
@@ -24,8 +26,6 @@ from surroundings import (
     shared_memory,
     starting,
 )
-
-from d3hr_ray.config import RunError
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def test_a_dead_ray_address_is_told_at_once_with_what_asked_for_it(closed_port, 
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
     monkeypatch.setitem(sys.modules, "ray", None)  # it is told before Ray is imported
     with pytest.raises(ValueError, match=rf"RAY_ADDRESS=127.0.0.1:{closed_port}, set .* no Ray .* unset RAY_ADDRESS"):
-        cli.connect(None)
+        connect(None)
     with pytest.raises(ValueError, match=r"--address ray://localhost:1: no Ray .* give another address"):
-        cli.connect("ray://localhost:1")
+        connect("ray://localhost:1")
     with pytest.raises(ValueError, match="is a dashboard's address"):
-        cli.connect("http://127.0.0.1:8265")
+        connect("http://127.0.0.1:8265")
     require_answer("auto", "--address auto")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         require_answer(f"127.0.0.1:{listening.getsockname()[1]}", "--address")
@@ -61,7 +61,7 @@ def test_a_missing_token_is_one_line_that_says_where_it_goes(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "ray", fake)
     with pytest.raises(ValueError, match=r"--address auto: .* RAY_AUTH_MODE=token .* RAY_AUTH_TOKEN"):
-        cli.connect("auto")
+        connect("auto")
 
 
 @pytest.mark.parametrize(("variable", "folder", "short"), [
@@ -108,7 +108,7 @@ def test_files_that_would_hide_modules_from_workers_are_got_out_of_the_way(monke
     found = hidden_here()
     with out_of_the_way(found):
         assert set(found) >= {"numpy/", "random.py"} and not {"mine.py", "notes/", "data/"} & set(found)
-        assert os.getcwd() == str(ROOT / "jobs")
+        assert os.getcwd() == str(ROOT / "d3hr_ray" / "assets")
     assert os.getcwd() == str(tmp_path)
     monkeypatch.chdir(ROOT)
     assert hidden_here() == []

@@ -10,24 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.csv as pacsv
 import pytest
-import sweep as job
-import sweepinputs
-from building import build_config
-from cli import parse
 from conftest import ROOT, encode, wait_for, write_imagefolder
-from flags import DistillFlags
-from inputs import list_data, read_model
-from presets import PRESETS
-from settling import settle
 from stripes import hard, stripes
-from sweepchecks import open_sweep
-from sweepflags import SweepFlags, check_flags
-from sweepinputs import Sweep, invert_all, remember, synthesise_all, trial_gpus
-from sweepvariants import vary
 
+from d3hr_ray.cli import sweep_plan
+from d3hr_ray.cli.distill_config import build_config
+from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.parsing import parse
+from d3hr_ray.cli.presets import PRESETS
+from d3hr_ray.cli.resolve import settle
+from d3hr_ray.cli.sweep_axes import expand, timesteps
+from d3hr_ray.cli.sweep_checks import open_sweep
+from d3hr_ray.cli.sweep_flags import SweepFlags, check_flags, kept
+from d3hr_ray.cli.sweep_plan import check_settings, plan_sweep, trial_gpus, write_pools
+from d3hr_ray.cli.variants import vary
 from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.evaluation.results import rows_of
@@ -35,18 +33,28 @@ from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, run_trial
 from d3hr_ray.methods import d3hr, many
 from d3hr_ray.methods.d3hr import Run
+from d3hr_ray.methods.inputs import list_data, read_model
 from d3hr_ray.methods.many import with_pools
+from d3hr_ray.methods.sweep import Sweep, invert_all, synthesise_all
 from d3hr_ray.report.swept import AXES, _preset, best_cell
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec, sets_of, without_axes
 from d3hr_ray.store import Store
+from jobs import sweep as job
 
 EMBEDDED = ROOT / "d3hr_ray" / "assets"
 BASE = PRESETS["digits"]()
 
 
-def sweep(folder: str = "nowhere", **flags) -> Sweep:
-    return Sweep(SweepFlags(run=folder, **flags), Store(folder), BASE, BASE.data, Actors((1, 1), 0))
+def planned(folder: str = "nowhere", base: RunConfig = BASE, **flags) -> tuple[SweepFlags, Sweep]:
+    """A sweep's flags, and what they ask for."""
+    asked = SweepFlags(run=folder, **flags)
+    settings = expand(asked, base)
+    return asked, Sweep("sweep", Store(folder), base, timesteps(asked, base), settings, Actors((1, 1), 0), kept(asked))
+
+
+def configs(**flags) -> list[RunConfig]:
+    return planned(**flags)[1].configs
 
 
 def record(store: Store, config: RunConfig) -> None:
@@ -79,39 +87,39 @@ def test_a_wrong_variant_is_named(text, message):
 
 def test_axes_multiply_and_leave_alone_what_they_do_not_name():
     axes = {"ipc": (1, 10), "seeds": (0, 1), "search": ("moments", "random"), "guidance": (1.0, 2.0)}
-    configs = list(sweep(**axes).configs(2.0))
-    assert len(set(configs)) == len(configs) == 2 * 2 * 2
-    assert {(c.search.method, c.search.candidates) for c in configs} == {("moments", 256), ("random", 1000)}
-    assert {c.search.ipc for c in configs} == {(1, 10)}
-    (plain,) = sweep(ipc=(10,)).configs(2.0)
+    found = configs(**axes)
+    assert len(set(found)) == len(found) == 2 * 2 * 2
+    assert {(c.search.method, c.search.candidates) for c in found} == {("moments", 256), ("random", 1000)}
+    assert {c.search.ipc for c in found} == {(1, 10)}
+    (plain,) = configs(ipc=(10,))
     assert plain == BASE
 
 
 def test_variants_multiply_with_axes_and_only_searching_methods_search():
     variants = ("run", "method=cao2 optimise=0", "components=2")
-    configs = list(sweep(variants=variants, components=("ipc", 4)).configs(2.0))
-    assert [(c.method, c.search.components) for c in configs] == [
+    found = configs(variants=variants, components=("ipc", 4))
+    assert [(c.method, c.search.components) for c in found] == [
         ("d3hr", "ipc"), ("d3hr", 4), ("cao2", 1), ("d3hr", "ipc"), ("d3hr", 4),
     ]  # fmt: skip
 
 
 def test_matched_guidance_is_the_inversions():
-    assert {c.synthesis.guidance for c in sweep(matched=True).configs(4.0)} == {4.0}
+    assert {c.synthesis.guidance for c in configs(matched=True, inversion_guidance=(4.0,))} == {4.0}
 
 
 def test_a_sweep_is_resumed_by_name_and_another_is_refused(tmp_path):
-    made = sweep(str(tmp_path), ipc=(1,), components=("ipc",))
+    flags, made = planned(str(tmp_path), ipc=(1,), components=("ipc",))
     record(made.store, BASE)
-    remember(made)
-    flags, _ = open_sweep(SweepFlags(run=str(tmp_path), resume=True))
-    assert flags.ipc == (1,) and flags.components == ("ipc",)
-    assert open_sweep(made.flags)[0] == made.flags
+    made.remember()
+    found, _ = open_sweep(SweepFlags(run=str(tmp_path), resume=True))
+    assert found.ipc == (1,) and found.components == ("ipc",)
+    assert open_sweep(flags)[0] == flags
     stored = made.store.read_json("sweeps/sweep/sweep.json")
     made.store.write_json("sweeps/sweep/sweep.json", {k: v for k, v in stored.items() if k != "epochs"})
-    assert open_sweep(made.flags)[0] == made.flags  # one of an earlier version, which had no such flag
+    assert open_sweep(flags)[0] == flags  # one of an earlier version, which had no such flag
     with pytest.raises(ValueError, match="has another sweep of this name; give another --name"):
         open_sweep(SweepFlags(run=str(tmp_path), ipc=(2,)))
-    again = replace(made.flags, resume=True)
+    again = replace(flags, resume=True)
     assert open_sweep(again)[0] == again  # the very flags that it had
     other = SweepFlags(run=str(tmp_path), ipc=(2,), resume=True)
     check_flags(other)
@@ -120,12 +128,12 @@ def test_a_sweep_is_resumed_by_name_and_another_is_refused(tmp_path):
 
 
 def test_a_sweep_goes_on_with_other_resources(tmp_path):
-    made = sweep(str(tmp_path), ipc=(1,), gpus_per_trial=0.5)
+    flags, made = planned(str(tmp_path), ipc=(1,), gpus_per_trial=0.5)
     record(made.store, BASE)
-    remember(made)
-    elsewhere = replace(made.flags, gpus_per_trial=1.0, actors=(1, 4), gpus_per_actor=1.0)
-    for flags in (elsewhere, replace(elsewhere, resume=True, ipc=(10,))):  # 10 is the default
-        found, _ = open_sweep(flags)
+    made.remember()
+    elsewhere = replace(flags, gpus_per_trial=1.0, actors=(1, 4), gpus_per_actor=1.0)
+    for asked in (elsewhere, replace(elsewhere, resume=True, ipc=(10,))):  # 10 is the default
+        found, _ = open_sweep(asked)
         assert (found.ipc, found.gpus_per_trial, found.actors) == ((1,), 1.0, (1, 4))
     assert open_sweep(SweepFlags(run=str(tmp_path), resume=True))[0].gpus_per_trial == 0.5
 
@@ -147,16 +155,15 @@ def test_a_run_that_is_not_there_is_no_run_of_the_digits(tmp_path):
 def test_what_cannot_be_swept_is_said_before_anything_heavy_is_imported(flags, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         open_sweep(SweepFlags(run=str(tmp_path), preset="digits", **flags))
-    asked = (
-        "import sys, sweepchecks; print(sorted({'torch', 'ray', 'diffusers', 'timm', 'sklearn'} & sys.modules.keys()))"
-    )
-    heavy = subprocess.run([sys.executable, "-c", asked], cwd=ROOT / "jobs", capture_output=True, text=True, check=True)
+    asked = "import sys, d3hr_ray.cli.sweep_checks\n"
+    asked += "print(sorted({'torch', 'ray', 'diffusers', 'timm', 'sklearn'} & sys.modules.keys()))"
+    heavy = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
     assert heavy.stdout == "[]\n"
 
 
 def test_students_take_a_gpu_each_where_actors_do(monkeypatch):
     asked = []
-    monkeypatch.setattr(sweepinputs, "claim", lambda ask, patience: (asked.append(ask.share), (0.0, 1))[1])
+    monkeypatch.setattr(sweep_plan, "claim", lambda ask, patience: (asked.append(ask.share), (0.0, 1))[1])
     for flags, gpus in (({}, 1.0), ({}, 0.0), ({"gpus_per_actor": 0.0}, 0.0), ({"gpus_per_trial": 0.1}, 1.0)):
         trial_gpus(SweepFlags(**flags), Actors((1, 1), gpus), 0)
     assert asked == [1.0, 0.0, None, 0.1]  # None: whatever the cluster has
@@ -167,7 +174,7 @@ CAO2 = "method=cao2 fidelity=official mend=fill optimise=3"
 
 @pytest.mark.parametrize("text", ["components=ipc single=medoid", CAO2, "run"])
 def test_the_best_setting_is_a_preset_of_all_that_made_it(text):
-    config = next(sweep(variants=(text,), seeds=(3,), ipc=(2, 5)).configs(2.0))
+    (config,) = configs(variants=(text,), seeds=(3,), ipc=(2, 5))
     (spec,) = [s for s in sets_of(config) if s.ipc == 5]
     preset = _preset(BASE, {"timestep": spec.timestep, "ipc": 5}, without_axes(spec.recipe({})["config"]))
     assert preset == replace(config, seed=0, search=replace(config.search, ipc=(5,)))
@@ -175,10 +182,7 @@ def test_the_best_setting_is_a_preset_of_all_that_made_it(text):
 
 def test_sets_that_are_made_alike_share_a_folder_whatever_their_seed():
     texts = ("run", "method=gaussian", "method=cao2 optimise=0", "method=d3hr+cao2 optimise=0", "method=cao2")
-    names = {
-        text: {s.settings for c in sweep(variants=(text,), seeds=(0, 1)).configs(2.0) for s in sets_of(c)}
-        for text in texts
-    }
+    names = {text: {s.settings for c in configs(variants=(text,), seeds=(0, 1)) for s in sets_of(c)} for text in texts}
     assert all(len(found) == 1 for found in names.values())
     assert names["run"] == names["method=gaussian"]
     assert len(set.union(*names.values())) == 4
@@ -186,7 +190,7 @@ def test_sets_that_are_made_alike_share_a_folder_whatever_their_seed():
 
 def test_settings_that_draw_and_judge_alike_share_their_pools(tmp_path):
     def pools(text: str, seed: int = 0) -> str:
-        (config,) = sweep(variants=(text,), seeds=(seed,), timesteps=(600,)).configs(2.0)
+        (config,) = configs(variants=(text,), seeds=(seed,), timesteps=(600,))
         return with_pools(base, base, sets_of(config)).pools.uri
 
     store = Store(str(tmp_path))
@@ -201,11 +205,11 @@ def test_settings_that_draw_and_judge_alike_share_their_pools(tmp_path):
 
 
 def test_a_student_that_cannot_take_the_images_is_refused_before_any_inversion():
-    sweep(arch=("convnet-d3-w32",)).check()
+    check_settings(*planned(arch=("convnet-d3-w32",)))
     with pytest.raises(ValueError, match="epochs 0"):
-        sweep(arch=("convnet-d3-w32",), epochs=(3, 0)).check()
+        check_settings(*planned(arch=("convnet-d3-w32",), epochs=(3, 0)))
     with pytest.raises(ValueError, match="convnet-d6 halves 16 pixels too often"):
-        sweep(arch=("convnet-d3-w32", "convnet-d6")).check()
+        check_settings(*planned(arch=("convnet-d3-w32", "convnet-d6")))
 
 
 class Machine:
@@ -228,21 +232,18 @@ class Machine:
             self.made.append(folder.uri)
 
     def sweep(self, store: Store, **flags) -> list[str]:
-        plan = Sweep.plan(SweepFlags(run=store.uri, **{"ipc": (2,)} | flags), store)
-        plan.check()
+        plan = plan_sweep(SweepFlags(run=store.uri, **{"ipc": (2,)} | flags), store)
         self.inverted, self.made = [], []
-        return synthesise_all(plan, invert_all(plan))
+        return list(synthesise_all(plan, invert_all(plan)))
 
 
 @pytest.fixture
 def machine(monkeypatch) -> Machine:
     made = Machine()
-    monkeypatch.setattr(sweepinputs, "find_actors", lambda *_: Actors((1, 1), 0))
-    monkeypatch.setattr(sweepinputs, "claim", lambda *_: (0.0, 1))
+    monkeypatch.setattr(sweep_plan, "find_actors", lambda *_: Actors((1, 1), 0))
+    monkeypatch.setattr(sweep_plan, "claim", lambda *_: (0.0, 1))
     monkeypatch.setattr(d3hr, "fit_gaussians", made.fit)
     monkeypatch.setattr(many, "make_together", made.make)
-    monkeypatch.setattr(sweepinputs, "pools_table", lambda *_: pa.table({}))
-    monkeypatch.setattr(sweepinputs, "pools_text", lambda _: "")
     return made
 
 
@@ -306,12 +307,12 @@ def test_a_run_of_cao2_is_swept_over_d3hr_beside_it(machine, tmp_path):
 
 def test_a_method_that_needs_images_is_refused_where_there_are_none(machine, tmp_path, monkeypatch):
     none = replace(BASE, method="dit", data=replace(BASE.data, uri="", format="auto"))
-    plan = replace(sweep(str(tmp_path), method=("dit", "gaussian")), base=none, data=none.data)
+    flags, plan = planned(str(tmp_path), none, method=("dit", "gaussian"))
     with pytest.raises(ValueError, match="--method gaussian needs images"):
-        plan.check()
+        check_settings(flags, plan)
     record(plan.store, none)
     with pytest.raises(ValueError, match="--data is needed: real images to test on"):
-        open_sweep(replace(plan.flags, method=("dit",)))
+        open_sweep(replace(flags, method=("dit",)))
 
 
 def test_a_killed_run_is_not_inverted_for_sets_of_noise(machine, tmp_path):
@@ -350,8 +351,11 @@ def test_a_sweep_judges_a_pool_once_and_what_is_lost_comes_back_the_same(digits,
     root = tmp_path / "run"
     store = Store(str(shutil.copytree(digits, root)))
     alike = ("method=cao2 optimise=1 pool=2", "method=cao2 optimise=1 pool=2 select=easy")
-    plan = Sweep.plan(SweepFlags(run=store.uri, variants=alike, ipc=(1,), seeds=(0, 1)), store)
-    sets = synthesise_all(plan, invert_all(plan))
+    plan = plan_sweep(SweepFlags(run=store.uri, variants=alike, ipc=(1,), seeds=(0, 1)), store)
+    places = invert_all(plan)
+    made = synthesise_all(plan, places)
+    write_pools(plan, made, len(places[0].run.classes))
+    sets = list(made)
     images = {p: p.read_bytes() for p in root.glob("sets/*/distilled/**/*.png")}
     judged = {p: p.stat().st_mtime_ns for p in root.glob("sets/pools-*/pools/*/part-*.parquet")}
     assert (len(sets), len(images), len(judged)) == (2, 20, 2)
@@ -362,11 +366,11 @@ def test_a_sweep_judges_a_pool_once_and_what_is_lost_comes_back_the_same(digits,
     shutil.rmtree(sets[0])
     shutil.rmtree(Path(sets[0]).parents[1] / "subsets")
     shutil.rmtree(Path(sets[1]).parents[1] / "pools")
-    assert synthesise_all(plan, invert_all(plan)) == sets
+    assert list(synthesise_all(plan, invert_all(plan))) == sets
     assert images == {p: p.read_bytes() for p in root.glob("sets/*/distilled/**/*.png")}
     assert judged == {p: p.stat().st_mtime_ns for p in judged}
 
-    plan = Sweep.plan(SweepFlags(run=store.uri, ipc=(1, 5)), store)
+    plan = plan_sweep(SweepFlags(run=store.uri, ipc=(1, 5)), store)
     own = sorted(synthesise_all(plan, invert_all(plan)))
     assert own == [f"{store.uri}/distilled/d3hr-moments-t{t}-ipc{n}-seed0" for t in (100, 200) for n in (1, 5)]
 

@@ -4,9 +4,9 @@ import json
 
 import pyarrow.csv as pacsv
 import pytest
-from presets import PRESETS
 from stripes import stripes
 
+from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import as_dict
 from d3hr_ray.evaluation.naming import apart, label_of, sets_apart
 from d3hr_ray.evaluation.results import SCHEMA, format_summary, summarise

@@ -2,7 +2,8 @@
 
 from d3hr_ray.models.card import ModelCard
 
-# facebook/DiT-XL-2-256: the DiT paper's XL/2 (28 layers x 1152, 16 heads) on Stable Diffusion's VAE.
+DIT_XL = "facebook/DiT-XL-2-256"
+# The DiT paper's XL/2 (28 layers x 1152, 16 heads) on Stable Diffusion's VAE.
 DIT_XL_CARD = ModelCard(
     latent_shape=(4, 32, 32),
     image_size=256,

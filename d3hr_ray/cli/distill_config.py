@@ -5,13 +5,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from cli import meant
-from defaults import default_preset
-from flags import DistillFlags
-from layouts import LAYOUT, layout
-from presets import PRESETS, as_cao2, as_official, own, with_classifier
-from settling import exactly
-
+from d3hr_ray.cli.defaults import default_preset
+from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.layouts import LAYOUT, layout
+from d3hr_ray.cli.parsing import meant
+from d3hr_ray.cli.presets import PRESETS, as_cao2, as_official, own, with_classifier
+from d3hr_ray.cli.resolve import exactly
 from d3hr_ray.config import D3HR_QUIRKS, RunConfig, from_dict
 from d3hr_ray.datasets.classes import read_classes
 from d3hr_ray.datasets.digits import NAMES

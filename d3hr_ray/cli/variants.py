@@ -2,11 +2,10 @@
 
 from dataclasses import fields, replace
 
-from building import overlay, refuse_idle
-from cli import parse
-from flags import DistillFlags
-from presets import as_cao2, as_official
-
+from d3hr_ray.cli.distill_config import overlay, refuse_idle
+from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.parsing import parse
+from d3hr_ray.cli.presets import as_cao2, as_official
 from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.subsets import SUBSETS
 

@@ -17,8 +17,8 @@ from d3hr_ray.config import (
     SynthesisConfig,
 )
 from d3hr_ray.datasets.subsets import SUBSETS
+from d3hr_ray.models.geometry import DIT_XL
 
-DIT_XL = "facebook/DiT-XL-2-256"
 CAO2_CLASSIFIER, CAO2_GUIDANCE = "resnet18.tv_in1k", 2.7  # torchvision's ResNet-18; on 3 of 4 channels if official
 
 
@@ -94,24 +94,15 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
 }
-# Images of the full training set, for a --dry-run without --data.
-IMAGES = {
-    "imagenet1k": 1_281_167,
-    "imagewoof": 13_000,
-    "imagenette": 13_000,
-    "imagenet100": 126_689,
-    "tinyimagenet": 100_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-}
-CLASSES = {
-    "imagenet1k": 1000,
-    "imagewoof": 10,
-    "imagenette": 10,
-    "imagenet100": 100,
-    "tinyimagenet": 200,
-    "cifar10": 10,
-    "cifar100": 100,
+# Images and classes of the full training set, for a --dry-run without --data.
+SIZES = {
+    "imagenet1k": (1_281_167, 1000),
+    "imagewoof": (13_000, 10),
+    "imagenette": (13_000, 10),
+    "imagenet100": (126_689, 100),
+    "tinyimagenet": (100_000, 200),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
 }
 
 

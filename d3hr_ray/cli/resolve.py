@@ -1,23 +1,13 @@
-"""What a config leaves open until the model and the machine are known: is t on the grid, which dtype, which batch."""
+"""What a config leaves open until the model and the machine are known: which t, which dtype, which batch."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from d3hr_ray.config import Dtype, RunConfig
 from d3hr_ray.filesystems import is_same_place
-from d3hr_ray.numerics.grids import above, position
 
 if TYPE_CHECKING:  # Ray takes seconds to import: --help and a wrong flag should not wait for it
     from d3hr_ray.runtime.actors import Actors
-
-
-def check_timesteps(config: RunConfig, grid: tuple[int, ...]) -> None:
-    """Raise ValueError for a timestep that is off the grid, or that leaves nothing to invert."""
-    for t in config.inversion.stored:
-        if position(grid, t) == 0:
-            raise ValueError(f"--timesteps {t} is before the first inversion step; give {grid[1]} or more")
-    for t in config.inversion.timesteps if config.has_quirk("start") else ():
-        above(grid, t)
 
 
 def on_grid(config: RunConfig, grid: tuple[int, ...]) -> RunConfig:
@@ -37,13 +27,13 @@ def exactly(config: RunConfig) -> RunConfig:
     return replace(config, model=replace(config.model, dtype="float32")) if needs_float32(config) else config
 
 
-def settle(config: RunConfig, stored: dict[str, Any] | None, pool: "Actors | None") -> RunConfig:
+def settle(config: RunConfig, stored: dict[str, Any] | None, actors: "Actors | None") -> RunConfig:
     """Replace every `auto` by the choice that the run folder already made, else by what the device suits: a CPU, if no
-    pool is known yet.
+    actors are known yet.
 
     The same data keeps the spelling of its path that the run folder knows it by.
     """
-    gpu = pool is not None and pool.device == "cuda"
+    gpu = actors is not None and actors.device == "cuda"
     dtype, size = config.model.dtype, config.inversion.batch_size
     if dtype == "auto":
         official = config.fidelity == "official"

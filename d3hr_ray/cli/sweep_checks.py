@@ -2,14 +2,12 @@
 
 from dataclasses import replace
 
-from building import load_preset
-from inputs import read_model
-from layouts import layout
-from settling import check_timesteps
-from sweepflags import SweepFlags, deciding, kept, resumed
-
+from d3hr_ray.cli.distill_config import load_preset
+from d3hr_ray.cli.layouts import layout
+from d3hr_ray.cli.sweep_flags import SweepFlags, deciding, kept, resumed
 from d3hr_ray.config import DataConfig, RunConfig, from_dict
 from d3hr_ray.datasets.listing import open_source
+from d3hr_ray.methods.inputs import check_timesteps, read_model
 from d3hr_ray.runs import stored_config
 from d3hr_ray.store import Store, absolute
 

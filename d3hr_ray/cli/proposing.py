@@ -6,8 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
-from building import UPSTREAM
-
+from d3hr_ray.cli.distill_config import UPSTREAM
 from d3hr_ray.runs import AnotherRun
 
 # What differs between sets of one run's Gaussians; its timesteps are checked where they are read.

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import tyro
-from cli import Words
 
+from d3hr_ray.cli.parsing import Words
 from d3hr_ray.config import Format
 
 Baseline = Literal["real-random", "herding", "kmeans-real", "pixel-kmeans", "none"]

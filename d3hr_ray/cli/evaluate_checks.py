@@ -1,8 +1,7 @@
 """What jobs/evaluate.py asks of paths and of what lies there, before anything heavy is imported."""
 
-from evaluateflags import EvaluateFlags
-from layouts import layout
-
+from d3hr_ray.cli.evaluate_flags import EvaluateFlags
+from d3hr_ray.cli.layouts import layout
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.evaluation.folders import find_sets, run_of, source_of

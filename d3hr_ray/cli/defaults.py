@@ -4,12 +4,11 @@ import json
 import re
 from pathlib import Path
 
-from flags import DistillFlags
-from presets import DIT_XL
-
+from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.datasets.digits import NAMES
 from d3hr_ray.filesystems import absolute, split_query
 from d3hr_ray.models.card import locate
+from d3hr_ray.models.geometry import DIT_XL
 
 PLAIN = ("train", "training", "data", "images", "")  # names of folders that say nothing of what is in them
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import tyro
-from cli import Ints, LogFormat, Words
 
+from d3hr_ray.cli.parsing import Ints, Words
 from d3hr_ray.config import (
     Condition,
     Dtype,
@@ -21,6 +21,7 @@ from d3hr_ray.config import (
     Solver,
     Spread,
 )
+from d3hr_ray.runtime.cluster import LogFormat
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,14 @@
 A wrong path, class or timestep is told before torch and Ray are imported, which takes seconds: they come in late.
 """
 
-from cli import tell
-from presets import CLASSES, DIT_XL, IMAGES
-
 from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.listing import Listing, list_images, model_listing, open_source, require_images, require_variance
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.filesystems import resolve
 from d3hr_ray.models.card import ModelCard, read_card, sampling_grid
-from d3hr_ray.models.geometry import DIT_XL_CARD
-from d3hr_ray.numerics.grids import even_grid, leading_grid
+from d3hr_ray.models.geometry import DIT_XL, DIT_XL_CARD
+from d3hr_ray.numerics.grids import above, even_grid, leading_grid, position
+from d3hr_ray.runtime.console import tell
 
 
 def is_remote(config: RunConfig) -> bool:
@@ -65,12 +63,23 @@ def read_model(config: RunConfig, planning: bool) -> tuple[ModelCard, tuple[int,
     return card, grid
 
 
-def count_images(config: RunConfig, card: ModelCard, preset: str) -> tuple[int, int]:
-    """(images, classes) of the plan: from the data, or the preset's known numbers if no data is given."""
+def check_timesteps(config: RunConfig, grid: tuple[int, ...]) -> None:
+    """Raise ValueError for a timestep that is off the grid, or that leaves nothing to invert."""
+    for t in config.inversion.stored:
+        if position(grid, t) == 0:
+            raise ValueError(f"--timesteps {t} is before the first inversion step; give {grid[1]} or more")
+    for t in config.inversion.timesteps if config.has_quirk("start") else ():
+        above(grid, t)
+
+
+def count_images(config: RunConfig, card: ModelCard, known: tuple[int, int] | None) -> tuple[int, int]:
+    """(images, classes) of the plan: from the data, or those `known` of the preset if no data is given."""
     if config.data.uri or not config.lists_images:
         listing = list_data(config, card, planning=True)
         return len(listing), len(listing.classes)
-    images, classes = IMAGES[preset], CLASSES[preset]
+    if known is None:
+        raise ValueError("--data is needed: how many images the preset has is not known")
+    images, classes = known
     if chosen := len(config.data.classes):
         images, classes = images * chosen // classes if chosen < classes else images, chosen
     limit = config.data.limit_per_class

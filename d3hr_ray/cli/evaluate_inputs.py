@@ -2,10 +2,8 @@
 
 from dataclasses import replace
 
-from cli import announce, tell
-from evaluatechecks import test_data, train_data, wants_training
-from evaluateflags import DEFAULT_BASELINES, EvaluateFlags
-
+from d3hr_ray.cli.evaluate_checks import test_data, train_data, wants_training
+from d3hr_ray.cli.evaluate_flags import DEFAULT_BASELINES, EvaluateFlags
 from d3hr_ray.config import fingerprint
 from d3hr_ray.datasets.listing import Listing, open_source
 from d3hr_ray.evaluation.comparison import (
@@ -22,6 +20,7 @@ from d3hr_ray.evaluation.launch import Workers, check_teachers, launch
 from d3hr_ray.evaluation.protocols import Overrides, Recipe
 from d3hr_ray.evaluation.trials import make_trial
 from d3hr_ray.models.teachers import CARD, resolve, teacher_id
+from d3hr_ray.runtime.console import announce, tell
 from d3hr_ray.runtime.objects import Held
 from d3hr_ray.store import Store
 

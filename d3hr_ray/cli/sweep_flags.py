@@ -4,9 +4,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 import tyro
-from cli import Ints, Words
-from evaluateflags import ProtocolName
 
+from d3hr_ray.cli.evaluate_flags import ProtocolName
+from d3hr_ray.cli.parsing import Ints, Words
 from d3hr_ray.config import Format, Search, as_dict
 
 Floats = Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...")]

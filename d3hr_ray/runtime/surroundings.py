@@ -21,6 +21,7 @@ SHORT_TEMP = "/tmp/ray"  # Ray's own default where no TMPDIR is set
 LONGEST_TEMP = 40  # bytes: Ray appends 66 to it for its sockets, whose paths may have 107
 PATIENCE = 10.0  # seconds for a connection to an address
 LITTLE_SHM = 1 << 30  # bytes
+ELSEWHERE = Path(__file__).parent.parent / "assets"  # a folder without modules
 
 
 def adapt() -> None:
@@ -95,7 +96,7 @@ def out_of_the_way(hiding: Sequence[str]) -> AbstractContextManager[None]:
 
     All paths that workers get are absolute.
     """
-    return contextlib.chdir(Path(__file__).parent) if hiding else contextlib.nullcontext()
+    return contextlib.chdir(ELSEWHERE) if hiding else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Command lines: flags, presets, and what they make together."""

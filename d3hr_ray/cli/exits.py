@@ -1,0 +1,42 @@
+"""How a job ends: with status 2 for a wrong flag, 1 for a failed run, and one line on what to do."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+from d3hr_ray.config import RunError
+from d3hr_ray.lock import Stopped
+from d3hr_ray.runtime.console import announce
+from d3hr_ray.runtime.surroundings import adapt
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Within this block a ValueError is the user's: one line on what is wrong, and exit status 2."""
+    try:
+        yield
+    except ValueError as error:
+        if os.environ.get("D3HR_TRACEBACK"):
+            raise
+        refuse(error)
+
+
+def refuse(message: object) -> None:
+    """Exit with status 2, for a flag that is wrong."""
+    announce(str(message))
+    raise SystemExit(2)
+
+
+def guard(main: Callable[[], None]) -> None:
+    """Run a job. A failure that the user can mend prints one line that names it and exits with status 1."""
+    adapt()
+    try:
+        main()
+    except (RunError, ValueError, OSError) as error:
+        if os.environ.get("D3HR_TRACEBACK"):
+            raise
+        announce(f"failed: {error} (what is finished is kept: the same command resumes)")
+        raise SystemExit(1) from error
+    except KeyboardInterrupt as stop:
+        announce("stopped; the same command resumes")
+        raise SystemExit(143 if isinstance(stop, Stopped) else 130) from stop

@@ -1,0 +1,72 @@
+"""The flags of jobs/pretrain.py over a preset => its PretrainConfig; and the images that a model is checked on."""
+
+from dataclasses import replace
+from typing import Any
+
+from d3hr_ray.cli.layouts import layout
+from d3hr_ray.cli.pretrain_flags import PretrainFlags
+from d3hr_ray.config import DataConfig
+from d3hr_ray.datasets.classes import read_classes
+from d3hr_ray.datasets.digits import NAMES
+from d3hr_ray.pretraining import settings
+from d3hr_ray.pretraining.settings import PretrainConfig
+
+
+def build_config(flags: PretrainFlags) -> PretrainConfig:
+    """Flags over the preset. Raises ValueError naming the flag that is wrong."""
+    config = _preset(flags)
+    uri = flags.data or config.data.uri
+    classes, rejected = read_classes(flags.classes), _given(max_rejected=flags.max_rejected)
+    data = DataConfig(uri, flags.format, classes, **rejected, **layout(flags))
+    shape = _given(
+        image_size=flags.image_size,
+        latent_channels=flags.latent_channels,
+        vae_channels=flags.vae_channels or None,
+        patch_size=flags.patch_size,
+        dit_layers=flags.dit_layers,
+        dit_heads=flags.dit_heads,
+        dit_width=flags.dit_width,
+    )
+    if flags.init and shape:
+        flag = next(iter(shape)).replace("_", "-")
+        raise ValueError(f"--{flag} cannot be changed with --init: the model has its own; leave it out")
+    vae_steps = 0 if flags.init and flags.vae_steps is None else flags.vae_steps
+    both = _given(batch_size=flags.batch_size, ema=flags.ema)
+    return replace(
+        config,
+        data=data,
+        architecture=replace(config.architecture, **shape),
+        vae=replace(config.vae, **both, **_given(steps=vae_steps, lr=flags.vae_lr)),
+        dit=replace(config.dit, **both, **_given(steps=flags.dit_steps, lr=flags.dit_lr)),
+        init=flags.init,
+        **_given(
+            kl_weight=flags.kl_weight,
+            class_dropout=flags.class_dropout,
+            seed=flags.seed,
+            checkpoint_every=flags.checkpoint_every,
+        ),
+    )
+
+
+def _preset(flags: PretrainFlags) -> PretrainConfig:
+    if flags.preset != "custom":
+        return settings.digits() if flags.preset == "digits" else settings.digits_affine()
+    if flags.data is None:
+        raise ValueError("--preset custom needs --data: the training images")
+    return settings.custom(flags.data)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """The values that were given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def find_splits(model: str, held_out: str | None) -> tuple[DataConfig, DataConfig]:
+    """The data a model was trained on, and data it never saw: as given, or the embedded set's own test split."""
+    from d3hr_ray.pretraining.launch import trained_on
+
+    data = trained_on(model)
+    name = data.uri.partition("/")[0]
+    if held_out is None and name not in NAMES:
+        raise ValueError(f"--check {model}: {data.uri} has no known held-out split; name one with --data")
+    return data, replace(data, uri=held_out or f"{name}/test")
