@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from conftest import DIGITS, PIPELINE, WNIDS, encode, make_images, run, snapshot, write_imagefolder
+from conftest import DIGITS, GOLDEN, PIPELINE, WNIDS, encode, make_images, run, snapshot, write_imagefolder
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -28,6 +28,8 @@ from d3hr_ray.stages.fit import run_fit, to_tensors
 from d3hr_ray.stages.invert import run_invert
 from d3hr_ray.store import Store
 from jobs import distill
+
+HOUSE = GOLDEN.parent / "house"  # a run of DIGITS by the version of 26 November 2026, before the code was restructured
 
 
 def test_the_run_folder_is_the_contracts(digits):
@@ -89,6 +91,24 @@ def test_the_sets_images_show_their_class(digits):
     made = [Image.open(digits / f"distilled/d3hr-moments-t200-ipc1-seed0/train/{i}/0.png") for i in range(10)]
     pixels = np.stack([np.asarray(image, float).ravel() for image in made])
     assert np.linalg.norm(pixels[:, None] - means, axis=2).argmin(1).tolist() == list(range(10))
+
+
+def test_a_run_writes_what_it_wrote_in_older_versions(digits):
+    """Records to the letter: a folder of before resumes. Pixels to one of 255 levels: CPUs round differently."""
+    whole = json.loads((HOUSE / "records.json").read_text())
+    record = json.loads((digits / "run.json").read_text())
+    assert {key: record[key] for key in whole["run"]} == whole["run"]
+    pixels = np.load(HOUSE / "images.npz")
+    for name, old in whole["manifests"].items():
+        folder = digits / "distilled" / name
+        new = json.loads((folder / "manifest.json").read_text())
+        rows = pq.read_table(folder / "metadata.parquet").sort_by([("label", "ascending"), ("index", "ascending")])
+        made = np.stack([np.asarray(Image.open(folder / file), int) for file in rows["file_name"].to_pylist()])
+        assert np.abs(made - pixels[name]).max() <= 1
+        alike = np.array_equal(made, pixels[name])
+        assert {key: new[key] for key in old if key != "set_hash" or alike} == {
+            key: old[key] for key in old if key != "set_hash" or alike
+        }
 
 
 def test_a_rerun_rebuilds_what_is_missing_to_the_same_bytes(digits, here, monkeypatch):
