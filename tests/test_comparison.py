@@ -17,7 +17,7 @@ from d3hr_ray.config import DataConfig, RunError, as_dict
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.baselines import centres, herd, make_baseline, nearest_to_centres, random_set
-from d3hr_ray.evaluation.comparison import image_side, open_comparison
+from d3hr_ray.evaluation.comparison import open_comparison
 from d3hr_ray.evaluation.folders import find_sets
 from d3hr_ray.evaluation.launch import preflight
 from d3hr_ray.evaluation.naming import sets_apart
@@ -32,7 +32,7 @@ from d3hr_ray.evaluation.results import (
     spread,
     summarise,
 )
-from d3hr_ray.evaluation.sets import DistilledSet, _names, list_real, load_set
+from d3hr_ray.evaluation.sets import DistilledSet, _names, image_side, list_real, load_set
 from d3hr_ray.evaluation.training import (
     evaluate,
     train_student,

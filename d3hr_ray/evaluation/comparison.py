@@ -1,12 +1,9 @@
 """A comparison: distilled sets, the baselines they must beat, and the trials that tell which is worth more."""
 
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-
-from PIL import Image
 
 from d3hr_ray.config import DataConfig, data_config
 from d3hr_ray.datasets.digits import Digits
@@ -15,9 +12,9 @@ from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.evaluation.baselines import DRAWN, make_baseline, random_set
-from d3hr_ray.evaluation.folders import find_sets, first_image, images_of
+from d3hr_ray.evaluation.folders import find_sets
 from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
-from d3hr_ray.evaluation.sets import DistilledSet, few, list_real, load_set, look_beside
+from d3hr_ray.evaluation.sets import DistilledSet, few, image_side, list_real, load_set, look_beside
 from d3hr_ray.evaluation.training import check_batches
 from d3hr_ray.evaluation.trials import Trial, make_trial
 from d3hr_ray.models.students import build_on_meta
@@ -145,13 +142,6 @@ def _surveyed(found: DistilledSet, digest: str, notes: tuple[str, ...]) -> Disti
 def _own_side(store: Store) -> int:
     """The side to evaluate a set at: its images', but 224 for the ImageNet sizes, as in all published protocols."""
     return min(image_side(store), 224)
-
-
-def image_side(store: Store) -> int:
-    """The shorter side in pixels of a set's first image."""
-    images = images_of(store)
-    with Image.open(io.BytesIO(images.read_bytes(first_image(images)))) as image:
-        return int(min(image.size))
 
 
 def source_of(found: DistilledSet) -> DataConfig | None:

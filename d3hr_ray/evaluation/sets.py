@@ -4,13 +4,15 @@ Classes are matched by name, never by position (FIELD.md 5: most reports of chan
 """
 
 import hashlib
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from d3hr_ray.config import DataConfig, RunError, fingerprint
 from d3hr_ray.datasets.decode import decode
@@ -19,8 +21,7 @@ from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images
 from d3hr_ray.datasets.look import SHOWN, STORED, Look
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
-from d3hr_ray.evaluation.folders import class_folders, images_of
-from d3hr_ray.runtime.tasks import ray_map
+from d3hr_ray.evaluation.folders import class_folders, first_image, images_of
 from d3hr_ray.sets import about_of, without_axes
 from d3hr_ray.store import Store
 
@@ -56,6 +57,13 @@ def load_set(store: Store, side: int) -> DistilledSet:
     wnids = listing.classes.wnids if all(listing.classes.wnids) else None
     images = Reading.of(listing, listing.classes.sources, side)
     return DistilledSet(store.name, images, "", about={"ipc": min(listing.counts())}, wnids=wnids)  # type: ignore[arg-type]
+
+
+def image_side(store: Store) -> int:
+    """The shorter side in pixels of a set's first image."""
+    images = images_of(store)
+    with Image.open(io.BytesIO(images.read_bytes(first_image(images)))) as image:
+        return int(min(image.size))
 
 
 def list_foreign(store: Store) -> Listing:
@@ -153,7 +161,7 @@ def list_real(
     """
     wanted = wnids or classes
     spread = replace(data, classes=tuple(wanted))
-    each = ray_map if "://" in data.uri else thread_map
+    each = _spread if "://" in data.uri else thread_map
     count, names = (1000, None) if wnids else (len(classes), list(classes))
     try:
         listing = list_images(spread, count, names, each)
@@ -167,6 +175,13 @@ def list_real(
     if empty:
         raise ValueError(f"{flag} {data.uri}: no image of class {empty[0]!r}, which the set has")
     return listing
+
+
+def _spread(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
+    """Ray's mapper, which takes seconds to import: sets are read without it."""
+    from d3hr_ray.runtime.tasks import ray_map
+
+    return ray_map(function, items)
 
 
 def look_beside(sets: Sequence[DistilledSet]) -> Look:

@@ -10,10 +10,10 @@ import pyarrow as pa
 import torch
 
 from d3hr_ray.datasets.reading import Reading
-from d3hr_ray.evaluation.comparison import image_side, source_of
+from d3hr_ray.evaluation.comparison import source_of
 from d3hr_ray.evaluation.folders import find_sets
 from d3hr_ray.evaluation.naming import name_of, sets_apart
-from d3hr_ray.evaluation.sets import DistilledSet, list_real, load_set, look_beside
+from d3hr_ray.evaluation.sets import DistilledSet, image_side, list_real, load_set, look_beside
 from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
 from d3hr_ray.runs import base_of
 from d3hr_ray.runtime.tasks import progress, ray_map

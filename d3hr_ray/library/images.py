@@ -1,0 +1,44 @@
+"""Distilled sets as tensors: ours, or any folder of class folders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from d3hr_ray.evaluation import sets
+from d3hr_ray.evaluation.folders import find_sets
+from d3hr_ray.library.errors import naming_arguments
+from d3hr_ray.models.autoencoder import to_images
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """`pixels` (N, S, S, 3) uint8; `labels` (N,) int64, which count into `classes`, the names."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """Images (N, 3, S, S) float32 in [-1, 1], as models and students take them: made anew, four times the bytes."""
+        return to_images(self.pixels)
+
+
+def load_set(path: str | Path, side: int | None = None) -> ImageSet:
+    """A set's folder, a run folder that holds one, or FOLDER/<class>/<image> of anyone => its images, in label order.
+
+    Any URI that pyarrow.fs resolves. Images come at `side` pixels: resized and cropped if they have another size; None
+    is the first image's. Files of ours are checked against their hashes. Raises ValueError if there is no set, an
+    unfinished one or more than one, RunError for an image that is broken or not the one that was made.
+    """
+    with naming_arguments():
+        stores = find_sets((str(path),))
+        if len(stores) > 1:
+            names = ", ".join(store.name for store in stores)
+            raise ValueError(f"{path} holds {len(stores)} sets; give the path of one of them: {names}")
+        found = sets.load_set(stores[0], side or sets.image_side(stores[0])).images.load()
+    return ImageSet(torch.from_numpy(found.pixels), torch.from_numpy(found.labels), found.classes)
