@@ -1,6 +1,6 @@
 """Every setting that decides a result, as frozen dataclasses; nothing here says where or how fast a run runs.
 
-Sources: DESIGN.md (contracts), FIELD.md 1.1 and 8 (the authors' constants).
+docs/design.md has the authors' constants (Fidelity) and the reasons of our defaults (Decisions).
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Sampler = Literal["ddpm", "ddim"]
 Selection = Literal["easy", "hard", "none"]
 Condition = Literal["class", "null"]
-# What the authors' code does and the papers do not say (FIELD.md 1.1, 1.2, 2.1): D3HR samples from a grid step above t,
+# What the authors' code does and the papers do not say (docs/design.md): D3HR samples from a grid step above t,
 # draws the same candidates for every class, and takes their skewness along the features; CaO2 guides 3 of 4 channels,
 # judges images that are not normalised, tells its network other noise levels than there are, takes its noises from a
 # bank of 1024, and fills up with the wrong images that the classifier is surest of.
@@ -195,7 +195,7 @@ class SynthesisConfig:
 
 @dataclass(frozen=True)
 class CaO2Config:
-    """CaO2's two stages (FIELD.md 2.1): what stays of a pool of `pool` x IPC images, and how its latents are optimised.
+    """CaO2 (arXiv 2506.22637): what stays of a pool of `pool` x IPC images, and how its latents are optimised.
 
     `rematch` brings what stays back to the class moments. `levels` are the noise levels of stage 2, as places on the
     even grid of --ddim-steps. `classifier` None is the model's own. jobs/distill.py leaves stage 2 out of d3hr+cao2,

@@ -272,7 +272,7 @@ def test_flags_that_would_do_nothing_or_harm_are_refused(flags, message):
     ],
 )
 def test_official_cao2_is_each_of_the_authors_scripts(preset, pool, select, condition, iterations, levels):
-    """FIELD.md 2.1's table; no data is asked for."""
+    """docs/design.md's table; no data is asked for."""
     config = build_config(DistillFlags(preset=preset, method="cao2", fidelity="official"))
     cao2 = config.cao2
     assert (cao2.pool, cao2.select, cao2.condition) == (pool, select, condition)
@@ -282,7 +282,7 @@ def test_official_cao2_is_each_of_the_authors_scripts(preset, pool, select, cond
 
 
 def test_the_plan_counts_the_pool_and_the_second_stage():
-    """FIELD.md 2.1: ImageNet-1K at IPC 10 takes 40 x 50 x 2 + 10 x 100 x 3 = 7,000 forwards per class."""
+    """CaO2's scripts: ImageNet-1K at IPC 10 takes 40 x 50 x 2 + 10 x 100 x 3 = 7,000 forwards per class."""
     config = build_config(DistillFlags(preset="imagenet1k", method="cao2", ipc=(10,)))
     text = plan(config, DIT_XL_CARD, leading_grid(1000, 50), 0, 1000, 300.0)
     rows = {line.split()[0]: line.split()[1:3] for line in text.splitlines()}

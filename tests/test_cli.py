@@ -269,7 +269,7 @@ def test_an_output_that_cannot_be_written_is_named(monkeypatch, capsys, ray_sess
 
 
 def test_dry_run_prints_the_plan_of_imagenet_without_data_or_model(monkeypatch, capsys):
-    """DiT-XL/2's known cost: 118.6 GMAC a forward (FIELD.md 1.2), 30 steps to t = 600, one pass each."""
+    """DiT-XL/2's known cost: 118.6 GMAC a forward, 30 steps to t = 600, one pass each."""
     monkeypatch.setattr(sys, "argv", ["distill.py", "--preset", "imagenet1k", "--dry-run", "--ipc", "10", "50"])
     distill.main()
     text = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Who imports what: every arrow points up this list, no package is part of a circle, and Ray stays behind runtime/."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,23 @@ def test_numerics_need_numbers_alone():
         for file, found in FILES.items():
             if layer(file) == package:
                 assert not {name for name in found if name.startswith(unwanted)}, file
+
+
+TEXTS = sorted(
+    path
+    for top in ("d3hr_ray", "jobs", "tests", "docs", "cluster")
+    for path in (ROOT / top).rglob("*")
+    if path.suffix in (".py", ".md", ".yaml", ".json") and path.is_file()
+) + [ROOT / name for name in ("README.md", "Makefile", "pyproject.toml")]
+
+
+def test_pages_that_are_named_are_there():
+    """A reader who follows a comment finds what it points at: a page of docs/, or a public source."""
+    named = re.compile(r"\bdocs/[\w-]+\.md\b|\b[A-Z][A-Z0-9_]+\.md\b")
+    missing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in TEXTS
+        for name in named.findall(path.read_text())
+        if not (ROOT / name).is_file() and name != "README.md"
+    }
+    assert not missing

@@ -23,7 +23,7 @@ from d3hr_ray.numerics import adams, ddim
 from d3hr_ray.numerics.grids import even_grid, leading_grid
 from d3hr_ray.numerics.schedule import Schedule, linear_alphas
 
-AUTHORS_STEPS, AUTHORS_SCALE, AUTHORS_BATCH = 38, 4.0, 200  # FIELD.md 1.1: their loop, default guidance and batch
+AUTHORS_STEPS, AUTHORS_SCALE, AUTHORS_BATCH = 38, 4.0, 200  # of D3HR's dit_inversion_save_statistic.py
 TOP = 20 * AUTHORS_STEPS  # the t that they walk to
 T = 600  # the t that they use, and where we stop
 DDIM = Schedule(linear_alphas(), leading_grid(1000, 50))
@@ -135,7 +135,7 @@ def _tiny(card: ModelCard) -> ModelCard:
 
 
 def authors_way(bench: Bench) -> torch.Tensor:
-    """One doubled batch, eager, all arithmetic in the networks' dtype, 38 steps, as FIELD.md 1.1 describes it."""
+    """One doubled batch, eager, all arithmetic in the networks' dtype, 38 steps, as D3HR's code does."""
     autoencoder, denoiser = bench.theirs
     images, classes, noise = bench.on_device()
     dtype = denoiser.transformer.dtype

@@ -107,7 +107,7 @@ SIZES = {
 
 
 def as_official(config: RunConfig, known: bool = True) -> RunConfig:
-    """The authors' settings (FIELD.md 8): guidance 4 both ways, random search over 10^6 subsets, 224-pixel PNGs.
+    """The authors' settings (docs/design.md): guidance 4 both ways, random search over 10^6 subsets, 224-pixel PNGs.
 
     They have none for the digits and for models that they do not know, which keep their own guidance: it would confound
     a comparison with `fixed`.
@@ -132,7 +132,7 @@ def with_classifier(config: RunConfig) -> RunConfig:
 
 
 def as_cao2(config: RunConfig, preset: str, known: bool = True) -> RunConfig:
-    """CaO2's settings: per dataset those of its authors' scripts if official (FIELD.md 2.1), else one for all.
+    """CaO2's settings: per dataset those of its authors' scripts if official (docs/design.md), else one for all.
 
     There is no script for the digits, nor for models that the authors do not know; these keep their own guidance.
     """

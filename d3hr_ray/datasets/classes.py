@@ -1,7 +1,7 @@
 """Class maps: the source's class names => labels 0..K-1 in a fixed order => the model's class ids.
 
-A wrong map ruins a run in silence (FIELD.md 5), so nothing here guesses: a class that cannot be matched by name, or
-whose name fits two, is an error that says how to name it.
+A wrong map ruins a run in silence (LINs-lab/RDED issues 3, 4, 6), so nothing here guesses: a class that cannot be
+matched by name, or whose name fits two, is an error that says how to name it.
 """
 
 import re

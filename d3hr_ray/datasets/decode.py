@@ -66,7 +66,7 @@ def decode_seen(data: bytes, size: int, look: Look) -> tuple[np.ndarray, Seen]:
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
-    """torchvision's Resize(size) and CenterCrop(size), which is what the authors use (FIELD.md 1.1)."""
+    """torchvision's Resize(size) and CenterCrop(size), which is what D3HR's code does."""
     width, height = image.size
     short = min(width, height)
     new = (int(size * width / short), int(size * height / short))

@@ -1,7 +1,8 @@
 """The embedded sets: scikit-learn's 1,797 real handwritten digits at 16x16, plain or affinely distorted.
 
 The train/test split is fixed and stratified, 1,297 / 500. `digits-affine` shows every digit several times, each time
-rotated, scaled and shifted by amounts keyed by its image id, so that pixel prototypes fail (FIELD.md 9).
+rotated, scaled and shifted by amounts keyed by its image id, so that pixel prototypes fail (of the plain
+digits the mean image of each class alone trains a classifier to 90 %).
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Ray Train around trials: every worker trains whole students side by side, or several workers train one together.
 
 Finished trials are files, so a restarted worker group repeats none; a trial in training continues from its checkpoint.
-Ray's own checkpoints are not used: a crash within the controller's polling interval loses the last report (RAY.md 1e).
+Ray's own checkpoints are not used: a crash within its controller's polling interval loses a report (docs/ray.md).
 """
 
 import os

@@ -1,6 +1,6 @@
 """Evaluation protocols: named, versioned, frozen. Two numbers compare only under the same protocol and version.
 
-Sources: FIELD.md 1.3 (D3HR's validate.py and validate_hardlabel.py), 2.2 (RDED's, used by CaO2; Minimax's eval.py).
+Sources: D3HR's validate.py and validate_hardlabel.py, RDED's validation/ (used by CaO2), Minimax's (docs/design.md).
 """
 
 from collections.abc import Callable
@@ -75,7 +75,7 @@ class Setting:
 
 
 def d3hr_soft(s: Setting) -> Protocol:
-    """D3HR's validate.py: ResNet-18 on ImageNet-1K, IPC 10: 44.3 with their set (FIELD.md 1.4)."""
+    """D3HR's validate.py: ResNet-18 on ImageNet-1K, IPC 10: 44.3 with their set, as they report."""
     batch = (100 if s.ipc >= 50 else 50 if s.ipc >= 10 else 15) * (2 if s.classes == 100 else 1)
     epochs = 400 if s.image_size <= 32 else 300
     if s.classes == 10 and s.image_size >= 128:  # ImageWoof
@@ -95,7 +95,7 @@ def d3hr_soft(s: Setting) -> Protocol:
 
 
 def rded_soft(s: Setting) -> Protocol:
-    """RDED's and CaO2's: patches shuffled, then cropped (FIELD.md 2.2); best of every tenth epoch of the last fifth."""
+    """RDED's and CaO2's: patches shuffled, then cropped; best of every tenth epoch of the last fifth."""
     batch = (100 if s.ipc >= 50 else 50 if s.ipc >= 10 else 10) * (2 if s.classes in (100, 1000) else 1)
     return replace(
         d3hr_soft(s),
@@ -177,8 +177,8 @@ GLYPH_VERSIONS = {"rded-soft": "2-glyphs2"}
 def for_glyphs(protocol: Protocol) -> Protocol:
     """The protocol for 16-pixel handwriting: shifts by a pixel for crops and flips, and 200 steps of 64 images.
 
-    A number of steps, not of epochs, gives every IPC, and the full set, the same optimisation (FIELD.md 4.3: under
-    soft labels compute dominates).
+    A number of steps, not of epochs, gives every IPC, and the full set, the same optimisation: under soft labels
+    compute dominates (arXiv 2604.18811).
     """
     augment = replace(protocol.augment, crop_scale=None, flip=False, shift=1, strips=1)
     if protocol.labels == "hard" and protocol.augment.mix == "cutmix":
@@ -199,7 +199,7 @@ def for_glyphs(protocol: Protocol) -> Protocol:
 
 
 def without_augment(protocol: Protocol) -> Protocol:
-    """The same protocol on images as they are, for the augmentation robustness score (FIELD.md 4.1)."""
+    """The same protocol on images as they are, for the augmentation robustness score (arXiv 2505.13300)."""
     return replace(protocol, name=f"{protocol.name}-noaug", augment=NO_AUGMENT)
 
 

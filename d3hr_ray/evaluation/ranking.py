@@ -1,7 +1,7 @@
 """DD-Ranking's scores (arXiv 2505.13300): what a set gains over random images and loses to real ones, in [0, 1].
 
 Accuracies enter as fractions. The published package enters percentages into the exponentials, which then saturate
-(FIELD.md 4.1); its numbers do not compare with these.
+(at b8b09664); its numbers do not compare with these.
 """
 
 from collections.abc import Mapping

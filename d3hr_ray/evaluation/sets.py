@@ -1,6 +1,7 @@
 """Read what is evaluated: distilled sets, ours or anyone's image folder, and real test images in the same class order.
 
-Classes are matched by name, never by position (FIELD.md 5: most reports of chance accuracy are a wrong class order).
+Classes are matched by name, never by position: most reports of chance accuracy are a wrong class order, as in
+LINs-lab/RDED's issues 3, 4 and 6.
 """
 
 import hashlib

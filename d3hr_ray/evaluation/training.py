@@ -239,7 +239,7 @@ def _start(seed: int) -> int:
 
 
 def _optimizer(net: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
-    """Weight decay acts on weights, not on biases and norms, as in the authors' code (FIELD.md 1.3)."""
+    """Weight decay acts on weights, not on biases and norms, as in D3HR's validate.py."""
     weights = [p for p in net.parameters() if p.ndim >= 2]
     others = [p for p in net.parameters() if p.ndim < 2]
     groups = [{"params": weights, "weight_decay": protocol.weight_decay}, {"params": others, "weight_decay": 0.0}]

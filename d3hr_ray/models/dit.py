@@ -58,7 +58,7 @@ class Denoiser(nn.Module):
     def guided(self, classes: torch.Tensor, scale: float, channels: int | None = None) -> Denoise:
         """Class ids (B,) => denoise(x, t) with guidance `scale`; scale 1 costs one pass, not two.
 
-        `channels`: guide only the first so many; DiT's and CaO2's code guides 3 of 4 (FIELD.md 5, DiT#41).
+        `channels`: guide only the first so many; DiT's and CaO2's code guides 3 of 4 (facebookresearch/DiT issue 41).
         """
         predict = self.predictor(classes, scale, channels)
         return lambda x, t: predict(x, t)[0]

@@ -32,7 +32,7 @@ class Target:
 
 
 class Ensemble(nn.Module):
-    """Several teachers as one: their logits are averaged, as in D3HR's 5-teacher variant (FIELD.md 1.3)."""
+    """Several teachers as one: their logits are averaged, as in D3HR's 5-teacher variant."""
 
     def __init__(self, teachers: Sequence[nn.Module]) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ def position(grid: tuple[int, ...], t: int) -> int:
 
 
 def above(grid: tuple[int, ...], t: int) -> int:
-    """The next grid point up from t: where the authors' sampler starts (FIELD.md 1.1)."""
+    """The next grid point up from t: where the authors' sampler starts (docs/design.md, Fidelity)."""
     i = position(grid, t)
     if i + 1 == len(grid):
         raise ValueError(f"--timesteps {t} is the last grid point; --fidelity official starts one above it")

@@ -1,7 +1,7 @@
 """Group sampling: how well a subset of n latents matches its class Gaussian, and how to make one that does.
 
-M candidate subsets, N images per class, D latent dims. Sources: D3HR paper, section on group sampling; the authors'
-code as described in FIELD.md 1.1; the fitted Gaussian is diagonal, so its dims are independent (DESIGN.md, Decisions).
+M candidate subsets, N images per class, D latent dims. Sources: D3HR (arXiv 2505.18399), group sampling, and its
+code's group_sampling.py. The fitted Gaussian is diagonal, so its dims are independent (docs/design.md, Decisions).
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def skewness(groups_MND: torch.Tensor) -> torch.Tensor:
 
 
 def feature_skewness(groups_MND: torch.Tensor) -> torch.Tensor:
-    """The authors' term, (M, N): z along the samples, but cubes and factors along the D features (FIELD.md 1.1)."""
+    """The authors' term, (M, N): z along the samples, but cubes and factors along the D features."""
     dims = groups_MND.shape[2]
     z_MND = (groups_MND - groups_MND.mean(1, keepdim=True)) / groups_MND.std(1, keepdim=True)
     return z_MND.pow(3).sum(2) * (dims / ((dims - 1) * (dims - 2)))

@@ -1,4 +1,4 @@
-"""CaO2's second stage: move a latent so that the network predicts the noise in it better (FIELD.md 2.1).
+"""CaO2's second stage: move a latent so that the network predicts the noise in it better (arXiv 2506.22637).
 
 B images, I iterations. Each image's loss has its own maximum and the losses are summed, so every image's gradient, and
 with Adam, which works per element, its whole path, is what it would be alone.

@@ -1,7 +1,7 @@
 """A class in the noise domain as several Gaussians, each diagonal plus low rank; D3HR's is one diagonal Gaussian.
 
-N images of the class, D latent dims, C components, R directions, n images wanted. FIELD.md 7 (idea 2) asks for both: a
-class may have several modes, and a diagonal fit throws the correlation between dims away.
+N images of the class, D latent dims, C components, R directions, n images wanted. Two reasons: a class may
+have several modes, and a diagonal fit throws the correlation between dims away.
 """
 
 from dataclasses import dataclass

@@ -27,7 +27,7 @@ class Schedule:
         return grids.position(self.grid, t)
 
     def above(self, t: int) -> int:
-        """The next grid point up from t: where the authors' sampler starts (FIELD.md 1.1)."""
+        """The next grid point up from t: where the authors' sampler starts (docs/design.md, Fidelity)."""
         return grids.above(self.grid, t)
 
 

@@ -1,4 +1,4 @@
-"""Which images of a pool stay: CaO2's first stage (FIELD.md 2.1).
+"""Which images of a pool stay: CaO2's first stage (arXiv 2506.22637).
 
 P candidates of one class.
 """

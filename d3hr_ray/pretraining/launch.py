@@ -1,6 +1,6 @@
 """Ray Train around the phases: any number of workers, resumed from the run folder's own checkpoints.
 
-Ray's checkpoints are not used: a crash within the controller's polling interval loses the last report (RAY.md 1e).
+Ray's checkpoints are not used: a crash within the controller's polling interval loses the last report (docs/ray.md).
 Ours are files in `--out`, whole or absent, so that a killed run continues under the same command, with any number of
 workers.
 """

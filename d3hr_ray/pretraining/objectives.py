@@ -39,7 +39,7 @@ class DitObjective(nn.Module):
     """Squared error of the predicted noise (Ho et al., 2020, eq. 14). A learned sigma, if any, is left alone.
 
     The network stays in eval mode: in train mode diffusers' DiT drops labels in every block on its own, so that the
-    null class is never learnt (FIELD.md 9). Whoever calls drops the labels instead.
+    null class is never learnt. Whoever calls drops the labels instead.
     """
 
     def __init__(self, transformer: "DiTTransformer2DModel", alphas_cumprod: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """fit: latents/ => gaussians/, the mean and unbiased variance of every (label, timestep).
 
 Ray tasks sum fixed groups of files into float64 moments; a fixed tree merges them, so that the result does not depend
-on how many workers there are or which is first. A default groupby took 10 to 60 times as long (RAY.md 1c).
+on how many workers there are or which is first. A default groupby took 10 to 60 times as long (docs/ray.md).
 """
 
 from collections.abc import Callable
