@@ -18,6 +18,7 @@ from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.pretrain_config import build_config, find_splits
 from d3hr_ray.cli.pretrain_flags import PretrainFlags, check_flags
 from d3hr_ray.lock import driving
+from d3hr_ray.pretraining.claim import prepare, start_anew
 from d3hr_ray.runtime.cluster import connect
 from d3hr_ray.runtime.console import announce, tell
 from d3hr_ray.store import Store, absolute
@@ -34,13 +35,6 @@ def main() -> None:
         return check(flags.check, flags.data, flags.check_samples or SAMPLES)
     with refusing():
         config = build_config(flags)
-
-    # Imported late: torch and diffusers take seconds, and --help or a wrong flag should not wait for them.
-    from d3hr_ray.pretraining.launch import find_gpus, prepare, pretrain, start_anew
-    from d3hr_ray.runtime.capacity import PATIENCE
-
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
-    logging.getLogger("diffusers").setLevel(logging.ERROR)  # it doubts every cast to fp16, of no module here
     out = flags.out or f"runs/pretrain-{flags.preset}"
     with driving(Store(absolute(out))):
         with refusing():
@@ -51,6 +45,13 @@ def main() -> None:
             print(f"{out}: complete already; --overwrite starts anew")
             return
         tell(listing.notes)
+
+        # Imported late: torch takes seconds, and --help, a wrong flag or a wrong path should not wait for it.
+        from d3hr_ray.pretraining.launch import find_gpus, pretrain
+        from d3hr_ray.runtime.capacity import PATIENCE
+
+        logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
+        logging.getLogger("diffusers").setLevel(logging.ERROR)  # it doubts every cast to fp16, of no module here
         found = f"{len(listing):,} images of {len(listing.classes)} classes"
         gpus = 0.0
         if flags.workers:

@@ -104,3 +104,27 @@ def test_pages_that_are_named_are_there():
         if not (ROOT / name).is_file() and name != "README.md"
     }
     assert not missing
+
+
+def first_imports(file: Path) -> set[str]:
+    """What a file imports when it is imported: not what its functions do later, nor what type checkers see."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {f"{getattr(node, 'module', None) or a.name}.{a.name}" for a in node.names}
+    return found
+
+
+@pytest.mark.parametrize("job", ["distill", "evaluate", "pretrain", "sweep"])
+def test_a_job_starts_without_what_takes_seconds_to_import(job):
+    """--help, a wrong flag and a wrong path are answered at once: main() imports the rest when they are right."""
+    names = {f.removesuffix(".py").replace("/", "."): ROOT / f for f in FILES}
+    seen, left = set(), {f"jobs.{job}"}
+    while left:
+        module = left.pop()
+        seen.add(module)
+        for name in first_imports(names[module]):
+            parents = {name.rsplit(".", i)[0] for i in range(name.count(".") + 1)}
+            heavy = {"torch", "diffusers", "timm", "torchvision", "sklearn", "matplotlib", "scipy"} & parents
+            assert not heavy, f"jobs/{job}.py imports {module}, which imports {heavy}"
+            left |= (parents & names.keys()) - seen

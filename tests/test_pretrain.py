@@ -23,14 +23,14 @@ from d3hr_ray import lock
 from d3hr_ray.config import DataConfig, RunError
 from d3hr_ray.models.card import read_card
 from d3hr_ray.models.loading import load_networks, load_schedule
-from d3hr_ray.pretraining import check, launch, watch
+from d3hr_ray.pretraining import check, claim, watch
 from d3hr_ray.pretraining import stream as streams
-from d3hr_ray.pretraining.export import FILES
-from d3hr_ray.pretraining.launch import list_classes, prepare, pretrain, start_anew
+from d3hr_ray.pretraining.claim import list_classes, prepare, start_anew
+from d3hr_ray.pretraining.launch import pretrain
 from d3hr_ray.pretraining.networks import build
 from d3hr_ray.pretraining.objectives import DitObjective
 from d3hr_ray.pretraining.optimise import Loop, rate
-from d3hr_ray.pretraining.settings import Architecture, Phase, PretrainConfig
+from d3hr_ray.pretraining.settings import WRITTEN, Architecture, Phase, PretrainConfig
 from d3hr_ray.pretraining.state import State
 from d3hr_ray.pretraining.stream import ImageStream
 from d3hr_ray.store import Store
@@ -259,7 +259,7 @@ def drawn(monkeypatch):
         return tqdm(total=total, desc=title, unit=f" {unit}", initial=done, file=text, mininterval=0, miniters=1)
 
     monkeypatch.setattr(watch, "progress", draw)
-    monkeypatch.setattr(launch, "progress", draw)
+    monkeypatch.setattr(claim, "progress", draw)
     return text
 
 
@@ -374,7 +374,7 @@ def test_two_workers_train_one_model_from_relative_paths(ray_session, tmp_path, 
     job_main(monkeypatch, *SMALL, "--vae-steps", 50, "--dit-steps", 50, "--workers", 2, "--out", "out")
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["workers"] == 2 and record["final"]["dit"]["loss"] < 1
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(FILES)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(WRITTEN)
     load_networks(str(tmp_path / "out"), torch.float32, "cpu")
     assert re.search(r"dit of [\d,]+ parameters, loss .* 50/50 ", drawn.getvalue())  # as rank 0 told the driver
 

@@ -63,7 +63,7 @@ def _given(**values: Any) -> dict[str, Any]:
 
 def find_splits(model: str, held_out: str | None) -> tuple[DataConfig, DataConfig]:
     """The data a model was trained on, and data it never saw: as given, or the embedded set's own test split."""
-    from d3hr_ray.pretraining.launch import trained_on
+    from d3hr_ray.pretraining.claim import trained_on
 
     data = trained_on(model)
     name = data.uri.partition("/")[0]

@@ -29,7 +29,8 @@ from d3hr_ray.models.teachers import Target, load_teachers
 from d3hr_ray.runtime.capacity import Ask, claim, warn_while_unschedulable
 from d3hr_ray.runtime.failures import failure
 from d3hr_ray.runtime.objects import lend
-from d3hr_ray.runtime.tasks import fetch, progress
+from d3hr_ray.runtime.progress import progress
+from d3hr_ray.runtime.tasks import fetch
 from d3hr_ray.store import Store
 
 SCRATCH = "evaluations/.training"

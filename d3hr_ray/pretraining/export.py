@@ -15,16 +15,6 @@ from d3hr_ray.pretraining.networks import Networks
 from d3hr_ray.pretraining.optimise import Row
 from d3hr_ray.store import Store
 
-FILES = (
-    "training.json",
-    "model_index.json",
-    "vae",
-    "transformer",
-    "scheduler",
-    "classes.json",
-    "curves.csv",
-    "curves.png",
-)
 PACKAGES = ("d3hr-ray", "torch", "diffusers", "ray", "numpy")
 
 

@@ -32,11 +32,6 @@ class Networks:
         return {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
 
 
-def image_size(config: PretrainConfig) -> int:
-    """Side in pixels of the images that the networks take."""
-    return config.architecture.image_size if config.init is None else read_card(config.init).image_size
-
-
 def build(config: PretrainConfig, class_names: Sequence[str]) -> Networks:
     """New networks with seeded weights, or those of `config.init` with one class embedding per name."""
     if config.init is not None:

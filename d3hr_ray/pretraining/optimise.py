@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from d3hr_ray.config import RunError
-from d3hr_ray.pretraining.settings import Phase
+from d3hr_ray.pretraining.settings import SCRATCH, Phase
 from d3hr_ray.pretraining.state import State, Tell, silent
 from d3hr_ray.store import Store
 
-SCRATCH = ".training"  # in the run folder: checkpoints and rejected images, until the model is complete
 Inputs = tuple[torch.Tensor, ...]
 Row = dict[str, float | str]
 

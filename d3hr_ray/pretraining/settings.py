@@ -3,6 +3,19 @@
 from dataclasses import dataclass, field
 
 from d3hr_ray.config import DataConfig
+from d3hr_ray.models.card import read_card
+
+SCRATCH = ".training"  # in the run folder: checkpoints and rejected images, until the model is complete
+WRITTEN = (  # a trained model's files, and the curves of its training
+    "training.json",
+    "model_index.json",
+    "vae",
+    "transformer",
+    "scheduler",
+    "classes.json",
+    "curves.csv",
+    "curves.png",
+)
 
 
 def _check(ok: bool, message: str) -> None:
@@ -83,6 +96,11 @@ class PretrainConfig:
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 500
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the networks take."""
+        return self.architecture.image_size if self.init is None else read_card(self.init).image_size
 
     def __post_init__(self) -> None:
         _check(self.kl_weight >= 0, f"--kl-weight {self.kl_weight} must not be negative")

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from tqdm import tqdm
 
 from d3hr_ray.beside import beside
-from d3hr_ray.pretraining.optimise import SCRATCH
+from d3hr_ray.pretraining.settings import SCRATCH
 from d3hr_ray.pretraining.state import Seldom, State, Tell
-from d3hr_ray.runtime.tasks import progress
+from d3hr_ray.runtime.progress import progress
 from d3hr_ray.store import Store
 
 FILE = f"{SCRATCH}/state.json"

@@ -11,10 +11,10 @@ from ray.train.torch import get_device, prepare_model
 
 from d3hr_ray.config import RunError, as_dict
 from d3hr_ray.pretraining import export
-from d3hr_ray.pretraining.networks import build, image_size
-from d3hr_ray.pretraining.optimise import SCRATCH, Row
+from d3hr_ray.pretraining.networks import build
+from d3hr_ray.pretraining.optimise import Row
 from d3hr_ray.pretraining.phases import Worker, World
-from d3hr_ray.pretraining.settings import PretrainConfig
+from d3hr_ray.pretraining.settings import SCRATCH, PretrainConfig
 from d3hr_ray.pretraining.state import Tell, silent
 from d3hr_ray.pretraining.stream import ImageStream
 from d3hr_ray.pretraining.watch import showing, to_driver
@@ -37,7 +37,7 @@ def _train(settings: dict[str, Any], store: Store, rank: int, size: int, tell: T
     start = time.monotonic()
     config, listing = settings["config"], settings["listing"]
     listing = ray.get(listing) if isinstance(listing, ray.ObjectRef) else listing
-    stream = ImageStream(listing, image_size(config), config.seed, rank, size, tell=tell)
+    stream = ImageStream(listing, config.image_size, config.seed, rank, size, tell=tell)
     rejected = Rejected(store, stream, rank, config.data.max_rejected)
 
     def report(row: Row) -> None:

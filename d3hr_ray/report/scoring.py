@@ -16,7 +16,8 @@ from d3hr_ray.evaluation.naming import name_of, sets_apart
 from d3hr_ray.evaluation.sets import DistilledSet, image_side, list_real, load_set, look_beside
 from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
 from d3hr_ray.runs import base_of
-from d3hr_ray.runtime.tasks import progress, ray_map
+from d3hr_ray.runtime.progress import progress
+from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.sets import spec_of
 from d3hr_ray.stages.judge import Judge, judge_name, load_classifier

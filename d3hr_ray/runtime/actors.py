@@ -13,8 +13,8 @@ from d3hr_ray.config import RunError
 from d3hr_ray.runtime import capacity
 from d3hr_ray.runtime.capacity import Ask, claim
 from d3hr_ray.runtime.failures import failure
+from d3hr_ray.runtime.progress import progress
 from d3hr_ray.runtime.summary import costing
-from d3hr_ray.runtime.tasks import progress
 from d3hr_ray.runtime.telemetry import Measured, MeasuredActor
 
 STUCK = 10  # time limits in a row without a finished unit end the run; a unit has many batches

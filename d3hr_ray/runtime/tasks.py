@@ -1,20 +1,17 @@
-"""Bounded streams of Ray tasks, for work without networks, and progress for people.
+"""Bounded streams of Ray tasks, for work without networks.
 
 Workers import this with the functions of their tasks: nothing here needs seconds to import.
 """
 
-import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
-from tqdm import tqdm
 
 from d3hr_ray.config import RunError
 from d3hr_ray.runtime import capacity
 from d3hr_ray.runtime.failures import naming
-from d3hr_ray.runtime.telemetry import LOG
+from d3hr_ray.runtime.progress import progress
 
 LISTING = "listing"  # what a stream without a title is for
 Reference = ray.ObjectRef  # to what a task returns
@@ -84,41 +81,3 @@ def fetch(task: Reference, title: str) -> Any:
     """A task's result. What the task raises for users is raised as itself, and what befell it as a RunError."""
     with naming(title):
         return ray.get(task)
-
-
-class _Lines:
-    """A log file's view of a progress bar: each state once, on a line of its own."""
-
-    last = ""
-
-    def write(self, text: str) -> None:
-        """Print what tqdm draws, without its carriage returns."""
-        line = text.strip()
-        if line and line != self.last:
-            if LOG.isEnabledFor(logging.INFO):
-                LOG.info(line)
-            else:
-                print(line, file=sys.stderr)
-            self.last = line
-
-    def flush(self) -> None:
-        """Pass on."""
-        sys.stderr.flush()
-
-
-def progress(total: int, title: str, unit: str, hide: bool, done: int = 0) -> tqdm:
-    """A progress bar: live on a terminal, a line every 10 seconds in a job's log."""
-    live = sys.stderr.isatty() and not LOG.isEnabledFor(logging.INFO)
-    return tqdm(
-        total=total,
-        desc=title,
-        unit=f" {unit}",
-        initial=done,
-        disable=hide,
-        mininterval=0.1 if live else 10,
-        delay=0 if live else 0.5,
-        file=None if live else _Lines(),
-        bar_format=None
-        if live
-        else "{desc}: {n_fmt}/{total_fmt}{unit}s, {rate_fmt}, {elapsed} elapsed, {remaining} left",
-    )

@@ -13,7 +13,8 @@ import torch
 from d3hr_ray.config import RunError
 from d3hr_ray.layout import LATENTS, gaussian_file
 from d3hr_ray.numerics.moments import Moments, PowerSums
-from d3hr_ray.runtime.tasks import deferred, fetch, progress
+from d3hr_ray.runtime.progress import progress
+from d3hr_ray.runtime.tasks import deferred, fetch
 from d3hr_ray.store import Store
 
 FILES_PER_TASK = 64  # at 512 images of 4096 fp16 each, a task reads 268 MB, one file at a time
