@@ -135,10 +135,10 @@ def test_transparency_is_put_on_white():
 def test_16_bits_that_hold_12_are_told():
     _, seen = decode_seen(twelve_bits(), 16, SHOWN)
     assert (seen.deep, seen.brightest) == (1, 4000)
-    (line,) = seen.told(SHOWN)
+    (line,) = seen.describe(SHOWN)
     assert "1 image(s) of 16 bits, with values up to 4000 of 65535; they will look dark" in line
     full = save(Image.fromarray(np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)), "PNG")
-    assert "dark" not in decode_seen(full, 16, SHOWN)[1].told(SHOWN)[0]
+    assert "dark" not in decode_seen(full, 16, SHOWN)[1].describe(SHOWN)[0]
 
 
 def photographs(root) -> str:
@@ -155,7 +155,7 @@ def test_a_shard_counts_what_it_saw(tmp_path):
     _, accepted, _ = read_shard(listing.source, entries, 16)
     seen = Seen.in_table(accepted)
     assert seen == Seen(rotated=1, transparent=1, deep=1, brightest=4000)
-    assert len(seen.told(SHOWN)) == 3 and "official" not in str(seen.told(STORED))
+    assert len(seen.describe(SHOWN)) == 3 and "official" not in str(seen.describe(STORED))
     assert Seen.total([seen.plain(), {"accepted": 5}, seen.plain()]) == Seen(2, 2, 2, 4000)
 
 

@@ -94,7 +94,7 @@ def test_the_sets_images_show_their_class(digits):
 
 
 def test_a_run_writes_what_it_wrote_in_older_versions(digits):
-    """Records to the letter: a folder of before resumes. Pixels to one of 255 levels: CPUs round differently."""
+    """Records to the letter: an older version's folder resumes. Pixels to one of 255 levels: CPUs round differently."""
     whole = json.loads((HOUSE / "records.json").read_text())
     record = json.loads((digits / "run.json").read_text())
     assert {key: record[key] for key in whole["run"]} == whole["run"]

@@ -168,4 +168,4 @@ def test_every_job_takes_the_names_of_the_columns():
         pretrain.build_config(pretrain.PretrainFlags("custom", data="x", **named)).data,
     ]
     assert [(data.image_column, data.label_column) for data in made] == [("scan", "diagnosis")] * 5
-    assert "image_column" not in as_dict(DataConfig("x")), "runs of before keep their fingerprints"
+    assert "image_column" not in as_dict(DataConfig("x")), "runs of older versions keep their fingerprints"

@@ -61,7 +61,7 @@ class ImageNet:
     spellings: tuple[Spelling, ...]
     lemmas: Mapping[str, Ids]
 
-    def told(self, class_id: int) -> str:
+    def describe(self, class_id: int) -> str:
         """A class as a message names it, so that no other class is told alike: 517 (n03126707, crane)."""
         name = TORCHVISION.get(class_id, self.names[class_id])
         return f"{class_id} ({self.wnids[class_id]}, {name})"

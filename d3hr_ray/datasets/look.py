@@ -84,7 +84,7 @@ class Seen:
         """Whether 16-bit images hold fewer bits, which nothing in their files tells."""
         return self.deep > 0 and self.brightest < DARK
 
-    def told(self, look: Look) -> list[str]:
+    def describe(self, look: Look) -> list[str]:
         """What people should know, a line each."""
         turned = "turned upright" if look.upright else "left on their side, as in the authors' code"
         shown = "put on white" if look.background else "their hidden colours show, as in the authors' code"

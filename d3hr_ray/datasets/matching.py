@@ -67,7 +67,7 @@ def _position(name: str, names: Sequence[str]) -> Ids:
 def _same_class(name: str, ids: Ids, theirs: Mapping[str, Ids], flag: str) -> str:
     """The one source that is the class that a name means, and no other."""
     if len(ids) > 1:
-        raise ValueError(f"{flag} {name}: fits {_told(ids)} of ImageNet; write the wnid or number")
+        raise ValueError(f"{flag} {name}: fits {_described(ids)} of ImageNet; write the wnid or number")
     same = [source for source, other in theirs.items() if other & ids]
     for source in same:
         if len(theirs[source]) > 1:
@@ -84,11 +84,11 @@ def _same_class(name: str, ids: Ids, theirs: Mapping[str, Ids], flag: str) -> st
 def two_classes(source: str, ids: Ids) -> str:
     """What to say of a class whose name fits several of ImageNet's."""
     flags = " or ".join(f"--class-ids {shlex.quote(f'{source}={i}')}" for i in sorted(ids))
-    return f"class {source!r} may be {_told(ids)} of ImageNet; say which: {flags}"
+    return f"class {source!r} may be {_described(ids)} of ImageNet; say which: {flags}"
 
 
-def _told(ids: Ids) -> str:
-    return " or ".join(map(imagenet().told, sorted(ids)))
+def _described(ids: Ids) -> str:
+    return " or ".join(map(imagenet().describe, sorted(ids)))
 
 
 def model_ids(

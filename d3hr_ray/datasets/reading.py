@@ -59,7 +59,7 @@ class Reading:
             return replace(self, entries=_some(self.entries, read), places=None).load()
         met: list[dict[str, int]] = []
         images = assemble(self.side, self.labels, self.classes, self._parts(each, met), self.places)
-        return replace(images, notes=self._told(met))
+        return replace(images, notes=self._describe(met))
 
     def survey(self) -> tuple[str, tuple[str, ...]]:
         """The digest and the notes of the loaded images; few are held at a time if they are read in order."""
@@ -67,10 +67,10 @@ class Reading:
             images = self.load()
             return images.digest, images.notes
         met: list[dict[str, int]] = []
-        return digest_of(self.side, self.labels, self.classes, self._parts(thread_map, met)), self._told(met)
+        return digest_of(self.side, self.labels, self.classes, self._parts(thread_map, met)), self._describe(met)
 
-    def _told(self, met: list[dict[str, int]]) -> tuple[str, ...]:
-        return tuple(f"of {len(self):,} real images, {line}" for line in Seen.total(met).told(self.look))
+    def _describe(self, met: list[dict[str, int]]) -> tuple[str, ...]:
+        return tuple(f"of {len(self):,} real images, {line}" for line in Seen.total(met).describe(self.look))
 
     def _parts(self, each: Mapper, met: list[dict[str, int]]) -> Iterator[np.ndarray]:
         larger = max(self.side, self.side // 7 * 8) if self.context else self.side

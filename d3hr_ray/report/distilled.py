@@ -42,7 +42,7 @@ def report(run: Run) -> str:
     done = finished(run.store).values()
     counts = {key: sum(c[key] for c in done) for key in ("accepted", "rejected")} if done else None
     seen = Seen.total(done)
-    lines += ["", *told] if (told := seen.told(look_of(run.config.fidelity))) else []
+    lines += ["", *met] if (met := seen.describe(look_of(run.config.fidelity))) else []
     stages = summary()
     lines += ["", format_summary(stages)] if stages else []
     costs = {"stages": stages} if stages else {}

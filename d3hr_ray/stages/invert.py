@@ -57,7 +57,7 @@ def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listin
             rejected += row["rejected"]
             _check_rejected(store, config, rejected, len(listing))
     _check_counts(store, config, listing, len(shards))
-    for line in Seen.total(finished(store).values()).told(look_of(config.fidelity)) if units else []:
+    for line in Seen.total(finished(store).values()).describe(look_of(config.fidelity)) if units else []:
         LOG.warning(line)
 
 

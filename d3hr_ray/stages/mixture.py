@@ -21,7 +21,7 @@ from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.stages.fit import to_tensors
 from d3hr_ray.store import Store
 
-CLASS_BYTES = 512 << 20  # of float32 latents that a task holds; of a larger class it takes every so manieth image
+CLASS_BYTES = 512 << 20  # of float32 latents that a task holds; of a larger class it takes every k-th image
 LISTED = 20  # thinned classes that are named
 
 
@@ -98,8 +98,8 @@ def _thinned_text(thinned: dict[int, tuple[int, int]]) -> str:
     named = [f"class {label}: {used:,} of {images:,}" for label, (used, images) in thinned.items()]
     more = f" and {len(named) - LISTED} more" if len(named) > LISTED else ""
     return (
-        f"mixture: {len(named)} classes have more than {CLASS_BYTES >> 20} MB of latents and are fitted to every so "
-        f"manieth image: {', '.join(named[:LISTED])}{more}"
+        f"mixture: {len(named)} classes have more than {CLASS_BYTES >> 20} MB of latents and are fitted to every "
+        f"k-th image: {', '.join(named[:LISTED])}{more}"
     )
 
 

@@ -31,7 +31,7 @@ def run_reals(store: Store, spec: SetSpec, listing: Listing, classes: pa.Table, 
         entries = listing.entries.take(order)
         jobs.append((label, (store, spec, listing.source, entries, size, look, label, names[label], folders[label])))
     made = dict(bounded(write_class, jobs, f"pick {spec.name}"))
-    for line in Seen.total(seen for _, seen in made.values()).told(look):
+    for line in Seen.total(seen for _, seen in made.values()).describe(look):
         LOG.warning(line)
     return pa.concat_tables([made[label][0] for label in range(len(classes))])
 
