@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 
 from d3hr_ray.config import RunError
+from d3hr_ray.runtime.surroundings import start_patiently
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "official"
@@ -38,25 +39,13 @@ DIGITS = "--preset digits --limit-per-class 12 --timesteps 100 200 --ipc 1 5 --a
 WNIDS = ("n01443537", "n02099601", "n15075141")  # ImageNet classes 1, 207 and 999, those of the golden data
 
 
-def patiently(start: Callable[[], object], undo: Callable[[], object] = lambda: None) -> None:
-    """Start a Ray or a node, thrice if need be: Ray gives it 30 s, which a loaded machine may take longer for."""
-    for last in (False, False, True):
-        try:
-            start()
-            return
-        except Exception as error:  # Ray raises a bare one for this
-            if last or "timed out" not in str(error).lower():
-                raise
-            undo()
-
-
 @pytest.fixture(scope="session")
 def ray_session():
     """One Ray for all tests; 3 slots on any machine: two actors and a reader, and few processes that import torch."""
     import ray
 
     settings = {"num_cpus": 3, "object_store_memory": 300 << 20, "include_dashboard": False, "log_to_driver": False}
-    patiently(lambda: ray.init(address="local", logging_level="ERROR", **settings), ray.shutdown)
+    start_patiently(lambda: ray.init(address="local", logging_level="ERROR", **settings), ray.shutdown)
     yield ray
     ray.shutdown()
 

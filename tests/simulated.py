@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT, patiently
+from conftest import ROOT
 from ray.cluster_utils import Cluster
+
+from d3hr_ray.runtime.surroundings import start_patiently
 
 NODE = {"num_cpus": 2, "object_store_memory": 150 << 20}
 
 
 def add(made: Cluster, **node: Any) -> None:
     """Start a node."""
-    patiently(lambda: made.add_node(**node))
+    start_patiently(lambda: made.add_node(**node), lambda: None)
 
 
 @contextlib.contextmanager

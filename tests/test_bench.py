@@ -7,10 +7,11 @@ from typing import get_args
 
 import pytest
 import torch
-from conftest import ROOT, patiently
+from conftest import ROOT
 
 from d3hr_ray.benchmarks import search
 from d3hr_ray.benchmarks.measure import Result, peak_mb
+from d3hr_ray.runtime.surroundings import start_patiently
 from jobs import bench
 
 RATIOS = {
@@ -25,7 +26,10 @@ RATIOS = {
 PIPELINE = {"overhead", "efficiency_2", "driver_growth_mb", "object_stores_mb"}
 
 
-@pytest.mark.parametrize("name", RATIOS)
+SLOW = {"evaluate": pytest.mark.slow, "gpu": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in RATIOS])
 def test_a_benchmark_saves_its_ratios(name, monkeypatch, tmp_path, capsys):
     out = tmp_path / "out.json"
     monkeypatch.setattr(sys, "argv", ["bench.py", name, "--quick", "--json", str(out)])
@@ -60,7 +64,7 @@ def test_a_benchmark_of_simulated_nodes_saves_its_ratios(tmp_path):
         if done.returncode:
             raise RuntimeError(done.stderr)
 
-    patiently(measure)
+    start_patiently(measure, lambda: None)
     check(out, "pipeline", PIPELINE)
 
 

@@ -24,7 +24,7 @@ from d3hr_ray.runtime.surroundings import (
     ray_temp,
     require_answer,
     shared_memory,
-    starting,
+    start_patiently,
 )
 
 
@@ -119,10 +119,27 @@ def test_little_shared_memory_is_told(monkeypatch):
     assert shared_memory() == 64 << 20
 
 
-def test_a_ray_that_does_not_start_is_one_line():
-    for raised, text in ((RunError, "The current node timed out during startup."), (OSError, "no such file")):
-        with pytest.raises(raised), starting():
-            raise (Exception if raised is RunError else OSError)(text)
+def test_a_ray_that_does_not_start_is_started_again_and_then_one_line():
+    late, other, calls = Exception("The current node timed out during startup."), OSError("no such file"), []
+
+    def attempt(*outcomes: Exception | None) -> None:
+        left, calls[:] = list(outcomes), []
+
+        def start() -> None:
+            calls.append("start")
+            if error := left.pop(0):
+                raise error
+
+        start_patiently(start, lambda: calls.append("undo"))
+
+    attempt(late, None)
+    assert calls == ["start", "undo", "start"]
+    with pytest.raises(RunError, match="3 times in a row"):
+        attempt(late, late, late)
+    assert calls == ["start", "undo"] * 3
+    with pytest.raises(OSError, match="no such file"):
+        attempt(other)
+    assert calls == ["start"]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from d3hr_ray.runtime.surroundings import (
     ray_temp,
     require_answer,
     shared_memory,
-    starting,
+    start_patiently,
 )
 
 LogFormat = Literal["text", "json"]
@@ -66,5 +66,6 @@ def _start_local(settings: dict[str, Any]) -> None:
         announce(f"/dev/shm has {free >> 20} MB: Ray keeps objects on disk, which is slower (docker run --shm-size=2g)")
     if hiding := hidden_here():
         announce(f"{', '.join(hiding)} in {os.getcwd()} would hide modules from Ray's workers: they run elsewhere")
-    with out_of_the_way(hiding), starting():
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=ray_temp(), **settings)
+    settings = settings | {"num_cpus": cpus, "include_dashboard": False, "_temp_dir": ray_temp()}
+    with out_of_the_way(hiding):
+        start_patiently(lambda: ray.init(address="local", **settings), ray.shutdown)

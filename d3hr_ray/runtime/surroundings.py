@@ -11,7 +11,7 @@ import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from d3hr_ray.config import RunError
 SHORT_TEMP = "/tmp/ray"  # Ray's own default where no TMPDIR is set
 LONGEST_TEMP = 40  # bytes: Ray appends 66 to it for its sockets, whose paths may have 107
 PATIENCE = 10.0  # seconds for a connection to an address
+START_ATTEMPTS = 3
 LITTLE_SHM = 1 << 30  # bytes
 ELSEWHERE = Path(__file__).parent.parent / "assets"  # a folder without modules
 
@@ -99,17 +100,24 @@ def out_of_the_way(hiding: Sequence[str]) -> AbstractContextManager[None]:
     return contextlib.chdir(ELSEWHERE) if hiding else contextlib.nullcontext()
 
 
-@contextlib.contextmanager
-def starting() -> Iterator[None]:
-    """Within this block a Ray that does not start in its 30 s is a RunError: it raises a bare Exception for that."""
-    try:
-        yield
-    except Exception as error:
-        if "timed out during startup" not in str(error):
-            raise
-        raise RunError(
-            "Ray did not start in 30 s, as on a machine that is too busy; run the same command again"
-        ) from error
+def start_patiently(start: Callable[[], object], undo: Callable[[], object]) -> None:
+    """Start a Ray, again if need be: it gives itself 30 s, which a busy machine may take longer for.
+
+    Raises RunError if it does not start the third time: Ray raises a bare Exception for that.
+    """
+    for attempt in range(START_ATTEMPTS):
+        try:
+            start()
+            return
+        except Exception as error:
+            if "timed out" not in str(error).lower():
+                raise
+            undo()
+            if attempt == START_ATTEMPTS - 1:
+                raise RunError(
+                    f"Ray did not start in 30 s, {START_ATTEMPTS} times in a row, as on a machine that is too busy; "
+                    "run the same command again"
+                ) from error
 
 
 def shared_memory() -> int:
