@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from d3hr_ray.config import InversionConfig, RunConfig, as_dict, fingerprint, from_dict
+from d3hr_ray.config import SEARCHING, InversionConfig, RunConfig, as_dict, fingerprint, from_dict
 
 IMAGES_PER_BLOCK = 256  # of one subsets/ file: a few batches of synthesis, 4 MB at D = 4096
-SEARCHING = ("d3hr", "d3hr+cao2")  # methods that match subsets to Gaussians
 
 
 @dataclass(frozen=True)

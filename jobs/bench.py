@@ -9,9 +9,12 @@ One figure is as good as the machine is quiet: the load average is part of the o
 import importlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
+
+from d3hr_ray.config import setting
+from d3hr_ray.config.fields import METHOD, OUTPUT
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # single-threaded sides are compared per core
 
@@ -28,12 +31,11 @@ Name = Literal["search", "solver", "fit", "invert", "train", "evaluate", "pipeli
 class BenchFlags:
     """Command line of the job."""
 
-    name: tyro.conf.Positional[Name]
-    """What to measure."""
-    json: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Also write name, machine, command, ratios and rows to this file."""
-    quick: bool = False
-    """Tiny sizes, to see that it runs; its figures mean nothing."""
+    name: tyro.conf.Positional[Name] = setting(MISSING, "What to measure.", METHOD)
+    json: str | None = setting(
+        None, "Also write name, machine, command, ratios and rows to this file.", OUTPUT, metavar="FILE"
+    )
+    quick: bool = setting(False, "Tiny sizes, to see that it runs; its figures mean nothing.", METHOD)
 
 
 def main() -> None:

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import pytest
@@ -17,12 +18,14 @@ from d3hr_ray.cli.defaults import default_out
 from d3hr_ray.cli.distill_config import build_config
 from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.cli.exits import guard
+from d3hr_ray.cli.flags import with_settings
 from d3hr_ray.cli.parsing import nearest, parse
 from d3hr_ray.cli.presets import PRESETS, as_official
 from d3hr_ray.cli.proposing import again
 from d3hr_ray.cli.resolve import on_grid, settle
 from d3hr_ray.cli.variants import vary
-from d3hr_ray.config import ModelConfig, Quirk, RunError, as_dict
+from d3hr_ray.config import ModelConfig, Quirk, RunError, as_dict, setting
+from d3hr_ray.config.fields import GROUPS, MATCHING, METHOD
 from d3hr_ray.methods.inputs import read_model
 from d3hr_ray.methods.plan import duration
 from d3hr_ray.models.card import locate, read_card, sampling_grid
@@ -245,6 +248,30 @@ def test_help_names_every_flag(monkeypatch, capsys):
     assert stop.value.code == 0
     for flag in DistillFlags.__dataclass_fields__:
         assert "--" + flag.replace("_", "-") in text
+    assert re.findall(r"(\w+) options\b", text) == [group for group in GROUPS if group != "training"]
+    assert "None" not in text
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Settings as a config has them."""
+
+    heat: float = setting(0.5, "How warm.", MATCHING, methods=("d3hr",), varies=True)
+    word: str | None = setting(None, "A word.", METHOD, name="spoken", shown="none")
+
+
+def test_a_setting_is_a_field_and_its_flag_comes_of_it(capsys):
+    @with_settings(Toy)
+    @dataclass(frozen=True)
+    class ToyFlags:
+        """No flags but those of settings."""
+
+    assert parse(ToyFlags, "", []) == ToyFlags(heat=None, spoken=None)
+    assert parse(ToyFlags, "", ["--heat", "2", "--spoken", "x"]) == ToyFlags(heat=2.0, spoken="x")
+    with pytest.raises(SystemExit):
+        parse(ToyFlags, "", ["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--heat FLOAT How warm. (default: 0.5)" in said and "--spoken STR A word. (default: none)" in said
 
 
 @pytest.mark.parametrize("error", [RunError("stage x"), OSError("disk full")])

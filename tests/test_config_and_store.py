@@ -2,14 +2,13 @@
 
 import os
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pytest
 from conftest import PIPELINE
 
 from d3hr_ray.config import (
-    LATE,
     DataConfig,
     InversionConfig,
     ModelConfig,
@@ -19,6 +18,7 @@ from d3hr_ray.config import (
     differences,
     fingerprint,
     from_dict,
+    setting,
 )
 from d3hr_ray.layout import OWN
 from d3hr_ray.models.card import portable, read_card
@@ -201,7 +201,7 @@ def test_a_late_field_leaves_the_fingerprints_of_before_alone():
 
     @dataclass(frozen=True)
     class Now(Before):
-        spread: str = field(default="std", metadata=LATE)
+        spread: str = setting("std", "", "", late=True)
 
     assert as_dict(Now()) == as_dict(Before()) == {"steps": 3}
     assert fingerprint(Now()) == fingerprint(Before())

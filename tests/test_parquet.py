@@ -151,7 +151,7 @@ def test_what_datasets_writes_of_an_image_folder_is_read(folder, tmp_path):
 
 
 def test_every_job_takes_the_names_of_the_columns():
-    from d3hr_ray.cli import distill_config, evaluate_checks, sweep_checks
+    from d3hr_ray.cli import evaluate_checks, overlay, sweep_checks
     from d3hr_ray.cli.distill_flags import DistillFlags
     from d3hr_ray.cli.evaluate_flags import EvaluateFlags
     from d3hr_ray.cli.sweep_flags import SweepFlags
@@ -161,7 +161,7 @@ def test_every_job_takes_the_names_of_the_columns():
     base = RunConfig(DataConfig(""), ModelConfig("digits"))
     evaluated = EvaluateFlags(data="x", train_data="x", **named)
     made = [
-        distill_config.overlay(base, DistillFlags(data="x", **named)).data,
+        overlay.overlay(base, DistillFlags(data="x", **named)).data,
         evaluate_checks.test_data(evaluated),
         evaluate_checks.train_data(evaluated),
         sweep_checks.test_data(SweepFlags(data="x", **named)),

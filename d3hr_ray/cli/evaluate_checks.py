@@ -1,7 +1,7 @@
 """What jobs/evaluate.py asks of paths and of what lies there, before anything heavy is imported."""
 
+from d3hr_ray.cli.data_flags import data_of
 from d3hr_ray.cli.evaluate_flags import EvaluateFlags
-from d3hr_ray.cli.layouts import layout
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.evaluation.folders import find_sets, run_of, source_of
@@ -32,12 +32,12 @@ def find_out(flags: EvaluateFlags) -> Store:
 
 def test_data(flags: EvaluateFlags) -> DataConfig | None:
     """The source of --data."""
-    return DataConfig(flags.data, flags.format, **layout(flags)) if flags.data else None
+    return data_of(flags, flags.data) if flags.data else None
 
 
 def train_data(flags: EvaluateFlags) -> DataConfig | None:
     """The source of --train-data."""
-    return DataConfig(flags.train_data, **layout(flags)) if flags.train_data else None
+    return data_of(flags, flags.train_data, format="auto") if flags.train_data else None
 
 
 def wants_training(flags: EvaluateFlags) -> str | None:

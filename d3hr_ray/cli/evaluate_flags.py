@@ -1,81 +1,115 @@
 """The flags of jobs/evaluate.py."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
-import tyro
-
-from d3hr_ray.cli.parsing import Words
-from d3hr_ray.config import Format
+from d3hr_ray.cli.data_flags import LAYOUT
+from d3hr_ray.cli.flags import with_own
+from d3hr_ray.config import DataConfig, setting
+from d3hr_ray.config.fields import CLUSTER, DATA, OUTPUT, TRAINING
 
 Baseline = Literal["real-random", "herding", "kmeans-real", "pixel-kmeans", "none"]
 DEFAULT_BASELINES: tuple[Baseline, ...] = ("real-random",)
 ProtocolName = Literal["hard", "hard-mixup", "d3hr-soft", "rded-soft", "fixed-soft"]
 
 
+@with_own(DataConfig, *LAYOUT)
 @dataclass(frozen=True)
 class EvaluateFlags:
     """Command line of the job."""
 
-    distilled: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")] = ()
-    """Sets: folders with train/<class>/<image>, or <class>/<image>, or run folders (all their sets)."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """Real test images, from any source of distill.py. Default: the held-out split, for sets of the digits."""
-    format: Format = "auto"
-    """Layout of --data."""
-    class_depth: int | None = None
-    """Of an image folder: the level whose folders are the classes, in --data and --train-data. Default: 1, if clear."""
-    image_column: str | None = None
-    """Of Parquet, in --data and --train-data: the column of images. Default: found by its name, such as image."""
-    label_column: str | None = None
-    """Of Parquet, in --data and --train-data: the column of labels. Default: found by its name, such as label."""
-    class_ids: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=ID ...")] = ()
-    """Of real images: ImageNet's class id (or the class's place in the set) where a class's name fits none, or two."""
-    train_data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """Real training images, for baselines and --teacher train. Default: those that the sets were distilled from."""
-    arch: Words = ("convnet-d3",)
-    """Students: convnet-d3..d6 (width 128, instance norm; -w32, -bn), resnet18, resnet50, resnet101 (-small: 3x3 stem),
-    resnet8-small, mobilenet_v2, efficientnet_b0, vit, swin_v2, vgg11, alexnet, or any timm name."""
-    protocol: Annotated[tuple[ProtocolName, ...], tyro.conf.arg(metavar="NAME ...")] = ("hard",)
-    """How students train: hard, hard-mixup, d3hr-soft, rded-soft, fixed-soft (README, Protocols)."""
-    teacher: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|PATH|train ...")] = ()
-    """For soft labels: train (on the training images, kept in --out), a timm name with weights (resnet18.tv_in1k),
-    ARCH=FILE, or a folder of an earlier `train`. Several are averaged."""
-    teacher_arch: str | None = None
-    """What `--teacher train` trains. Default: convnet-d3-w32 up to 32 pixels, resnet18-small to 64, else resnet18."""
-    repeats: int = 3
-    """Students per set, each with its own seed; baselines are drawn anew for each."""
-    baselines: Annotated[tuple[Baseline, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """Beside every IPC: real-random, herding, kmeans-real (coresets of raw pixels), pixel-kmeans (centres), none.
-    Default: real-random, where there are training images."""
-    full: bool = False
-    """Also train on the full training set: what there is to reach."""
-    ranking: bool = False
-    """Also run what DD-Ranking's LRS and ARS need (hard, fixed-soft and unaugmented runs, full set), and print them."""
-    image_size: int | None = None
-    """Pixels that students see. Default: the sets' own, 224 at most."""
-    glyphs: Literal["auto", "yes", "no"] = "auto"
-    """Train as for handwriting: no flips or crops, 200 steps. auto: for the digits."""
-    epochs: int | None = None
-    """Instead of the protocol's; makes it another version. So do the next four."""
-    batch_size: int | None = None
-    """Images per step."""
-    lr: float | None = None
-    """Peak learning rate."""
-    weight_decay: float | None = None
-    """Of weights; never of biases and norms."""
-    temperature: float | None = None
-    """Of soft labels."""
-    workers: int | None = None
-    """Ray Train workers; 0 trains in this process. Default: one per GPU share, else one per CPU."""
-    gpus_per_worker: float | None = None
-    """GPUs per worker; with 0.1, ten students share one. Default 1, or 0 without GPUs."""
-    workers_per_student: int = 1
-    """Workers that train one student together (DDP). Default 1: different students side by side."""
-    out: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """Where evaluations/ goes. Default: the run folder of the first set."""
-    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
-    """Ray cluster. Default: RAY_ADDRESS, else a local Ray."""
+    distilled: tuple[str, ...] = setting(
+        (),
+        "Sets: folders with train/<class>/<image>, or <class>/<image>, or run folders (all their sets).",
+        DATA,
+        metavar="PATH ...",
+    )
+    data: str | None = setting(
+        None,
+        "Real test images, from any source of distill.py.",
+        DATA,
+        metavar="URI",
+        shown="the held-out split, for sets of the digits",
+    )
+    train_data: str | None = setting(
+        None,
+        "Real training images, for baselines and --teacher train.",
+        DATA,
+        metavar="URI",
+        shown="those that the sets were distilled from",
+    )
+    arch: tuple[str, ...] = setting(
+        ("convnet-d3",),
+        "Students: convnet-d3..d6 (width 128, instance norm; -w32, -bn), resnet18, resnet50, resnet101 (-small: "
+        "3x3 stem), resnet8-small, mobilenet_v2, efficientnet_b0, vit, swin_v2, vgg11, alexnet, or any timm name.",
+        TRAINING,
+    )
+    protocol: tuple[ProtocolName, ...] = setting(
+        ("hard",),
+        "How students train: hard, hard-mixup, d3hr-soft, rded-soft, fixed-soft (README, Protocols).",
+        TRAINING,
+        metavar="NAME ...",
+    )
+    teacher: tuple[str, ...] = setting(
+        (),
+        "For soft labels: train (on the training images, kept in --out), a timm name with weights "
+        "(resnet18.tv_in1k), ARCH=FILE, or a folder of an earlier `train`. Several are averaged.",
+        TRAINING,
+        metavar="NAME|PATH|train ...",
+    )
+    teacher_arch: str | None = setting(
+        None,
+        "What `--teacher train` trains.",
+        TRAINING,
+        metavar="NAME",
+        shown="convnet-d3-w32 up to 32 pixels, resnet18-small to 64, else resnet18",
+    )
+    repeats: int = setting(3, "Students per set, each with its own seed; baselines are drawn anew for each.", TRAINING)
+    baselines: tuple[Baseline, ...] = setting(
+        (),
+        "Beside every IPC: real-random, herding, kmeans-real (coresets of raw pixels), pixel-kmeans (centres), none.",
+        DATA,
+        metavar="NAME ...",
+        shown="real-random, where there are training images",
+    )
+    full: bool = setting(False, "Also train on the full training set: what there is to reach.", DATA)
+    ranking: bool = setting(
+        False,
+        "Also run what DD-Ranking's LRS and ARS need (hard, fixed-soft and unaugmented runs, full set), and print "
+        "them.",
+        TRAINING,
+    )
+    image_size: int | None = setting(None, "Pixels that students see.", DATA, shown="the sets' own, 224 at most")
+    glyphs: Literal["auto", "yes", "no"] = setting(
+        "auto", "Train as for handwriting: no flips or crops, 200 steps. auto: for the digits.", TRAINING
+    )
+    epochs: int | None = setting(
+        None,
+        "Instead of the protocol's; makes it another version. So do the next four.",
+        TRAINING,
+        shown="the protocol's",
+    )
+    batch_size: int | None = setting(None, "Images per step.", TRAINING, shown="the protocol's")
+    lr: float | None = setting(None, "Peak learning rate.", TRAINING, shown="the protocol's")
+    weight_decay: float | None = setting(
+        None, "Of weights; never of biases and norms.", TRAINING, shown="the protocol's"
+    )
+    temperature: float | None = setting(None, "Of soft labels.", TRAINING, shown="the protocol's")
+    workers: int | None = setting(
+        None, "Ray Train workers; 0 trains in this process.", CLUSTER, shown="one per GPU share, else one per CPU"
+    )
+    gpus_per_worker: float | None = setting(
+        None, "GPUs per worker; with 0.1, ten students share one.", CLUSTER, shown="1, or 0 without GPUs"
+    )
+    workers_per_student: int = setting(
+        1, "Workers that train one student together (DDP).", CLUSTER, shown="1: different students side by side"
+    )
+    out: str | None = setting(
+        None, "Where evaluations/ goes.", OUTPUT, metavar="URI", shown="the run folder of the first set"
+    )
+    address: str | None = setting(
+        None, "Ray cluster.", CLUSTER, metavar="ADDRESS", shown="RAY_ADDRESS, else a local Ray"
+    )
 
 
 def check_flags(flags: EvaluateFlags) -> None:

@@ -5,43 +5,78 @@ import difflib
 import io
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
-from typing import Annotated, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import MISSING, Field, field, fields, make_dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from d3hr_ray.cli.exits import refuse
+from d3hr_ray.cli.flags import text_of
+from d3hr_ray.config import Flag, flag_of
+from d3hr_ray.config.fields import GROUPS
 
 T = TypeVar("T")
-
-# Optional flags: None, or an empty tuple, means that the preset (or the default that the help states) decides.
-Ints = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
-Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
+METAVARS = {int: "INT ...", float: "FLOAT ..."}  # of lists; of words NAME ...
 
 
 def parse(flags: type[T], description: str, argv: Sequence[str] | None = None) -> T:
     """Command line => a flags dataclass. A wrong flag exits with status 2 and one line that names it and the fix."""
-    options = (tyro.conf.FlagCreatePairsOff,)
     argv = sys.argv[1:] if argv is None else list(argv)
     if "--help" in argv or "-h" in argv:
-        return tyro.cli(flags, description=description, args=argv, config=options)
+        _parsed(flags, description, argv)
     for flag, following in zip(argv, [*argv, "--"][1:], strict=True):
-        is_list = flag.startswith("--") and flag[2:].replace("-", "_") in _list_flags(flags)
-        if is_list and following.startswith("--"):
+        if flag.startswith("--") and following.startswith("--") and flag[2:].replace("-", "_") in _list_flags(flags):
             refuse(f"{flag} has no value; give one or more, or leave it out (see --help)")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return tyro.cli(flags, description=description, args=argv, config=options)
+            return _parsed(flags, description, argv)
     except SystemExit as stop:
         refuse(f"{_one_line(said.getvalue(), flags)} (see --help)")
         raise AssertionError from stop  # refuse does not return
 
 
+def _parsed(flags: type[T], description: str, argv: Sequence[str]) -> T:
+    options = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
+    groups: Any = tyro.cli(_grouped(flags), description=description, args=argv, config=options)
+    return flags(**{f.name: getattr(getattr(groups, _flag(f).group), f.name) for f in fields(flags)})  # type: ignore[arg-type]
+
+
+def _grouped(flags: type) -> type:
+    """The flags of each group of --help as a dataclass of their own."""
+    hints = get_type_hints(flags, include_extras=True)
+    parts: list[Any] = []
+    for group, about in GROUPS.items():
+        own = [(f.name, _annotated(f, hints[f.name]), field(default=f.default)) for f in _of_group(flags, group)]
+        if own:
+            part = make_dataclass(group, own, frozen=True)
+            part.__doc__ = about or None
+            parts.append((group, part))
+    return make_dataclass(flags.__name__, parts, frozen=True)
+
+
+def _of_group(flags: type, group: str) -> Iterator[Field[Any]]:
+    return (f for f in fields(flags) if _flag(f).group == group)
+
+
+def _flag(f: Field[Any]) -> Flag:
+    flag: Flag = f.metadata["flag"]
+    return flag
+
+
+def _annotated(f: Field[Any], hint: Any) -> Any:
+    """A field's type with its help, its one real default and what its value is called."""
+    flag, listed = _flag(f), get_origin(hint) is tuple
+    shown = flag.shown or ("" if isinstance(f.default, bool) or f.default is MISSING else text_of(f.default))
+    metavar = flag.metavar or (METAVARS.get(get_args(hint)[0], "NAME ...") if listed else None)
+    hint_text = f"(default: {shown})" if shown else ""
+    return Annotated[hint, tyro.conf.arg(help=flag.help, metavar=metavar, help_behavior_hint=hint_text)]
+
+
 def _list_flags(flags: type) -> set[str]:
-    """Names of the fields that take a list; tyro would take a list without values for its default."""
-    return {f.name for f in fields(flags) if f.default == ()}
+    """Names of the fields that take a list; tyro would take a list without values for an empty one."""
+    return {f.name for f in fields(flags) if isinstance(f.default, tuple)}
 
 
 def nearest(typed: str, known: Iterable[str]) -> list[str]:
@@ -69,5 +104,19 @@ def _one_line(box: str, flags: type) -> str:
     message = " ".join(message.split())
     if unknown := re.match(r"Unrecognized options: --([\w-]+)", message):
         return message + meant(unknown[1], [f.name.replace("_", "-") for f in fields(flags)], "--")
+    if choice := re.match(r"invalid choice '(.*)' for argument '(--[\w-]+)'", message):
+        return f"{choice[0]}; give one of: {', '.join(_choices(flags, choice[2]))}"
     usage = re.search(r"Argument helptext:\s+(--[^\n]+)", "\n".join(rest))
     return message + (f"; write {usage[1].strip()}" if usage else "")
+
+
+def _choices(flags: type, typed: str) -> list[str]:
+    """The words that a flag takes, in their own order."""
+    hints = {flag_of(name): hint for name, hint in get_type_hints(flags).items()}
+
+    def words(hint: Any) -> list[str]:
+        if get_origin(hint) is Literal:
+            return [str(word) for word in get_args(hint)]
+        return [word for inner in get_args(hint) for word in words(inner)]
+
+    return words(hints[typed])

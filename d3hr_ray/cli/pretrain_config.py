@@ -3,10 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from d3hr_ray.cli.layouts import layout
+from d3hr_ray.cli.data_flags import data_of
 from d3hr_ray.cli.pretrain_flags import PretrainFlags
-from d3hr_ray.config import DataConfig
-from d3hr_ray.datasets.classes import read_classes
+from d3hr_ray.config import DataConfig, flag_of
 from d3hr_ray.datasets.digits import NAMES
 from d3hr_ray.pretraining import settings
 from d3hr_ray.pretraining.settings import PretrainConfig
@@ -15,9 +14,6 @@ from d3hr_ray.pretraining.settings import PretrainConfig
 def build_config(flags: PretrainFlags) -> PretrainConfig:
     """Flags over the preset. Raises ValueError naming the flag that is wrong."""
     config = _preset(flags)
-    uri = flags.data or config.data.uri
-    classes, rejected = read_classes(flags.classes), _given(max_rejected=flags.max_rejected)
-    data = DataConfig(uri, flags.format, classes, **rejected, **layout(flags))
     shape = _given(
         image_size=flags.image_size,
         latent_channels=flags.latent_channels,
@@ -28,13 +24,14 @@ def build_config(flags: PretrainFlags) -> PretrainConfig:
         dit_width=flags.dit_width,
     )
     if flags.init and shape:
-        flag = next(iter(shape)).replace("_", "-")
-        raise ValueError(f"--{flag} cannot be changed with --init: the model has its own; leave it out")
+        raise ValueError(
+            f"{flag_of(next(iter(shape)))} cannot be changed with --init: the model has its own; leave it out"
+        )
     vae_steps = 0 if flags.init and flags.vae_steps is None else flags.vae_steps
     both = _given(batch_size=flags.batch_size, ema=flags.ema)
     return replace(
         config,
-        data=data,
+        data=data_of(flags, flags.data or config.data.uri),
         architecture=replace(config.architecture, **shape),
         vae=replace(config.vae, **both, **_given(steps=vae_steps, lr=flags.vae_lr)),
         dit=replace(config.dit, **both, **_given(steps=flags.dit_steps, lr=flags.dit_lr)),

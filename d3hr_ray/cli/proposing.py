@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from d3hr_ray.cli.distill_config import UPSTREAM
+from d3hr_ray.config import flag_of
 from d3hr_ray.runs import AnotherRun
 
 # What differs between sets of one run's Gaussians; its timesteps are checked where they are read.
@@ -23,7 +24,7 @@ def proposing() -> Iterator[None]:
         ways = [again(sys.argv, ("--out",), "--out", free)]
         if all(text.startswith(OF_SETS) for text in refused.changed) and refused.store.list("gaussians"):
             upstream = (*UPSTREAM, "from_gaussians", "out", "overwrite")
-            sets = again(sys.argv, ["--" + n.replace("_", "-") for n in upstream], "--from-gaussians", run)
+            sets = again(sys.argv, [flag_of(name) for name in upstream], "--from-gaussians", run)
             ways.insert(0, f"{sets} (more sets of that run, nothing is inverted again)")
         raise ValueError(
             f"{refused.what}. Type: {', or: '.join(ways)}. --overwrite would delete the run in {run}"

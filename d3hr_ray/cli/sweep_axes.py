@@ -7,8 +7,7 @@ from itertools import product
 from d3hr_ray.cli.resolve import exactly
 from d3hr_ray.cli.sweep_flags import SweepFlags
 from d3hr_ray.cli.variants import PLAIN, vary
-from d3hr_ray.config import RunConfig, SearchConfig
-from d3hr_ray.sets import SEARCHING
+from d3hr_ray.config import SEARCHING, RunConfig, SearchConfig
 
 
 def expand(flags: SweepFlags, base: RunConfig) -> dict[float, list[RunConfig]]:

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from d3hr_ray.cli.data_flags import data_of
 from d3hr_ray.cli.distill_config import load_preset
-from d3hr_ray.cli.layouts import layout
 from d3hr_ray.cli.sweep_flags import SweepFlags, deciding, kept, resumed
 from d3hr_ray.config import DataConfig, RunConfig, from_dict
 from d3hr_ray.datasets.listing import open_source
@@ -51,7 +51,7 @@ def base_of(flags: SweepFlags, store: Store) -> RunConfig:
 
 def test_data(flags: SweepFlags) -> DataConfig | None:
     """The real images that --data names."""
-    return DataConfig(flags.data, flags.format, **layout(flags)) if flags.data else None
+    return data_of(flags, flags.data) if flags.data else None
 
 
 def _check(flags: SweepFlags, store: Store) -> None:

@@ -1,100 +1,117 @@
 """The flags of jobs/sweep.py."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
+from d3hr_ray.cli.data_flags import LAYOUT
 from d3hr_ray.cli.evaluate_flags import ProtocolName
-from d3hr_ray.cli.parsing import Ints, Words
-from d3hr_ray.config import Format, Search, as_dict
+from d3hr_ray.cli.flags import text_of, with_own
+from d3hr_ray.config import DataConfig, Search, as_dict, flag_of, setting
+from d3hr_ray.config.fields import CLUSTER, DATA, MATCHING, METHOD, OUTPUT, TRAINING
 
-Floats = Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...")]
 UNKEPT = ("run", "preset", "resume", "address")  # flags that a resumed sweep is given anew
 MACHINE = ("actors", "gpus_per_actor", "gpus_per_trial", "at_once")  # decide no result; another machine may have others
 Method = Literal["d3hr", "gaussian", "dit", "cao2", "d3hr+cao2"]
 
 
+@with_own(DataConfig, *LAYOUT)
 @dataclass(frozen=True)
 class SweepFlags:
     """Command line of the job. Every list is an axis; the sweep is their product."""
 
-    run: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """Run folder of jobs/distill.py. One that is not there yet is made, if --preset says of what."""
-    preset: str | None = None
-    """Preset or preset file of a run that is made."""
-    variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="'FLAG=VALUE ...' ...")] = ()
-    """Whole settings of jobs/distill.py, each in quotes: 'components=ipc single=medoid' 'method=cao2 optimise=0';
-    run: as the run has it, which is the default."""
-    method: Annotated[tuple[Method, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """d3hr, gaussian (one random draw), dit (plain sampling), cao2, d3hr+cao2. Default: the variant's, or the run's."""
-    search: Annotated[tuple[Search, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """moments, random. Default: the run's."""
-    candidates: Ints = ()
-    """Columns (moments) or subsets (random). Default: the run's; 256 or 1000 for a search that is not the run's."""
-    components: Annotated[tuple[int | Literal["ipc"], ...], tyro.conf.arg(metavar="INT|ipc ...")] = ()
-    """Gaussians per class; ipc: one per image. Default: the run's."""
-    rank: Ints = ()
-    """Directions of a class's covariance besides its diagonal. Default: the run's."""
-    timesteps: Ints = ()
-    """DDPM timesteps. Default: the run's."""
-    inversion_guidance: Floats = ()
-    """Guidance of the inversion: each inverts the images once more. Default: the run's."""
-    guidance: Floats = ()
-    """Guidance of the sampling. Default: the run's."""
-    matched: bool = False
-    """Sample with the guidance of the inversion, instead of the product of both."""
-    ipc: Ints = (10,)
-    """Images per class."""
-    seeds: Ints = (0,)
-    """Seeds of the sets."""
-    arch: Words = ("convnet-d3",)
-    """Students, as of jobs/evaluate.py."""
-    protocol: Annotated[tuple[ProtocolName, ...], tyro.conf.arg(metavar="NAME ...")] = ("hard",)
-    """How students train."""
-    teacher: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME|PATH ...")] = ()
-    """For soft labels: a timm name, ARCH=FILE, or a folder of `jobs/evaluate.py --teacher train`."""
-    lr: Floats = ()
-    """Peak learning rates. Default: the protocol's."""
-    weight_decay: Floats = ()
-    """Weight decays. Default: the protocol's."""
-    epochs: Ints = ()
-    """Epochs; they change the protocol's version. Default: the protocol's."""
-    batch_size: Ints = ()
-    """Images per step. Default: the protocol's."""
-    temperature: Floats = ()
-    """Of soft labels. Default: the protocol's."""
-    repeats: int = 1
-    """Students per set."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    """Real images to test on. Default: the images that the run was distilled from."""
-    format: Format = "auto"
-    """Layout of --data."""
-    class_depth: int | None = None
-    """Of an image folder: the level whose folders are the classes, in --data. Default: 1, if clear."""
-    image_column: str | None = None
-    """Of Parquet, in --data: the column of images. Default: found by its name, such as image."""
-    label_column: str | None = None
-    """Of Parquet, in --data: the column of labels. Default: found by its name, such as label."""
-    class_ids: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=ID ...")] = ()
-    """The model's class id of classes in --data whose names are not the model's; the others are found as ever."""
-    scheduler: Literal["grid", "asha"] = "grid"
-    """grid: all to the end. asha: stop the worst early; they must share one IPC and one student to be comparable."""
-    actors: Annotated[tuple[int, ...], tyro.conf.arg(metavar="MIN MAX")] = ()
-    """Actors that hold the networks, as of jobs/distill.py. Default: all GPUs of the cluster, else all CPUs but one."""
-    gpus_per_actor: float | None = None
-    """GPUs per actor; a fraction shares one. Default 1, or 0 on a cluster without GPUs."""
-    gpus_per_trial: float | None = None
-    """GPUs per student; with 0.1, ten share one. Default 1, or 0 where the actors have none."""
-    at_once: int | None = None
-    """Students at once. Default: as many as fit."""
-    name: str = "sweep"
-    """Of the folder sweeps/<name>/ with the table, the plots and the best preset."""
-    resume: bool = False
-    """Go on with the stored sweep of --run and --name, with the flags it had: to be left out, or the same. The full
-    command without --resume does so too."""
-    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
-    """Ray cluster. Default: RAY_ADDRESS, else a local Ray."""
+    run: str | None = setting(
+        None,
+        "Run folder of jobs/distill.py. One that is not there yet is made, if --preset says of what.",
+        DATA,
+        metavar="URI",
+    )
+    preset: str | None = setting(None, "Preset or preset file of a run that is made.", DATA, metavar="NAME|FILE")
+    variants: tuple[str, ...] = setting(
+        (),
+        "Whole settings of jobs/distill.py, each in quotes: 'components=ipc single=medoid' 'method=cao2 "
+        "optimise=0'; run: as the run has it.",
+        METHOD,
+        metavar="'FLAG=VALUE ...' ...",
+        shown="run",
+    )
+    method: tuple[Method, ...] = setting(
+        (),
+        "d3hr, gaussian (one random draw), dit (plain sampling), cao2, d3hr+cao2.",
+        METHOD,
+        metavar="NAME ...",
+        shown="the variant's, or the run's",
+    )
+    search: tuple[Search, ...] = setting((), "moments, random.", MATCHING, metavar="NAME ...", shown="the run's")
+    candidates: tuple[int, ...] = setting(
+        (),
+        "Columns (moments) or subsets (random).",
+        MATCHING,
+        shown="the run's; of another search 256, random: 1000",
+    )
+    components: tuple[int | Literal["ipc"], ...] = setting(
+        (), "Gaussians per class; ipc: one per image.", MATCHING, metavar="INT|ipc ...", shown="the run's"
+    )
+    rank: tuple[int, ...] = setting(
+        (), "Directions of a class's covariance besides its diagonal.", MATCHING, shown="the run's"
+    )
+    timesteps: tuple[int, ...] = setting((), "DDPM timesteps.", METHOD, shown="the run's")
+    inversion_guidance: tuple[float, ...] = setting(
+        (), "Guidance of the inversion: each inverts the images once more.", METHOD, shown="the run's"
+    )
+    guidance: tuple[float, ...] = setting((), "Guidance of the sampling.", METHOD, shown="the run's")
+    matched: bool = setting(False, "Sample with the guidance of the inversion, instead of the product of both.", METHOD)
+    ipc: tuple[int, ...] = setting((10,), "Images per class.", METHOD)
+    seeds: tuple[int, ...] = setting((0,), "Seeds of the sets.", METHOD)
+    arch: tuple[str, ...] = setting(("convnet-d3",), "Students, as of jobs/evaluate.py.", TRAINING)
+    protocol: tuple[ProtocolName, ...] = setting(("hard",), "How students train.", TRAINING, metavar="NAME ...")
+    teacher: tuple[str, ...] = setting(
+        (),
+        "For soft labels: a timm name, ARCH=FILE, or a folder of `jobs/evaluate.py --teacher train`.",
+        TRAINING,
+        metavar="NAME|PATH ...",
+    )
+    lr: tuple[float, ...] = setting((), "Peak learning rates.", TRAINING, shown="the protocol's")
+    weight_decay: tuple[float, ...] = setting((), "Weight decays.", TRAINING, shown="the protocol's")
+    epochs: tuple[int, ...] = setting(
+        (), "Epochs; they change the protocol's version.", TRAINING, shown="the protocol's"
+    )
+    batch_size: tuple[int, ...] = setting((), "Images per step.", TRAINING, shown="the protocol's")
+    temperature: tuple[float, ...] = setting((), "Of soft labels.", TRAINING, shown="the protocol's")
+    repeats: int = setting(1, "Students per set.", TRAINING)
+    data: str | None = setting(
+        None, "Real images to test on.", DATA, metavar="URI", shown="the images that the run was distilled from"
+    )
+    scheduler: Literal["grid", "asha"] = setting(
+        "grid",
+        "grid: all to the end. asha: stop the worst early; they must share one IPC and one student to be comparable.",
+        TRAINING,
+    )
+    actors: tuple[int, ...] = setting(
+        (),
+        "Actors that hold the networks, as of jobs/distill.py.",
+        CLUSTER,
+        metavar="MIN MAX",
+        shown="all GPUs of the cluster, else all CPUs but one",
+    )
+    gpus_per_actor: float | None = setting(
+        None, "GPUs per actor; a fraction shares one.", CLUSTER, shown="1, or 0 on a cluster without GPUs"
+    )
+    gpus_per_trial: float | None = setting(
+        None, "GPUs per student; with 0.1, ten share one.", CLUSTER, shown="1, or 0 where the actors have none"
+    )
+    at_once: int | None = setting(None, "Students at once.", CLUSTER, shown="as many as fit")
+    name: str = setting(
+        "sweep", "Of the folder sweeps/<name>/ with the table, the plots and the best preset.", OUTPUT, metavar="NAME"
+    )
+    resume: bool = setting(
+        False,
+        "Go on with the stored sweep of --run and --name, with the flags it had: to be left out, or the same. The "
+        "full command without --resume does so too.",
+        OUTPUT,
+    )
+    address: str | None = setting(
+        None, "Ray cluster.", CLUSTER, metavar="ADDRESS", shown="RAY_ADDRESS, else a local Ray"
+    )
 
 
 def kept(flags: SweepFlags) -> dict[str, Any]:
@@ -118,10 +135,10 @@ def resumed(flags: SweepFlags, stored: dict[str, Any]) -> SweepFlags:
     }
     for name in given.keys() & deciding(stored).keys():
         if given[name] != was[name]:
-            flag, values = "--" + name.replace("_", "-"), was[name] if isinstance(was[name], tuple) else (was[name],)
+            flag = flag_of(name)
             raise ValueError(
-                f"--resume: the stored sweep has {flag} {' '.join(map(str, values))}; leave {flag} out, or leave out "
-                "--resume and give the new sweep a --name"
+                f"--resume: the stored sweep has {flag} {text_of(was[name])}; leave {flag} out, or leave out --resume "
+                "and give the new sweep a --name"
             )
     return replace(flags, **was | {name: given[name] for name in MACHINE if name in given})
 
@@ -136,7 +153,7 @@ def check_flags(flags: SweepFlags) -> None:
         if not isinstance(values, tuple):
             continue
         if len(set(values)) < len(values):
-            raise ValueError(f"--{name.replace('_', '-')} names a value twice")
+            raise ValueError(f"{flag_of(name)} names a value twice")
     if flags.scheduler == "asha" and (len(flags.ipc) > 1 or len(flags.arch) > 1 or len(flags.protocol) > 1):
         raise ValueError("--scheduler asha compares students: give one --ipc, one --arch and one --protocol")
     if flags.scheduler == "asha" and (len(flags.seeds) > 1 or flags.repeats > 1):

@@ -1,20 +1,16 @@
 """Whole settings of jobs/distill.py as an axis of a sweep: "components=ipc single=medoid", "method=cao2 optimise=0"."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
-from d3hr_ray.cli.distill_config import overlay, refuse_idle
 from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.overlay import SETTINGS, overlay, refuse_idle
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.presets import as_cao2, as_official
-from d3hr_ray.config import RunConfig
+from d3hr_ray.config import RunConfig, flag_of
 from d3hr_ray.datasets.subsets import SUBSETS
 
 # What a variant may change. All else is an axis of the sweep, settled by the inversion, or says where and how it runs.
-OPEN = (
-    "method", "fidelity", "mend", "search", "candidates", "skew_weight", "components", "single", "spread", "rank",
-    "pool", "sampler", "classifier", "select", "rematch", "optimise", "optimise_lr", "linf", "condition", "levels",
-    "guidance",
-)  # fmt: skip
+OPEN = sorted(name for name, s in SETTINGS.items() if s.flag.varies)
 PLAIN = "run"  # the variant that changes nothing
 
 
@@ -27,8 +23,8 @@ def vary(base: RunConfig, text: str) -> RunConfig:
         name, equals, value = word.partition("=")
         name = name.replace("-", "_")
         if not equals or name not in OPEN:
-            raise ValueError(f"--variants {text!r}: {word} is no flag=value of: {', '.join(sorted(OPEN))}")
-        argv += ["--" + name.replace("_", "-"), *value.split(",")]
+            raise ValueError(f"--variants {text!r}: {word} is no flag=value of: {', '.join(OPEN)}")
+        argv += [flag_of(name), *value.split(",")]
     flags = parse(DistillFlags, "", argv)
     if flags.fidelity == "official":
         base = replace(as_official(base), inversion=base.inversion)
@@ -40,6 +36,3 @@ def vary(base: RunConfig, text: str) -> RunConfig:
     except ValueError as error:
         raise ValueError(f"--variants {text!r}: {error}") from error
     return made
-
-
-assert set(OPEN) <= {f.name for f in fields(DistillFlags)}

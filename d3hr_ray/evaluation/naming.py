@@ -5,15 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# Of a config's field, the flag of jobs/distill.py that sets it; others are called as the field is.
-FLAGS = {
-    "cao2.iterations": "optimise",
-    "cao2.lr": "optimise-lr",
-    "data.uri": "data",
-    "inversion.steps": "ddim-steps",
-    "model.name": "model",
-    "search.method": "search",
-}
+from d3hr_ray.config import RunConfig, settings_of
+
+# Of a config's field, the flag of jobs/distill.py that sets it; fields without one are called as they are.
+FLAGS = {s.path: s.name.replace("_", "-") for s in settings_of(RunConfig).values()}
 LISTED = 4  # items of a longer list are counted
 
 
