@@ -16,7 +16,7 @@ from d3hr_ray.cli.exits import guard, refusing
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.presets import SIZES
 from d3hr_ray.cli.proposing import proposing
-from d3hr_ray.cli.resolve import on_grid, settle
+from d3hr_ray.cli.resolve import on_grid, resolve_auto
 from d3hr_ray.lock import driving
 from d3hr_ray.methods.inputs import check_data, check_timesteps, count_images, list_data, list_early, read_model
 from d3hr_ray.report.status import status
@@ -44,7 +44,7 @@ def main() -> None:
         check_timesteps(config, grid)
         if not (source or flags.dry_run or flags.overwrite):
             with proposing():
-                require_run(store, settle(config, stored_config(store), None))
+                require_run(store, resolve_auto(config, stored_config(store), None))
         counted = count_images(config, card, SIZES.get(flags.preset or "")) if flags.dry_run else (0, 0)
         listing = None if source or flags.dry_run else list_early(config, card)
 
@@ -72,7 +72,7 @@ def main() -> None:
             listing = list_data(config, card) if listing is None else listing
     with driving(store), recording():
         with refusing(), proposing():
-            config = settle(config, None if flags.overwrite else stored_config(source or store), actors)
+            config = resolve_auto(config, None if flags.overwrite else stored_config(source or store), actors)
             if listing is not None:
                 run = d3hr.start_run(store, config, card, listing, actors, flags.overwrite)
             else:

@@ -22,7 +22,7 @@ from d3hr_ray.cli.flags import with_settings
 from d3hr_ray.cli.parsing import nearest, parse
 from d3hr_ray.cli.presets import PRESETS, as_official
 from d3hr_ray.cli.proposing import again
-from d3hr_ray.cli.resolve import on_grid, settle
+from d3hr_ray.cli.resolve import on_grid, resolve_auto
 from d3hr_ray.cli.variants import vary
 from d3hr_ray.config import ModelConfig, Quirk, RunError, as_dict, setting
 from d3hr_ray.config.fields import GROUPS, MATCHING, METHOD
@@ -212,7 +212,7 @@ def begun(tmp_path, monkeypatch) -> Store:
     """runs/x, begun with 12 digits per class, and Gaussians in it."""
     monkeypatch.chdir(tmp_path)
     store, config = Store(str(tmp_path / "runs" / "x")), build_config(DistillFlags(limit_per_class=12))
-    open_run(store, settle(config, None, None), {})
+    open_run(store, resolve_auto(config, None, None), {})
     store.write_bytes("gaussians/t0600.parquet", b"")
     return store
 
@@ -489,8 +489,8 @@ def test_data_is_one_place_however_it_is_written(tmp_path, monkeypatch, spelling
     config = build_config(DistillFlags(preset="imagenet1k", data=typed))
     assert config.data.uri == f"{tmp_path}/images"
     old = as_dict(replace(config, data=replace(config.data, uri="images")))  # as older versions kept it
-    assert settle(config, old, Actors((1, 1), 0)).data.uri == "images"
-    assert settle(config, None, Actors((1, 1), 0)).data.uri == f"{tmp_path}/images"
+    assert resolve_auto(config, old, Actors((1, 1), 0)).data.uri == "images"
+    assert resolve_auto(config, None, Actors((1, 1), 0)).data.uri == f"{tmp_path}/images"
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-affine/test", "s3://bucket/images"])

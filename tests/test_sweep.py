@@ -20,7 +20,7 @@ from d3hr_ray.cli.distill_config import build_config
 from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.presets import PRESETS
-from d3hr_ray.cli.resolve import settle
+from d3hr_ray.cli.resolve import resolve_auto
 from d3hr_ray.cli.sweep_axes import expand, timesteps
 from d3hr_ray.cli.sweep_checks import open_sweep
 from d3hr_ray.cli.sweep_flags import SweepFlags, check_flags, kept
@@ -254,7 +254,7 @@ def distilled(machine: Machine, root: Path, command: str) -> Store:
     model = shutil.copytree(EMBEDDED / "digits", root / "model", dirs_exist_ok=True)
     config = build_config(parse(DistillFlags, "", ["--data", data, "--model", str(model), *command.split()]))
     card, _ = read_model(config, planning=False)
-    config, listing = settle(config, None, Actors((1, 1), 0)), list_data(config, card)
+    config, listing = resolve_auto(config, None, Actors((1, 1), 0)), list_data(config, card)
     run = d3hr.start_run(Store(str(root / "run")), config, card, listing, Actors((1, 1), 0), overwrite=False)
     if config.fits:
         machine.fit(run, listing)

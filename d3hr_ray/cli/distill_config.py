@@ -9,7 +9,7 @@ from d3hr_ray.cli.flags import given
 from d3hr_ray.cli.overlay import SETTINGS, overlay, refuse_idle
 from d3hr_ray.cli.parsing import meant
 from d3hr_ray.cli.presets import PRESETS, as_cao2, as_official, own
-from d3hr_ray.cli.resolve import exactly
+from d3hr_ray.cli.resolve import require_float32
 from d3hr_ray.config import RunConfig, flag_of, from_dict
 from d3hr_ray.runs import stored_config
 from d3hr_ray.store import Store
@@ -40,7 +40,7 @@ def build_config(flags: DistillFlags) -> RunConfig:
         base = as_cao2(base, preset, bool(preset)) if flags.method == "cao2" else base
     config = overlay(base, flags)
     if flags.from_gaussians and flags.dtype in (None, "auto"):
-        config = exactly(config)
+        config = require_float32(config)
     refuse_idle(config, flags)
     for name in ("tflops", "task_timeout"):
         if getattr(flags, name) is not None and not getattr(flags, name) > 0:

@@ -22,12 +22,12 @@ def needs_float32(config: RunConfig) -> bool:
     return config.has_pool and (config.fidelity == "official" or config.cao2.iterations > 0)
 
 
-def exactly(config: RunConfig) -> RunConfig:
+def require_float32(config: RunConfig) -> RunConfig:
     """A config made of one that was settled for another method, in float32 if it must be."""
     return replace(config, model=replace(config.model, dtype="float32")) if needs_float32(config) else config
 
 
-def settle(config: RunConfig, stored: dict[str, Any] | None, actors: "Actors | None") -> RunConfig:
+def resolve_auto(config: RunConfig, stored: dict[str, Any] | None, actors: "Actors | None") -> RunConfig:
     """Replace every `auto` by the choice that the run folder already made, else by what the device suits: a CPU, if no
     actors are known yet.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from d3hr_ray.cli.resolve import exactly
+from d3hr_ray.cli.resolve import require_float32
 from d3hr_ray.cli.sweep_flags import SweepFlags
 from d3hr_ray.cli.variants import PLAIN, vary
 from d3hr_ray.config import SEARCHING, RunConfig, SearchConfig
@@ -30,7 +30,7 @@ def _configs(flags: SweepFlags, base: RunConfig, inversion_guidance: float) -> I
     base = replace(base, inversion=inversion, search=replace(base.search, ipc=flags.ipc))
     texts = flags.variants or (PLAIN,)
     for text in [f"{text} method={method}" for text, method in product(texts, flags.method)] or texts:
-        varied = exactly(vary(base, text))
+        varied = require_float32(vary(base, text))
         guidances = (inversion_guidance,) if flags.matched else flags.guidance or (varied.synthesis.guidance,)
         searches = _searches(flags, varied.search) if varied.method in SEARCHING else [varied.search]
         for guidance, seed, search in product(guidances, flags.seeds, searches):

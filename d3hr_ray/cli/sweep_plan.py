@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import product
 
 from d3hr_ray.cli.evaluate_inputs import judge_teachers
-from d3hr_ray.cli.resolve import settle
+from d3hr_ray.cli.resolve import resolve_auto
 from d3hr_ray.cli.sweep_axes import expand, timesteps
 from d3hr_ray.cli.sweep_checks import base_of, test_data
 from d3hr_ray.cli.sweep_flags import SweepFlags, kept
@@ -29,7 +29,7 @@ from d3hr_ray.store import Store
 def plan_sweep(flags: SweepFlags, store: Store, patience: float = 0.0) -> Sweep:
     """Settle what the axes vary, the stored run's config or the preset's, and on which actors. Raises ValueError."""
     actors = find_actors(flags.actors, flags.gpus_per_actor, patience)
-    base = settle(base_of(flags, store), stored_config(store), actors)
+    base = resolve_auto(base_of(flags, store), stored_config(store), actors)
     sweep = Sweep(flags.name, store, base, timesteps(flags, base), expand(flags, base), actors, kept(flags))
     check_settings(flags, sweep)
     return sweep
