@@ -25,8 +25,9 @@ def main() -> None:
 
     # Imported late: torch and timm take seconds, and --help or a wrong flag or path should not wait for them.
     from d3hr_ray.cli.evaluate_inputs import add_baselines, make_teachers, open_all, protocols
-    from d3hr_ray.evaluation.launch import find_workers, launch
-    from d3hr_ray.evaluation.results import format_summary, rows_of
+    from d3hr_ray.evaluation.results import format_summary
+    from d3hr_ray.evaluation.schedule import find_workers, launch
+    from d3hr_ray.evaluation.trials import rows_of
     from d3hr_ray.models.teachers import teacher_id
     from d3hr_ray.report.evaluated import report, write_summary
     from d3hr_ray.runtime.capacity import PATIENCE

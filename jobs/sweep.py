@@ -27,8 +27,9 @@ def main() -> None:
 
     # Imported late: torch and Ray take seconds, and --help or a wrong flag or path should not wait for them.
     from d3hr_ray.cli.sweep_plan import compare, plan_sweep, trial_gpus, write_pools
-    from d3hr_ray.evaluation.results import format_summary, rows_of
-    from d3hr_ray.evaluation.tuning import tune_trials
+    from d3hr_ray.evaluation.results import format_summary
+    from d3hr_ray.evaluation.schedule import tune_trials
+    from d3hr_ray.evaluation.trials import rows_of
     from d3hr_ray.methods.sweep import invert_all, synthesise_all
     from d3hr_ray.report.evaluated import report
     from d3hr_ray.report.swept import write_sweep

@@ -10,9 +10,8 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from stripes import hard, stripes
 
-from d3hr_ray.evaluation.results import records
 from d3hr_ray.evaluation.sets import DistilledSet
-from d3hr_ray.evaluation.trials import make_trial, run_trial
+from d3hr_ray.evaluation.trials import make_trial, records, run_trial
 from d3hr_ray.report import accuracy
 from d3hr_ray.report.contact import save_figure
 from d3hr_ray.report.page import apart

@@ -3,7 +3,7 @@
 import pytest
 import ray
 
-from d3hr_ray.evaluation.launch import find_workers
+from d3hr_ray.evaluation.schedule import find_workers
 from d3hr_ray.pretraining.launch import find_gpus
 from d3hr_ray.runtime import capacity
 from d3hr_ray.runtime.actors import GROWING, find_actors

@@ -17,7 +17,7 @@ from d3hr_ray.datasets.classes import build_class_map, folder_names, read_classe
 from d3hr_ray.datasets.imagenet import distinct, imagenet, wordnet
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.datasets.subsets import SUBSETS
-from d3hr_ray.evaluation.sets import list_real
+from d3hr_ray.evaluation.comparison import list_real
 
 IMAGE = encode(np.zeros((8, 8, 3), np.uint8))
 INFO = ImageNetInfo("imagenet-1k")

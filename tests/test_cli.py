@@ -102,7 +102,7 @@ print(sorted({"torch", "ray", "diffusers", "timm", "sklearn"} & sys.modules.keys
 
 def test_a_driver_imports_no_network():
     """diffusers, timm and torchvision take 10 s each; those who hold networks import them: actors and students."""
-    script = "import sys, d3hr_ray.methods.d3hr, d3hr_ray.evaluation.tuning, d3hr_ray.evaluation.launch\n"
+    script = "import sys, d3hr_ray.methods.d3hr, d3hr_ray.evaluation.schedule\n"
     script += "print(sorted({'diffusers', 'timm', 'torchvision', 'sklearn', 'torch._dynamo'} & sys.modules.keys()))"
     asked = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert asked.stdout == "[]\n"

@@ -17,27 +17,18 @@ from d3hr_ray.config import DataConfig, RunError, as_dict
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.baselines import centres, herd, make_baseline, nearest_to_centres, random_set
-from d3hr_ray.evaluation.comparison import open_comparison
-from d3hr_ray.evaluation.folders import find_sets
-from d3hr_ray.evaluation.launch import preflight
+from d3hr_ray.evaluation.comparison import list_real, open_comparison
 from d3hr_ray.evaluation.naming import sets_apart
 from d3hr_ray.evaluation.protocols import Recipe
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score, robust
-from d3hr_ray.evaluation.results import (
-    SCHEMA,
-    accuracy_of,
-    format_summary,
-    records,
-    rows_of,
-    spread,
-    summarise,
-)
-from d3hr_ray.evaluation.sets import DistilledSet, _names, image_side, list_real, load_set
+from d3hr_ray.evaluation.results import accuracy_of, format_summary, spread, summarise
+from d3hr_ray.evaluation.schedule import preflight
+from d3hr_ray.evaluation.sets import DistilledSet, _names, find_sets, image_side, load_set
 from d3hr_ray.evaluation.training import (
     evaluate,
     train_student,
 )
-from d3hr_ray.evaluation.trials import make_trial, run_trial
+from d3hr_ray.evaluation.trials import SCHEMA, make_trial, records, rows_of, run_trial
 from d3hr_ray.models.teachers import (
     Ensemble,
     Target,
@@ -211,7 +202,7 @@ def test_classes_that_differ_are_shown_side_by_side(tmp_path):
         list_real(DataConfig(f"{tmp_path}/none"), digits, None, "--train-data")
     paths = (shapes, write_set(tmp_path / "set", stripes(2)))
     with pytest.raises(
-        ValueError, match=r"differ in classes: a, b, c and circle, square, triangle; evaluate them apart"
+        ValueError, match=r"differ in classes: a, b, c and circle, square, triangle; evaluate them separately"
     ):
         open_comparison(paths, None, None, ["convnet-d3"], None, Recipe())
 

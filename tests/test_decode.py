@@ -18,7 +18,8 @@ from d3hr_ray.datasets.decode import RejectedImage, decode, decode_seen
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.datasets.look import SHOWN, STORED, Seen, look_of
 from d3hr_ray.datasets.reading import Reading
-from d3hr_ray.evaluation.sets import DistilledSet, list_real, look_beside
+from d3hr_ray.evaluation.comparison import list_real, look_beside
+from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.stages.invert import _check_looks
 from d3hr_ray.stages.read import read_shard
 

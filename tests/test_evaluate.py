@@ -28,13 +28,12 @@ from d3hr_ray.cli.evaluate_flags import EvaluateFlags
 from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import DataConfig, as_dict
 from d3hr_ray.datasets.images import Images, nbytes
-from d3hr_ray.evaluation.comparison import baseline_sets, full_set, open_comparison, read_full, with_sets
-from d3hr_ray.evaluation.launch import Workers, launch
+from d3hr_ray.evaluation.baselines import baseline_sets, full_set, read_full
+from d3hr_ray.evaluation.comparison import list_real, open_comparison, with_sets
 from d3hr_ray.evaluation.protocols import Recipe
-from d3hr_ray.evaluation.results import rows_of
-from d3hr_ray.evaluation.sets import DistilledSet, list_real
-from d3hr_ray.evaluation.trials import make_trial
-from d3hr_ray.evaluation.tuning import tune_trials
+from d3hr_ray.evaluation.schedule import Workers, launch, tune_trials
+from d3hr_ray.evaluation.sets import DistilledSet
+from d3hr_ray.evaluation.trials import make_trial, rows_of
 from d3hr_ray.models.teachers import Target
 from d3hr_ray.report.swept import write_sweep
 from d3hr_ray.runtime.objects import Shelf
@@ -228,7 +227,9 @@ def test_a_comparison_holds_no_image_and_names_its_sets_as_ever(ray_session, tmp
     assert comparison.sets[0].set_hash == theirs.digest
     listing = list_real(DataConfig("digits/train"), digits, None)
     full = read_full(listing, 16, digits, "--full")
-    comparison = with_sets(comparison, [*baseline_sets(comparison, names, listing, full, 2), full_set(full)])
+    comparison = with_sets(
+        comparison, [*baseline_sets(comparison.sets, comparison.test, names, listing, full, 2), full_set(full)]
+    )
     found = {each.name: each.set_hash for each in comparison.sets[1:] if each.set_seed == 1 or each.name == "real-full"}
     assert found | {"test": comparison.test.digest} == HASHES
     for each in comparison.sets:

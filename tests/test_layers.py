@@ -13,7 +13,7 @@ LAYERS = (
     "runtime", "stages", "methods", "evaluation", "library", "pretraining", "report", "benchmarks", "cli", "jobs",
 )  # fmt: skip
 RAY = (
-    "d3hr_ray/runtime/", "d3hr_ray/pretraining/", "d3hr_ray/evaluation/launch.py", "d3hr_ray/evaluation/tuning.py",
+    "d3hr_ray/runtime/", "d3hr_ray/pretraining/", "d3hr_ray/evaluation/schedule.py",
     "d3hr_ray/benchmarks/evaluate.py", "d3hr_ray/benchmarks/pipeline.py",
 )  # fmt: skip
 PIXELS = ("d3hr_ray/datasets/", "d3hr_ray/stages/", "d3hr_ray/evaluation/", "d3hr_ray/report/", "d3hr_ray/benchmarks/")

@@ -13,7 +13,7 @@ from d3hr_ray.datasets import parquetread, reading
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.baselines import random_set
-from d3hr_ray.evaluation.sets import list_real
+from d3hr_ray.evaluation.comparison import list_real
 
 IMAGES = make_images(9)
 WRITERS = {"imagefolder": write_imagefolder, "webdataset": write_webdataset, "parquet": write_parquet}

@@ -13,8 +13,7 @@ from conftest import encode
 from pyarrow import csv as pacsv
 
 from d3hr_ray.config import CaO2Config, DataConfig, ModelConfig, RunConfig, SearchConfig, SynthesisConfig
-from d3hr_ray.evaluation.folders import find_sets
-from d3hr_ray.evaluation.sets import image_side, load_set
+from d3hr_ray.evaluation.sets import find_sets, image_side, load_set
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.card import read_card
 from d3hr_ray.numerics.distances import coverage, diversity, frechet, kernel_distance

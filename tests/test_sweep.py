@@ -28,9 +28,8 @@ from d3hr_ray.cli.sweep_plan import check_settings, plan_sweep, trial_gpus, writ
 from d3hr_ray.cli.variants import vary
 from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.datasets.listing import Listing
-from d3hr_ray.evaluation.results import rows_of
 from d3hr_ray.evaluation.sets import DistilledSet
-from d3hr_ray.evaluation.trials import make_trial, run_trial
+from d3hr_ray.evaluation.trials import make_trial, rows_of, run_trial
 from d3hr_ray.methods import d3hr, many
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.inputs import list_data, read_model

@@ -9,8 +9,9 @@ from stripes import stripes
 from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import as_dict
 from d3hr_ray.evaluation.naming import apart, label_of, sets_apart
-from d3hr_ray.evaluation.results import SCHEMA, format_summary, summarise
+from d3hr_ray.evaluation.results import format_summary, summarise
 from d3hr_ray.evaluation.sets import DistilledSet
+from d3hr_ray.evaluation.trials import SCHEMA
 from d3hr_ray.report.evaluated import format_ranking, ranking, report, write_summary
 from d3hr_ray.report.page import _table
 from d3hr_ray.report.swept import all_trials

@@ -6,18 +6,10 @@ from d3hr_ray.cli.evaluate_checks import test_data, train_data, wants_training
 from d3hr_ray.cli.evaluate_flags import DEFAULT_BASELINES, EvaluateFlags
 from d3hr_ray.config import fingerprint
 from d3hr_ray.datasets.listing import Listing, open_source
-from d3hr_ray.evaluation.comparison import (
-    Comparison,
-    baseline_sets,
-    full_set,
-    list_train,
-    open_comparison,
-    read_full,
-    source_of,
-    with_sets,
-)
-from d3hr_ray.evaluation.launch import Workers, check_teachers, launch
+from d3hr_ray.evaluation.baselines import baseline_sets, full_set, read_full
+from d3hr_ray.evaluation.comparison import Comparison, list_train, open_comparison, with_sets
 from d3hr_ray.evaluation.protocols import Overrides, Recipe
+from d3hr_ray.evaluation.schedule import Workers, check_teachers, launch
 from d3hr_ray.evaluation.trials import make_trial
 from d3hr_ray.models.teachers import CARD, resolve, teacher_id
 from d3hr_ray.runtime.console import announce, tell
@@ -47,7 +39,7 @@ def open_all(
 
 def _lacks_training(flags: EvaluateFlags, comparison: Comparison) -> bool:
     """Whether the default baseline is left out, which is said: there are no training images to draw it from."""
-    source = train_data(flags) or source_of(comparison.sets[0])
+    source = train_data(flags) or comparison.sets[0].source
     try:
         if source and open_source(source):
             return False
@@ -105,7 +97,11 @@ def add_baselines(
 ) -> Comparison:
     """The comparison with real images beside it."""
     names = [name for name in flags.baselines or DEFAULT_BASELINES if name != "none"]
-    more = baseline_sets(comparison, names, listing, full, flags.repeats) if listing is not None else []
+    more = (
+        baseline_sets(comparison.sets, comparison.test, names, listing, full, flags.repeats)
+        if listing is not None
+        else []
+    )
     if flags.full or flags.ranking:
         assert full is not None
         more.append(full_set(full))

@@ -10,8 +10,8 @@ from d3hr_ray.cli.sweep_axes import expand, timesteps
 from d3hr_ray.cli.sweep_checks import base_of, test_data
 from d3hr_ray.cli.sweep_flags import SweepFlags, kept
 from d3hr_ray.evaluation.comparison import Comparison, open_comparison
-from d3hr_ray.evaluation.launch import Workers
 from d3hr_ray.evaluation.protocols import Overrides, Recipe, Setting
+from d3hr_ray.evaluation.schedule import Workers
 from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.methods.inputs import read_model
 from d3hr_ray.methods.sweep import Sweep

@@ -10,10 +10,9 @@ import pyarrow.compute as pc
 
 from d3hr_ray.datasets.decode import MAX_BYTES, NoImage
 from d3hr_ray.datasets.folders import BACK, DEAD, Entry, Walk, escaped, is_utf8, leads_back, list_folder, walk
-from d3hr_ray.datasets.source import IMAGE_SUFFIXES, Mapper, Scan, join_scans, scan_table, suffix_of, summary
+from d3hr_ray.datasets.source import IMAGE_SUFFIXES, READERS, Mapper, Scan, join_scans, scan_table, suffix_of, summary
 from d3hr_ray.filesystems import patient, resolve, split_query
 
-READERS = 16
 NO_FILE = -1  # the length of a pipe or socket with an image's name: reading it could wait for ever
 BAD_NAME = -2  # the length of an image whose name is not UTF-8
 UNREADABLE = {NO_FILE: NoImage("not a regular file"), BAD_NAME: NoImage("its name is not UTF-8; rename it")}

@@ -31,7 +31,7 @@ class Loadable(Protocol):
 class Images:
     """`pixels` (N, S, S, 3) uint8; `labels` (N,) int64 into `classes`, the names in label order.
 
-    `notes` tell people what was met when they were read.
+    `notes` are what people should hear of how they were read.
     """
 
     pixels: np.ndarray

@@ -30,6 +30,7 @@ SCAN_SCHEMA = pa.schema(
     ]
 )
 
+READERS = 16  # threads, where storage is remote and each file waits for an answer
 Passed = Mapping[str, tuple[int, str]]  # what was not taken (".gif", "dead links") => how many, and the first's name
 
 

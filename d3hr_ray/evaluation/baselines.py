@@ -3,14 +3,19 @@
 Each maps a class's real images to n of them (or to n centres); seeds are recorded with every result.
 """
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
-from d3hr_ray.datasets.images import Images
+from d3hr_ray.datasets.images import Images, nbytes
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.reading import Reading
+from d3hr_ray.datasets.source import thread_map
+from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.numerics.seeds import generator
+from d3hr_ray.runtime.objects import Held, hold, warn_if_tight
 
 
 def random_rows(features: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
@@ -53,6 +58,7 @@ def nearest_to_centres(features: np.ndarray, n: int, seed: int, label: int) -> n
     return np.array(chosen)
 
 
+FULL_BYTES = 64 << 30
 DRAWN = ("real-random", "herding", "kmeans-real", "pixel-kmeans")  # drawn anew for every repeat
 CHOOSERS: dict[str, Callable[[np.ndarray, int, int, int], np.ndarray]] = {
     "herding": herd,
@@ -86,6 +92,56 @@ def random_set(listing: Listing, classes: tuple[str, ...], side: int, ipc: int, 
     of_label = [np.flatnonzero(labels == label) for label in range(len(classes))]
     rows = np.concatenate([found[random_rows(found, ipc, seed, label)] for label, found in enumerate(of_label)])
     return Reading.of(listing, classes, side, rows)
+
+
+def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) -> Held:
+    """All training images in memory, of a task and then of Ray's store. Raises ValueError if they are too many."""
+    full = Reading.of(listing, classes, side)
+    if nbytes(full) > FULL_BYTES:
+        raise ValueError(
+            f"{flag} would hold {len(full):,} images ({nbytes(full) >> 30} GiB) in memory; use a smaller --image-size, "
+            "a --train-data subset, or a teacher of timm's"
+        )
+    warn_if_tight(f"{flag}: all training images", nbytes(full))
+    return hold(full.load)
+
+
+def full_set(full: Held) -> DistilledSet:
+    """All training images as a set; its `ipc` is the mean number of images per class."""
+    about = {"method": "real-full", "ipc": len(full) // len(full.classes)}
+    return DistilledSet("real-full", full, full.digest, 0, about)
+
+
+def baseline_sets(
+    sets: Sequence[DistilledSet],
+    test: Held,
+    names: Sequence[str],
+    listing: Listing,
+    full: Held | None,
+    repeats: int,
+) -> list[DistilledSet]:
+    """Baselines at every IPC of the sets, drawn as often as the sets are: by seed and by repeat."""
+    draws: dict[int, set[int]] = defaultdict(set)
+    for found in sets:
+        draws[found.about["ipc"]].add(found.set_seed)
+    drawn = [
+        (name, ipc, seed)
+        for ipc, seeds in sorted(draws.items())
+        for seed in range(max(repeats, len(seeds)))
+        for name in names
+    ]
+
+    def draw(which: tuple[str, int, int]) -> DistilledSet:
+        name, ipc, seed = which
+        about = {"method": name, "ipc": ipc}
+        if name == "real-random":
+            images = random_set(listing, test.classes, test.side, ipc, seed)
+            return DistilledSet(name, images, "", seed, about)
+        assert full is not None
+        made = hold(partial(make_baseline, name, ipc=ipc, seed=seed), full.ref)
+        return DistilledSet(name, made, made.digest, seed, about)
+
+    return list(thread_map(draw, drawn))
 
 
 def _require(name: str, there: int, ipc: int) -> None:

@@ -1,38 +1,35 @@
 """A comparison: distilled sets, the baselines they must beat, and the trials that tell which is worth more."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
-from d3hr_ray.config import DataConfig, data_config
+from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.digits import Digits
-from d3hr_ray.datasets.images import Loadable, nbytes
-from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.datasets.images import Loadable
+from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images
+from d3hr_ray.datasets.look import SHOWN, STORED, Look
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
-from d3hr_ray.evaluation.baselines import DRAWN, make_baseline, random_set
-from d3hr_ray.evaluation.folders import find_sets
+from d3hr_ray.evaluation.baselines import DRAWN
 from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
-from d3hr_ray.evaluation.sets import DistilledSet, few, image_side, list_real, load_set, look_beside
+from d3hr_ray.evaluation.sets import DistilledSet, find_sets, image_side, load_set
 from d3hr_ray.evaluation.training import check_batches
 from d3hr_ray.evaluation.trials import Trial, make_trial
 from d3hr_ray.models.students import build_on_meta
 from d3hr_ray.models.teachers import Target
-from d3hr_ray.runtime.objects import Held, hold, warn_if_tight
+from d3hr_ray.runtime.objects import Held, hold
 from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.store import Store
 
 FULL_EPOCHS = 90  # a protocol made for 10,000 images need not see 1.28 M as often
-FULL_BYTES = 64 << 30
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared on which test images, whose digest names them in every result; `notes` tell of their source.
+    """What is compared on which test images, whose digest names them in every result; it holds no image.
 
-    It holds no image.
+    `notes` are what people should hear of the test images' source.
     """
 
     sets: tuple[DistilledSet, ...]
@@ -72,7 +69,7 @@ class Comparison:
     ) -> list[Trial]:
         """Every set x student x protocol x repeat. Baselines that were drawn anew for each repeat are trained once.
 
-        Equal sets of different settings give trials with one key, and one record, that tell of different settings.
+        Equal sets of different settings give trials with one key, and one record, that name different settings.
 
         Raises ValueError for a student that cannot train on a set.
         """
@@ -112,9 +109,9 @@ def open_comparison(
         if other.images.classes != first.images.classes:
             both = f"{few(other.images.classes)} and {few(first.images.classes)}"
             raise ValueError(
-                f"--distilled {store.uri} and {stores[0].uri} differ in classes: {both}; evaluate them apart"
+                f"--distilled {store.uri} and {stores[0].uri} differ in classes: {both}; evaluate them separately"
             )
-    source = source_of(first)
+    source = first.source
     if data is None:
         if source is None or source.format != "digits":
             raise ValueError("--data is needed: the real test images of these classes (only the digits' are embedded)")
@@ -144,66 +141,53 @@ def _own_side(store: Store) -> int:
     return min(image_side(store), 224)
 
 
-def source_of(found: DistilledSet) -> DataConfig | None:
-    """The real images that a set of ours was distilled from."""
-    plain = found.about.get("data")
-    return None if plain is None else data_config(plain)
+def with_sets(comparison: Comparison, more: Sequence[DistilledSet]) -> Comparison:
+    """The same comparison with more sets in it."""
+    return replace(comparison, sets=(*comparison.sets, *hashed(more)))
 
 
 def list_train(comparison: Comparison, data: DataConfig | None) -> Listing:
     """The real training images: those named, else those that the first set was distilled from. Raises ValueError."""
     first = comparison.sets[0]
-    source, flag = data or source_of(first), "--train-data" if data else "--data"
+    source, flag = data or first.source, "--train-data" if data else "--data"
     if source is None:
         raise ValueError("--train-data is needed: baselines and `--teacher train` want the real training images")
     return replace(list_real(source, first.images.classes, first.wnids, flag), look=look_beside(comparison.sets))
 
 
-def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) -> Held:
-    """All training images in memory, of a task and then of Ray's store. Raises ValueError if they are too many."""
-    full = Reading.of(listing, classes, side)
-    if nbytes(full) > FULL_BYTES:
-        raise ValueError(
-            f"{flag} would hold {len(full):,} images ({nbytes(full) >> 30} GiB) in memory; use a smaller --image-size, "
-            "a --train-data subset, or a teacher of timm's"
-        )
-    warn_if_tight(f"{flag}: all training images", nbytes(full))
-    return hold(full.load)
+def list_real(
+    data: DataConfig, classes: tuple[str, ...], wnids: tuple[str, ...] | None, flag: str = "--data"
+) -> Listing:
+    """Real images of a set's classes, labelled in the set's order; `flag` named their source.
+
+    Raises ValueError for classes that differ, with both lists, or for one without images.
+    """
+    wanted = wnids or classes
+    asked = replace(data, classes=tuple(wanted))
+    each = ray_map if "://" in data.uri else thread_map
+    count, names = (1000, None) if wnids else (len(classes), list(classes))
+    try:
+        listing = list_images(asked, count, names, each)
+    except ClassMismatch as error:
+        why = str(error).replace("--classes ", "class ")
+        both = f"the set has {few(classes)}, the data {few(error.found)}"
+        raise ValueError(f"{flag} {data.uri}: {both} ({why})") from error
+    except ValueError as error:
+        raise ValueError(str(error).replace("--data ", f"{flag} ", 1)) from error
+    empty = [name for name, count in zip(wanted, listing.counts(), strict=True) if count == 0]
+    if empty:
+        raise ValueError(f"{flag} {data.uri}: no image of class {empty[0]!r}, which the set has")
+    return listing
 
 
-def full_set(full: Held) -> DistilledSet:
-    """All training images as a set; its `ipc` is the mean number of images per class."""
-    about = {"method": "real-full", "ipc": len(full) // len(full.classes)}
-    return DistilledSet("real-full", full, full.digest, 0, about)
+def look_beside(sets: Sequence[DistilledSet]) -> Look:
+    """How the real images beside these sets are read: as the authors' code does where all of them are its."""
+    fidelities = [str(found.about.get("fidelity", "")) for found in sets]
+    return STORED if fidelities and all(name.startswith("official") for name in fidelities) else SHOWN
 
 
-def baseline_sets(
-    comparison: Comparison, names: Sequence[str], listing: Listing, full: Held | None, repeats: int
-) -> list[DistilledSet]:
-    """Baselines at every IPC of the sets, drawn as often as the sets are: by seed and by repeat."""
-    draws: dict[int, set[int]] = defaultdict(set)
-    for found in comparison.sets:
-        draws[found.about["ipc"]].add(found.set_seed)
-    drawn = [
-        (name, ipc, seed)
-        for ipc, seeds in sorted(draws.items())
-        for seed in range(max(repeats, len(seeds)))
-        for name in names
-    ]
-
-    def draw(which: tuple[str, int, int]) -> DistilledSet:
-        name, ipc, seed = which
-        about = {"method": name, "ipc": ipc}
-        if name == "real-random":
-            images = random_set(listing, comparison.test.classes, comparison.test.side, ipc, seed)
-            return DistilledSet(name, images, "", seed, about)
-        assert full is not None
-        made = hold(partial(make_baseline, name, ipc=ipc, seed=seed), full.ref)
-        return DistilledSet(name, made, made.digest, seed, about)
-
-    return hashed(list(thread_map(draw, drawn)))
-
-
-def with_sets(comparison: Comparison, more: Sequence[DistilledSet]) -> Comparison:
-    """The same comparison with more sets in it."""
-    return replace(comparison, sets=(*comparison.sets, *more))
+def few(names: Sequence[str]) -> str:
+    """Names of classes in a line: all, or of many the first three and the last."""
+    if len(names) <= 6:
+        return ", ".join(names)
+    return f"{', '.join(names[:3])}, ..., {names[-1]} ({len(names)} classes)"

@@ -1,9 +1,7 @@
 """evaluations/results.parquet: a row per training run, and its means with intervals."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -13,88 +11,11 @@ import pyarrow as pa
 from scipy.special import stdtrit
 
 from d3hr_ray.evaluation.naming import apart, name_of
-from d3hr_ray.evaluation.trials import Trial
-from d3hr_ray.sets import about_of, with_axes
-from d3hr_ray.store import Store
 
-SCHEMA = pa.schema(
-    [
-        ("set", pa.string()),
-        ("method", pa.string()),
-        ("search", pa.string()),
-        ("timestep", pa.int32()),
-        ("ipc", pa.int32()),
-        ("arch", pa.string()),
-        ("protocol", pa.string()),
-        ("protocol_version", pa.string()),
-        ("seed", pa.int64()),
-        ("set_seed", pa.int64()),
-        ("top1_last", pa.float64()),
-        ("top1_best", pa.float64()),
-        ("best_epoch", pa.int32()),
-        ("top5_last", pa.float64()),
-        ("top5_best", pa.float64()),  # of the epoch of top1_best; null in records of before
-        ("teacher", pa.string()),
-        ("teacher_top1", pa.float64()),
-        ("set_hash", pa.string()),
-        ("seconds", pa.float64()),
-        ("images", pa.int64()),
-        ("images_per_second", pa.float64()),
-        ("candidates", pa.int64()),
-        ("components", pa.string()),
-        ("rank", pa.int32()),
-        ("guidance", pa.float64()),
-        ("inversion_guidance", pa.float64()),
-        ("lr", pa.float64()),
-        ("score", pa.float64()),
-        ("fidelity", pa.string()),
-        ("kind", pa.string()),  # what made the set, the same at every timestep and IPC
-        ("settings", pa.string()),  # fingerprint of `config`; of the images, for sets that others made
-        ("config", pa.string()),  # JSON: all that made the set but its seed, timestep and IPC
-        ("data", pa.string()),
-        ("test", pa.string()),
-        ("per_class", pa.list_(pa.float64())),
-        ("key", pa.string()),
-    ]
-)
 CELL = (
     "set", "method", "search", "candidates", "timestep", "inversion_guidance", "guidance", "ipc", "arch", "protocol",
     "protocol_version", "lr", "teacher", "test", "fidelity", "settings",
 )  # fmt: skip
-
-
-def records(store: Store) -> list[dict[str, Any]]:
-    """Every trial's record of a folder, in the order of their names; what older ones lack is None."""
-    names = [n for n in store.list("evaluations/runs") if n.endswith(".json")]
-    with ThreadPoolExecutor(16) as pool:
-        found = pool.map(lambda n: store.read_json(f"evaluations/runs/{n}"), names)
-        rows = [dict.fromkeys(SCHEMA.names) | record for record in found]
-    return [row | {"kind": row["kind"] or _kind(row)} for row in rows]
-
-
-def _kind(row: dict[str, Any]) -> str:
-    """The kind of a set whose record is of before: by its config, or its whole name if it has none."""
-    if not row["config"]:
-        return str(row["set"])
-    plain = with_axes(json.loads(row["config"]), row["timestep"], row["ipc"], row["set_seed"])
-    return str(about_of({"config": plain})["kind"])
-
-
-def collect(store: Store) -> list[dict[str, Any]]:
-    """Write evaluations/results.parquet from all records and return them, sorted by set, arch, protocol and seeds."""
-    rows = records(store)
-    rows.sort(
-        key=lambda r: (str(r["set"]), r["ipc"] or 0, r["arch"], r["protocol"], r["set_seed"], r["seed"], r["key"])
-    )
-    if rows:
-        store.write_table("evaluations/results.parquet", pa.Table.from_pylist(rows, SCHEMA))
-    return rows
-
-
-def rows_of(store: Store, trials: Iterable[Trial]) -> list[dict[str, Any]]:
-    """The rows of some trials, after collecting them all. Where settings made equal sets, each has its row."""
-    made = {row["key"]: row for row in collect(store)}
-    return [made[t.key] | dict(t.about) for t in trials if t.key in made]
 
 
 LEAST_SETS = 3  # for an interval: Student's t makes 12.7 times the standard error of two values

@@ -1,32 +1,27 @@
-"""Read what is evaluated: distilled sets, ours or anyone's image folder, and real test images in the same class order.
+"""Distilled sets, ours and anyone's: found by their folders, known by what stands beside their images, read when asked.
 
-Classes are matched by name, never by position: most reports of chance accuracy are a wrong class order, as in
-LINs-lab/RDED's issues 3, 4 and 6.
+Nothing here needs torch or Ray: a wrong path is refused before they are imported.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from d3hr_ray.config import DataConfig, RunError, fingerprint
+from d3hr_ray.config import DataConfig, RunError, data_config, fingerprint
 from d3hr_ray.datasets.decode import decode
 from d3hr_ray.datasets.images import Images, Loadable, assemble, glance_rows
-from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images
-from d3hr_ray.datasets.look import SHOWN, STORED, Look
+from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.reading import Reading
-from d3hr_ray.datasets.source import thread_map
-from d3hr_ray.evaluation.folders import class_folders, first_image, images_of
+from d3hr_ray.datasets.source import IMAGE_SUFFIXES, READERS
+from d3hr_ray.runs import base_of
 from d3hr_ray.sets import about_of, without_axes
-from d3hr_ray.store import Store
-
-READERS = 16  # threads, where storage is remote and each file waits for an answer
+from d3hr_ray.store import Store, absolute
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,76 @@ class DistilledSet:
     about: dict[str, Any] = field(default_factory=dict)
     wnids: tuple[str, ...] | None = None
 
+    @property
+    def source(self) -> DataConfig | None:
+        """The real images that a set of ours was distilled from; None for a set that others made."""
+        plain = self.about.get("data")
+        return None if plain is None else data_config(plain)
+
+
+def find_sets(paths: tuple[str, ...]) -> list[Store]:
+    """Paths of sets, of run folders or of their distilled/ => a store per set. Raises ValueError if none."""
+    return [store for path in paths for store in _sets_at(path)]
+
+
+def _sets_at(path: str) -> list[Store]:
+    store = Store(absolute(path))
+    if store.name == "train" and _has_train(store.at("..")):
+        return [store.at("..")]  # named by the folder that a set's train/ lies in
+    if _has_train(store):
+        return [store]
+    is_run = store.exists("run.json")
+    inner = store.at("distilled") if is_run else store
+    if names := [n for n in inner.folders() if _has_train(inner.at(n))]:
+        return [inner.at(n) for n in names]
+    if not is_run and class_folders(store):
+        return [store]
+    raise ValueError(f"--distilled {path}: no set in it (a folder with train/<class>/<image> or <class>/<image>)")
+
+
+def images_of(store: Store) -> Store:
+    """The folder that holds a set's class folders: its train/, or, where it has none, itself."""
+    return store.at("train") if _has_train(store) else store
+
+
+def _has_train(store: Store) -> bool:
+    """Whether train/ holds folders: one that holds images is a class of that name."""
+    return "train" in store.folders() and bool(store.at("train").folders())
+
+
+def class_folders(store: Store) -> list[str]:
+    """Folders with an image, at any depth, in sorted order."""
+    return [name for name in store.folders() if not name.startswith(".") and _image_in(store.list(name, True))]
+
+
+def image_side(store: Store) -> int:
+    """The shorter side in pixels of a set's first image."""
+    images = images_of(store)
+    with Image.open(io.BytesIO(images.read_bytes(_first_image(images)))) as image:
+        return int(min(image.size))
+
+
+def _first_image(store: Store) -> str:
+    """The first image's name within a set's class folders. Raises ValueError if there is none."""
+    if name := next((f"{n}/{found}" for n in store.folders() if (found := _image_in(store.list(n, True)))), None):
+        return name
+    raise ValueError(f"--distilled {store.uri}: no image in its class folders")
+
+
+def _image_in(names: list[str]) -> str | None:
+    return next((name for name in names if name.lower().endswith(IMAGE_SUFFIXES)), None)
+
+
+def run_of(store: Store) -> Store | None:
+    """The run folder that a set lies in."""
+    run = base_of(store.at("../.."))
+    return run if run.exists("run.json") else None
+
+
+def source_of(store: Store) -> DataConfig | None:
+    """`DistilledSet.source` of a set that is not loaded."""
+    return data_config(store.read_json("manifest.json")["config"]["data"]) if store.exists("manifest.json") else None
+
 
 def load_set(store: Store, side: int) -> DistilledSet:
     """A set whose images are to be seen at `side` pixels; none is read yet.
@@ -58,13 +123,6 @@ def load_set(store: Store, side: int) -> DistilledSet:
     wnids = listing.classes.wnids if all(listing.classes.wnids) else None
     images = Reading.of(listing, listing.classes.sources, side)
     return DistilledSet(store.name, images, "", about={"ipc": min(listing.counts())}, wnids=wnids)  # type: ignore[arg-type]
-
-
-def image_side(store: Store) -> int:
-    """The shorter side in pixels of a set's first image."""
-    images = images_of(store)
-    with Image.open(io.BytesIO(images.read_bytes(first_image(images)))) as image:
-        return int(min(image.size))
 
 
 def list_foreign(store: Store) -> Listing:
@@ -140,52 +198,7 @@ def _names(rows: list[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(f"{name} ({folder})" if name in twice else name for name, folder in names)
 
 
-def few(names: Sequence[str]) -> str:
-    """Names of classes in a line: all, or of many the first three and the last."""
-    if len(names) <= 6:
-        return ", ".join(names)
-    return f"{', '.join(names[:3])}, ..., {names[-1]} ({len(names)} classes)"
-
-
 def _wnids(rows: list[dict[str, Any]]) -> tuple[str, ...] | None:
     named = {row["label"]: row["file_name"].split("/")[1] for row in rows}
     folders = tuple(named[label] for label in sorted(named))
     return folders if all(f[0] == "n" and f[1:].isdecimal() and len(f) == 9 for f in folders) else None
-
-
-def list_real(
-    data: DataConfig, classes: tuple[str, ...], wnids: tuple[str, ...] | None, flag: str = "--data"
-) -> Listing:
-    """Real images of a set's classes, labelled in the set's order; `flag` named their source.
-
-    Raises ValueError for classes that differ, with both lists, or for one without images.
-    """
-    wanted = wnids or classes
-    spread = replace(data, classes=tuple(wanted))
-    each = _spread if "://" in data.uri else thread_map
-    count, names = (1000, None) if wnids else (len(classes), list(classes))
-    try:
-        listing = list_images(spread, count, names, each)
-    except ClassMismatch as error:
-        why = str(error).replace("--classes ", "class ")
-        both = f"the set has {few(classes)}, the data {few(error.found)}"
-        raise ValueError(f"{flag} {data.uri}: {both} ({why})") from error
-    except ValueError as error:
-        raise ValueError(str(error).replace("--data ", f"{flag} ", 1)) from error
-    empty = [name for name, count in zip(wanted, listing.counts(), strict=True) if count == 0]
-    if empty:
-        raise ValueError(f"{flag} {data.uri}: no image of class {empty[0]!r}, which the set has")
-    return listing
-
-
-def _spread(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
-    """Ray's mapper, which takes seconds to import: sets are read without it."""
-    from d3hr_ray.runtime.tasks import ray_map
-
-    return ray_map(function, items)
-
-
-def look_beside(sets: Sequence[DistilledSet]) -> Look:
-    """How the real images beside these sets are read: as the authors' code does where all of them are its."""
-    fidelities = [str(found.about.get("fidelity", "")) for found in sets]
-    return STORED if fidelities and all(told.startswith("official") for told in fidelities) else SHOWN

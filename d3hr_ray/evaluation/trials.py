@@ -1,11 +1,13 @@
-"""A trial: one student, from scratch, on one set, under one protocol with one seed. Its record is a file of its own.
+"""A trial: one student, from scratch, on one set, under one protocol with one seed; its record, and tables of records.
 
 Records are written once and whole, under a name made of all that decides the result: what is there is never repeated.
 """
 
 import io
+import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,18 +20,61 @@ from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation.protocols import Protocol
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.training import Hooks, Outcome, Share, State, train_student
+from d3hr_ray.layout import EVALUATIONS, RECORDS, RESULTS
 from d3hr_ray.models import students
 from d3hr_ray.models.teachers import save_teacher
 from d3hr_ray.numerics.seeds import digest
+from d3hr_ray.sets import about_of, with_axes
 from d3hr_ray.store import Store
 
 CONFUSION_CLASSES = 100  # a larger confusion is not kept: 1,000 classes would be 8 MB a trial
+SCRATCH = f"{EVALUATIONS}/.training"  # what is left of trials that are under way
 CHECKPOINT_SECONDS = 60.0
 WORDS = (
     "kind", "method", "search", "timestep", "ipc", "candidates", "components", "rank", "guidance", "inversion_guidance",
     "score", "fidelity", "settings", "config",
 )  # fmt: skip
 LOOKS = 8  # evaluations along the way, for a scheduler that stops the worst
+SCHEMA = pa.schema(
+    [
+        ("set", pa.string()),
+        ("method", pa.string()),
+        ("search", pa.string()),
+        ("timestep", pa.int32()),
+        ("ipc", pa.int32()),
+        ("arch", pa.string()),
+        ("protocol", pa.string()),
+        ("protocol_version", pa.string()),
+        ("seed", pa.int64()),
+        ("set_seed", pa.int64()),
+        ("top1_last", pa.float64()),
+        ("top1_best", pa.float64()),
+        ("best_epoch", pa.int32()),
+        ("top5_last", pa.float64()),
+        ("top5_best", pa.float64()),  # of the epoch of top1_best; null in records of older versions
+        ("teacher", pa.string()),
+        ("teacher_top1", pa.float64()),
+        ("set_hash", pa.string()),
+        ("seconds", pa.float64()),
+        ("images", pa.int64()),
+        ("images_per_second", pa.float64()),
+        ("candidates", pa.int64()),
+        ("components", pa.string()),
+        ("rank", pa.int32()),
+        ("guidance", pa.float64()),
+        ("inversion_guidance", pa.float64()),
+        ("lr", pa.float64()),
+        ("score", pa.float64()),
+        ("fidelity", pa.string()),
+        ("kind", pa.string()),  # what made the set, the same at every timestep and IPC
+        ("settings", pa.string()),  # fingerprint of `config`; of the images, for sets that others made
+        ("config", pa.string()),  # JSON: all that made the set but its seed, timestep and IPC
+        ("data", pa.string()),
+        ("test", pa.string()),
+        ("per_class", pa.list_(pa.float64())),
+        ("key", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -48,12 +93,12 @@ class Trial:
     @property
     def record(self) -> str:
         """The trial's file within the output folder."""
-        return f"evaluations/runs/{self.key}.json"
+        return f"{RECORDS}/{self.key}.json"
 
     @property
     def checkpoint(self) -> str:
         """Where a long trial is saved as it goes."""
-        return f"evaluations/.training/{self.key}.pt"
+        return f"{SCRATCH}/{self.key}.pt"
 
 
 def make_trial(
@@ -174,3 +219,53 @@ def load_state(store: Store, trial: Trial, device: str) -> State | None:
         return None
     data = io.BytesIO(store.read_bytes(trial.checkpoint))
     return State(**torch.load(data, map_location=device, weights_only=True))
+
+
+def records(store: Store) -> list[dict[str, Any]]:
+    """Every trial's record of a folder, in the order of their names; what older ones lack is None."""
+    names = [n for n in store.list(RECORDS) if n.endswith(".json")]
+    with ThreadPoolExecutor(16) as pool:
+        found = pool.map(lambda n: store.read_json(f"{RECORDS}/{n}"), names)
+        rows = [dict.fromkeys(SCHEMA.names) | record for record in found]
+    return [row | {"kind": row["kind"] or _kind(row)} for row in rows]
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """The kind of a set whose record an older version wrote: by its config, or its whole name if it has none."""
+    if not row["config"]:
+        return str(row["set"])
+    plain = with_axes(json.loads(row["config"]), row["timestep"], row["ipc"], row["set_seed"])
+    return str(about_of({"config": plain})["kind"])
+
+
+def collect(store: Store) -> list[dict[str, Any]]:
+    """Write evaluations/results.parquet from all records and return them, sorted by set, arch, protocol and seeds."""
+    rows = records(store)
+    rows.sort(
+        key=lambda r: (str(r["set"]), r["ipc"] or 0, r["arch"], r["protocol"], r["set_seed"], r["seed"], r["key"])
+    )
+    if rows:
+        store.write_table(RESULTS, pa.Table.from_pylist(rows, SCHEMA))
+    return rows
+
+
+def rows_of(store: Store, trials: Iterable[Trial]) -> list[dict[str, Any]]:
+    """The rows of some trials, after collecting them all. Where settings made equal sets, each has its row."""
+    made = {row["key"]: row for row in collect(store)}
+    return [made[t.key] | dict(t.about) for t in trials if t.key in made]
+
+
+def stopped_rows(store: Store, marks: str, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Rows of the trials that were stopped once and that no other sweep has finished since.
+
+    Each has the last known top-1, and its epoch (None where an older version stopped it). As in `rows_of`, equal sets
+    of two settings have a row each.
+    """
+    there = set(store.list(marks))
+    keys = {t.key for t in untrained(store, [t for t in trials if f"{t.key}.json" in there])}
+    found = {key: store.read_json(f"{marks}/{key}.json") for key in keys}
+    return [
+        describe(t) | {"top1_last": found[t.key]["top1"], "epoch": found[t.key].get("epoch")}
+        for t in trials
+        if t.key in keys
+    ]

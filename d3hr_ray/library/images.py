@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from d3hr_ray.evaluation import sets
-from d3hr_ray.evaluation.folders import find_sets
+from d3hr_ray.evaluation.sets import find_sets
 from d3hr_ray.library.errors import naming_arguments
 from d3hr_ray.models.autoencoder import to_images
 

@@ -6,7 +6,8 @@ from html import escape
 from typing import Any
 
 from d3hr_ray.evaluation.naming import apart, label_of
-from d3hr_ray.evaluation.results import accuracy_of, records, summarise
+from d3hr_ray.evaluation.results import accuracy_of, summarise
+from d3hr_ray.evaluation.trials import records
 from d3hr_ray.report import accuracy
 from d3hr_ray.store import Store
 

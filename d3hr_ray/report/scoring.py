@@ -10,10 +10,9 @@ import pyarrow as pa
 import torch
 
 from d3hr_ray.datasets.reading import Reading
-from d3hr_ray.evaluation.comparison import source_of
-from d3hr_ray.evaluation.folders import find_sets
+from d3hr_ray.evaluation.comparison import list_real, look_beside
 from d3hr_ray.evaluation.naming import name_of, sets_apart
-from d3hr_ray.evaluation.sets import DistilledSet, image_side, list_real, load_set, look_beside
+from d3hr_ray.evaluation.sets import DistilledSet, find_sets, image_side, load_set
 from d3hr_ray.report.scores import COLUMNS, Measured, measure, rank_correlations, score_set
 from d3hr_ray.runs import base_of
 from d3hr_ray.runtime.progress import progress
@@ -67,7 +66,7 @@ class Scoring:
         """What the classifier sees in the first real training images of each class, MOST_REAL in all."""
         first = self.sets[0]
         per_class = max(2, min(per_class, MOST_REAL // len(first.images.classes)))
-        source = source_of(first)
+        source = first.source
         assert source is not None, "sets of ours know their source"
         listing = replace(list_real(source, first.images.classes, first.wnids), look=look_beside(self.sets))
         labels = listing.entries["label"].to_numpy()

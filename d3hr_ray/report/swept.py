@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.evaluation.naming import sets_apart
-from d3hr_ray.evaluation.results import SCHEMA, cells_table, summarise
+from d3hr_ray.evaluation.results import cells_table, summarise
+from d3hr_ray.evaluation.trials import SCHEMA
 from d3hr_ray.sets import spec_of, with_axes
 from d3hr_ray.store import Store
 

@@ -1,9 +1,14 @@
 """Progress bars: live on a terminal, lines in a job's log."""
 
+import contextlib
 import logging
 import sys
+import threading
+from collections.abc import Callable
 
 from tqdm import tqdm
+
+from d3hr_ray.beside import beside
 
 LOG = logging.getLogger("d3hr_ray")
 
@@ -44,3 +49,18 @@ def progress(total: int, title: str, unit: str, hide: bool, done: int = 0) -> tq
         if live
         else "{desc}: {n_fmt}/{total_fmt}{unit}s, {rate_fmt}, {elapsed} elapsed, {remaining} left",
     )
+
+
+def counting(count: Callable[[], int], total: int, title: str, unit: str) -> contextlib.AbstractContextManager[None]:
+    """A progress bar of work that is done elsewhere; `count` says every 2 seconds how much is."""
+
+    def watch(stop: threading.Event) -> None:
+        done = count()
+        with progress(total, title, unit, False, done) as bar:
+            while not stop.wait(2):
+                now = count()
+                bar.update(now - done)
+                done = now
+            bar.update(count() - done)
+
+    return beside(watch)

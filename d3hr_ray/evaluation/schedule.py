@@ -1,0 +1,298 @@
+"""Trials on Ray: Train's workers take whole students side by side, or several share one; Tune tries a grid, or ASHA.
+
+A finished trial is a file, so that whatever is killed and started again trains only what is missing. Ray's own state is
+not needed for that: a crash within Train's polling interval loses the last report, a trial's checkpoint does not.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import ray
+import torch
+from ray import train, tune
+from ray.exceptions import RayError
+from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
+from ray.train.torch import TorchTrainer
+from ray.tune.schedulers import ASHAScheduler
+from torch import nn
+
+from d3hr_ray.config import RunError
+from d3hr_ray.datasets.images import Images, Loadable
+from d3hr_ray.evaluation.training import Share, evaluate
+from d3hr_ray.evaluation.trials import LOOKS, SCRATCH, Trial, run_trial, stopped_rows, untrained
+from d3hr_ray.layout import RECORDS, sweep_folder
+from d3hr_ray.models.teachers import Target, load_teachers
+from d3hr_ray.runtime.capacity import Ask, claim, warn_while_unschedulable
+from d3hr_ray.runtime.failures import failure
+from d3hr_ray.runtime.objects import lend
+from d3hr_ray.runtime.progress import counting
+from d3hr_ray.runtime.tasks import fetch
+from d3hr_ray.store import Store
+
+Scheduler = Literal["grid", "asha"]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """`count` Ray Train workers (0: this process) with a share of a GPU each; `per_student` of them share a student."""
+
+    count: int
+    gpus: float = 0.0
+    per_student: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or self.per_student < 1 or (self.count or 1) % self.per_student:
+            raise ValueError(
+                f"--workers-per-student {self.per_student} does not divide --workers {self.count}; give a divisor"
+            )
+        if self.per_student > 1 and 0 < self.gpus < 1:
+            raise ValueError(
+                f"--workers-per-student {self.per_student} needs a whole GPU for each of them, and --gpus-per-worker "
+                f"{self.gpus:g} puts several on one, which NCCL refuses; give --gpus-per-worker 1"
+            )
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that it takes to train any of some trials, on any node: images are taken by key, teachers loaded by name."""
+
+    store: Store
+    trials: Sequence[Trial]
+    take: Callable[[str], Images]
+    test: Loadable
+    target: Target
+    teacher_top1: Mapping[tuple[str, ...], float | None]
+
+    def teacher(self, names: tuple[str, ...], device: str) -> nn.Module | None:
+        """The teachers together; None for none, which hard labels need."""
+        return load_teachers(names, self.target, device) if names else None
+
+    def train(self, trial: Trial, test: Images, teacher: nn.Module | None, device: str, **how: Any) -> dict[str, Any]:
+        """`run_trial` of one of them, `how` being its other arguments."""
+        top1 = self.teacher_top1.get(trial.teachers)
+        return run_trial(self.store, trial, self.take(trial.set_key), test, teacher, top1, device, **how)
+
+
+def find_workers(count: int | None, gpus: float | None, per_student: int, patience: float = 0.0) -> Workers:
+    """--workers as asked, or one per GPU, or per CPU where there is none; from nothing, as many as share a student.
+
+    A cluster's autoscaler has `patience` seconds to begin adding nodes. Raises ValueError for more than fit.
+    """
+    if count == 0:
+        if gpus:
+            raise ValueError(f"--gpus-per-worker {gpus:g} is idle: --workers 0 trains in this process; leave one out")
+        return Workers(0, 0.0, per_student)
+    share, there = claim(Ask(count, gpus, "--workers", "--gpus-per-worker", least=per_student), patience)
+    return Workers(count or max(per_student, there - there % per_student), share, per_student)
+
+
+def launch(
+    store: Store,
+    trials: Sequence[Trial],
+    sets: Mapping[str, Loadable],
+    test: Loadable,
+    target: Target,
+    workers: Workers,
+    teacher_top1: Mapping[tuple[str, ...], float | None],
+    title: str = "evaluate",
+) -> None:
+    """Run the trials that have no record yet, with Ray Train. Raises RunError if one fails, and says how to resume."""
+    missing = untrained(store, trials)
+    if not missing:
+        return
+    os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # relative paths mean the same in a worker as here
+    # The costliest first and in stripes, so that workers end at about the same time; those of a set in a row.
+    ordered = sorted(missing, key=lambda t: (-dict(t.about)["images"], t.arch, t.protocol.name, t.set_key, t.key))
+    used = {t.set_key: sets[t.set_key] for t in missing}
+    work = Work(store, ordered, lend(used, test, here=not workers.count), test, target, dict(teacher_top1))
+    scratch = f"{SCRATCH}/ray-{uuid.uuid4().hex[:8]}"
+    trainer = TorchTrainer(
+        _train_stripe,
+        train_loop_config={"work": work, "workers": workers},
+        scaling_config=train.ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker=_resources(workers.gpus),
+        ),
+        run_config=train.RunConfig(
+            name="ray", storage_path=store.at(scratch).uri, failure_config=train.FailureConfig(max_failures=3)
+        ),
+    )
+    try:
+        with _counting(store, trials, title), warn_while_unschedulable(title, workers.gpus):
+            trainer.fit()
+    except train.TrainingFailedError as error:
+        raise failure(title, error) from error
+    finally:
+        store.delete(scratch)
+
+
+def _train_stripe(config: dict[str, Any]) -> None:
+    """What a Ray Train worker does: its stripe of the trials, alone or with the others of its group."""
+    work: Work = config["work"]
+    workers: Workers = config["workers"]
+    context = train.get_context()
+    torch.set_num_threads(1)
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = str(ray.train.torch.get_device()) if workers.gpus else ("cuda" if _free_gpu(workers) else "cpu")
+    group, groups = rank // workers.per_student, world // workers.per_student
+    share = _share(rank % workers.per_student, workers.per_student, group, groups, device)
+    test, teacher = work.test.load(), cache(lambda names: work.teacher(names, device))
+    for trial in work.trials[group::groups]:
+        if not work.store.exists(trial.record):  # made before a restart
+            work.train(trial, test, teacher(trial.teachers), device, share=share)
+
+
+def _free_gpu(workers: Workers) -> bool:
+    return workers.count == 0 and torch.cuda.is_available()
+
+
+def _share(rank: int, count: int, group: int, groups: int, device: str) -> Share:
+    """This worker's place in its group, whose gradients are averaged."""
+    if count == 1:
+        return Share()
+    made = [torch.distributed.new_group(list(range(g * count, (g + 1) * count))) for g in range(groups)]
+
+    def wrap(module: nn.Module) -> nn.Module:
+        if device == "cpu" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+            raise ValueError("--workers-per-student: CPU workers cannot share batch norm; use convnet-d3, or 1 worker")
+        synced = nn.SyncBatchNorm.convert_sync_batchnorm(module, made[group]) if device != "cpu" else module
+        return nn.parallel.DistributedDataParallel(synced, process_group=made[group])
+
+    return Share(rank, count, wrap)
+
+
+def tune_trials(
+    store: Store,
+    trials: Sequence[Trial],
+    sets: Mapping[str, Loadable],
+    test: Loadable,
+    target: Target,
+    teacher_top1: Mapping[tuple[str, ...], float | None],
+    scheduler: Scheduler,
+    gpus: float,
+    at_once: int | None,
+    name: str,
+) -> tuple[list[dict[str, Any]], str]:
+    """Run the trials that have no record, with Ray Tune => rows of those that ASHA stopped, and why some failed.
+
+    A trial needs one CPU (and its GPU share) and nothing beside it, so a machine of 1 CPU cannot deadlock.
+    """
+    marks = f"{sweep_folder(name)}/stopped"
+    stopped = stopped_rows(store, marks, trials)
+    ended = {row["key"] for row in stopped}
+    missing = [t for t in untrained(store, trials) if scheduler == "grid" or t.key not in ended]
+    if not missing:
+        return stopped, ""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints a header, whatever the verbosity
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune's own would let a stopped sweep end as a whole one
+    take = lend({t.set_key: sets[t.set_key] for t in missing}, test, here=False)
+    work = Work(store, missing, take, test, target, dict(teacher_top1))
+    trainable = tune.with_parameters(_train_one, work=work, looks=scheduler == "asha", device="cuda" if gpus else "cpu")
+    # Rungs are at 1, 3 and 9: the last is reached only after the record, so that no finished student is lost.
+    asha = ASHAScheduler("look", max_t=LOOKS + 1, grace_period=1, reduction_factor=3)
+    scratch = f"{SCRATCH}/tune-{uuid.uuid4().hex[:8]}"
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, _resources(gpus)),
+        param_space={"index": tune.grid_search(list(range(len(missing))))},
+        tune_config=tune.TuneConfig(
+            metric="top1",
+            mode="max",
+            scheduler=asha if scheduler == "asha" else None,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            callbacks=[Stops(store, marks, missing)],
+            storage_path=store.at(scratch).uri,
+            failure_config=tune.FailureConfig(max_failures=2),
+            verbose=0,
+        ),
+    )
+    try:
+        bar = _counting(store, trials, "sweep") if scheduler == "grid" else nullcontext()
+        with bar, warn_while_unschedulable("sweep", gpus):
+            results = tuner.fit()
+    except (RayError, tune.TuneError) as error:
+        raise failure("sweep", error) from error
+    finally:
+        store.delete(scratch)
+    failed = ""
+    if results.errors:
+        failed = str(failure(f"sweep: {len(results.errors)} students failed, the first", results.errors[0]))
+        if not any(store.exists(t.record) for t in trials):
+            raise RunError(failed)
+    return stopped_rows(store, marks, trials), failed
+
+
+class Stops(tune.Callback):
+    """Marks a trial that the scheduler stopped, with its last top-1 and epoch; --resume does not train it again."""
+
+    def __init__(self, store: Store, folder: str, trials: Sequence[Trial]) -> None:
+        self.store, self.folder, self.trials = store, folder, trials
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Called by Tune in the driver, for what ended and for what was stopped."""
+        ended = self.trials[trial.config["index"]]
+        if not self.store.exists(ended.record):
+            last = trial.last_result
+            self.store.write_json(f"{self.folder}/{ended.key}.json", {"top1": last["top1"], "epoch": last.get("epoch")})
+
+
+def _train_one(config: dict[str, Any], work: Work, looks: bool, device: str) -> None:
+    """One Tune trial: one student."""
+    torch.set_num_threads(1)
+    trial = work.trials[config["index"]]
+    teacher, report = work.teacher(trial.teachers, device), tune.report if looks else None
+    row = work.train(trial, work.test.load(), teacher, device, report=report)
+    tune.report({"top1": row["top1_last"], "look": LOOKS + 1})
+
+
+def _resources(gpus: float) -> dict[str, float]:
+    """Of a student: one CPU, and its share of a GPU."""
+    return {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
+
+
+def _counting(store: Store, trials: Sequence[Trial], title: str) -> AbstractContextManager[None]:
+    """A progress bar of the trials that have a record, wherever they are trained."""
+    wanted = {t.record.rpartition("/")[2] for t in trials}
+    return counting(lambda: len(wanted.intersection(store.list(RECORDS))), len(wanted), title, "student")
+
+
+def check_teachers(names: tuple[str, ...], target: Target, test: Loadable, workers: Workers) -> float:
+    """Preflight on a worker's device. Raises RunError for a teacher near chance."""
+
+    def check(test: Loadable) -> float:
+        device = "cuda" if (workers.gpus or not workers.count) and torch.cuda.is_available() else "cpu"
+        return preflight(load_teachers(names, target, device), test.load(), " ".join(names), device)
+
+    if workers.count == 0:
+        return check(test)
+    task = ray.remote(num_cpus=1, num_gpus=workers.gpus, max_retries=3)(check)
+    title = f"teacher {' '.join(names)}"
+    with warn_while_unschedulable(title, workers.gpus):
+        top1: float = fetch(task.remote(test), title)
+    return top1
+
+
+def preflight(teacher: nn.Module, test: Images, name: str, device: str) -> float:
+    """The teacher's own top-1 on the test set, in the set's class order.
+
+    Raises RunError if that is near chance: less than a tenth of the way from there to 1.
+    """
+    top1, chance = evaluate(teacher, test, device).top1, 1 / len(test.classes)
+    if top1 < chance + 0.1 * (1 - chance):
+        raise RunError(
+            f"--teacher {name} reaches {top1:.1%} on the test set, near chance ({chance:.1%}): its class order is "
+            "probably another one than the set's; give a teacher with named classes, or sort the classes as it does"
+        )
+    return top1
