@@ -25,11 +25,11 @@ def main() -> None:
 
     # Imported late: torch and timm take seconds, and --help or a wrong flag or path should not wait for them.
     from d3hr_ray.cli.evaluate_inputs import add_baselines, make_teachers, open_all, protocols
-    from d3hr_ray.evaluation.results import format_summary
     from d3hr_ray.evaluation.schedule import find_workers, launch
     from d3hr_ray.evaluation.trials import rows_of
     from d3hr_ray.models.teachers import teacher_id
-    from d3hr_ray.report.evaluated import report, write_summary
+    from d3hr_ray.report.page import report_evaluation
+    from d3hr_ray.report.tables import format_summary, write_summary
     from d3hr_ray.runtime.capacity import PATIENCE
 
     with refusing():
@@ -48,7 +48,7 @@ def main() -> None:
         rows = rows_of(store, trials)
         print(format_summary(rows))
         write_summary(store, rows)
-        print(report(store, comparison.test, rows, comparison.sets))
+        print(report_evaluation(store, comparison.test, rows, comparison.sets))
 
 
 if __name__ == "__main__":

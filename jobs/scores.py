@@ -22,7 +22,9 @@ def main() -> None:
     with refusing():
         check_flags(flags)
 
-    from d3hr_ray.report.scoring import Scoring, format_scores, read_accuracy, score_all, write_scores
+    from d3hr_ray.evaluation.ranking import read_accuracy
+    from d3hr_ray.evaluation.scores import Scoring, score_all
+    from d3hr_ray.report.tables import format_scores, write_scores
 
     with refusing():
         scoring = Scoring.open(flags.distilled, flags.classifier)

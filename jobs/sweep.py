@@ -27,12 +27,11 @@ def main() -> None:
 
     # Imported late: torch and Ray take seconds, and --help or a wrong flag or path should not wait for them.
     from d3hr_ray.cli.sweep_plan import compare, plan_sweep, trial_gpus, write_pools
-    from d3hr_ray.evaluation.results import format_summary
     from d3hr_ray.evaluation.schedule import tune_trials
     from d3hr_ray.evaluation.trials import rows_of
     from d3hr_ray.methods.sweep import invert_all, synthesise_all
-    from d3hr_ray.report.evaluated import report
-    from d3hr_ray.report.swept import write_sweep
+    from d3hr_ray.report.page import report_evaluation
+    from d3hr_ray.report.tables import format_summary, write_sweep
     from d3hr_ray.runtime.capacity import PATIENCE
 
     with refusing():
@@ -55,7 +54,7 @@ def main() -> None:
         rows = rows_of(store, trials)
         print(format_summary(rows))
         print(write_sweep(store, sweep.name, sweep.base, rows, stopped))
-        print(report(store, test, rows, comparison.sets))
+        print(report_evaluation(store, test, rows, comparison.sets))
         if failed:  # said last, after the table of those that did not
             raise RunError(failed)
 

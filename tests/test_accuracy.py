@@ -12,9 +12,9 @@ from stripes import hard, stripes
 
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, records, run_trial
-from d3hr_ray.report import accuracy
-from d3hr_ray.report.contact import save_figure
-from d3hr_ray.report.page import apart
+from d3hr_ray.report import plots
+from d3hr_ray.report.names import disambiguate
+from d3hr_ray.report.plots import save_figure
 from d3hr_ray.store import Store
 
 METHODS = {"d3hr-moments": 0.1, "gaussian": 0.0}  # and how much better the first is
@@ -44,7 +44,7 @@ def rows(recorded, tmp_path_factory):
     made += [row_of(recorded, "real-full", "real-full", None, 300, s, 0.99) for s in SEEDS]
     for i, row in enumerate(made):
         store.write_json(f"evaluations/runs/{i:03d}.json", row)
-    return apart(records(store))
+    return disambiguate(records(store))
 
 
 def row_of(recorded, name, method, timestep, ipc, seed, mean):
@@ -77,7 +77,7 @@ def plotted(monkeypatch):
         figures.append(figure)
         return save_figure(figure)
 
-    monkeypatch.setattr(accuracy, "save_figure", keep)
+    monkeypatch.setattr(plots, "save_figure", keep)
 
     def call(plot, *args):
         png = plot(*args)
@@ -110,7 +110,7 @@ LINES = {name: f"{name} guidance 2/2, convnet-d3-w32, hard" for name in METHODS}
 
 
 def test_timesteps_have_a_panel_per_ipc_and_a_line_per_kind(rows, plotted):
-    figure = plotted(accuracy.by_timestep, rows)
+    figure = plotted(plots.by_timestep, rows)
     assert [axis.get_title() for axis in panels(figure)] == ["IPC 1", "IPC 10"]
     assert set(legend(figure)) == set(LINES.values())
     lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
@@ -123,7 +123,7 @@ def test_timesteps_have_a_panel_per_ipc_and_a_line_per_kind(rows, plotted):
 def test_a_line_keeps_its_colour_where_a_panel_lacks_another(rows, plotted, lacking):
     """The first kind is in one panel only: its name is in the legend, and the other's colour does not move up."""
     some = [r for r in rows if r["method"] != "d3hr" or r["ipc"] != lacking]
-    for plot, names in ((accuracy.by_timestep, LINES), (accuracy.by_ipc, {name: name for name in METHODS})):
+    for plot, names in ((plots.by_timestep, LINES), (plots.by_ipc, {name: name for name in METHODS})):
         figure = plotted(plot, some)
         said = legend(figure)
         assert set(names.values()) <= said.keys()
@@ -134,13 +134,13 @@ def test_a_line_keeps_its_colour_where_a_panel_lacks_another(rows, plotted, lack
 
 def test_more_kinds_than_a_palette_holds_still_differ(rows, plotted):
     many = [r | {"kind": f"{r['kind']}-k{k}"} for k in range(25) for r in rows if r["method"] == "gaussian"]
-    said = legend(plotted(accuracy.by_timestep, many))
+    said = legend(plotted(plots.by_timestep, many))
     assert len(said) == len(set(said.values())) == 25
 
 
 def test_ipcs_have_a_line_per_kind_at_its_best_timestep_and_a_panel_per_student_and_protocol(rows, plotted):
     other = [r | {"arch": "resnet18"} for r in rows if r["method"] != "gaussian"]
-    figure = plotted(accuracy.by_ipc, rows + other)
+    figure = plotted(plots.by_ipc, rows + other)
     assert [axis.get_title() for axis in panels(figure)] == ["convnet-d3-w32, hard", "resnet18, hard"]
     said = legend(figure)
     assert set(said) == {*METHODS, "real-random", "real-full"}
@@ -155,7 +155,7 @@ def test_seeds_have_a_box_per_kind_and_a_panel_for_every_ipc_student_and_protoco
     """The issue's table: 5 IPCs x 2 students x 2 protocols."""
     one = [r for r in rows if r["ipc"] == 1]
     axes = list(product((1, 10, 20, 50, 100), ("convnet-d3", "resnet18"), ("hard", "fixed-soft")))
-    figure = plotted(accuracy.boxes, [r | {"ipc": n, "arch": a, "protocol": p} for n, a, p in axes for r in one])
+    figure = plotted(plots.boxes, [r | {"ipc": n, "arch": a, "protocol": p} for n, a, p in axes for r in one])
     assert {axis.get_title() for axis in panels(figure)} == {f"IPC {n}, {a}, {p}" for n, a, p in axes}
     for axis in panels(figure):
         ticks = [text.get_text() for text in axis.get_yticklabels()]
@@ -166,7 +166,7 @@ def test_seeds_have_a_box_per_kind_and_a_panel_for_every_ipc_student_and_protoco
 
 def test_matching_loss_has_a_point_per_set_and_a_colour_per_kind(rows, plotted):
     other = [r | {"protocol": "other", "top1_last": 0.1} for r in rows[:3]]  # fewer rows: not among the points
-    figure = plotted(accuracy.against_loss, [*other, *rows])
+    figure = plotted(plots.against_loss, [*other, *rows])
     assert [axis.get_title() for axis in panels(figure)] == ["IPC 1", "IPC 10"]
     found = []
     for axis in panels(figure):
@@ -179,18 +179,18 @@ def test_matching_loss_has_a_point_per_set_and_a_colour_per_kind(rows, plotted):
 
 
 def test_classes_have_a_bar_of_the_best_kind_and_one_of_real_images(rows, plotted):
-    figure = plotted(accuracy.per_class, rows, CLASSES)
+    figure = plotted(plots.per_class, rows, CLASSES)
     (axis,) = figure.axes
     assert [t.get_text() for t in axis.get_xticklabels()] == list(CLASSES)
     kinds = [t.get_text() for t in axis.get_legend().get_texts()]
     assert kinds == ["d3hr-moments, IPC 10", "real-random, IPC 10"]
     heights = [[bar.get_height() for bar in bars] for bars in axis.containers if hasattr(bars, "patches")]
     np.testing.assert_allclose(heights, [[73.5, 83.5, 93.5], [50, 60, 70]])
-    assert accuracy.per_class(rows, ["c"] * 31) is None
+    assert plots.per_class(rows, ["c"] * 31) is None
 
 
 def test_confusions_are_of_errors_in_percent_of_the_class(rows, plotted):
-    figure = plotted(accuracy.confusions, rows, CLASSES)
+    figure = plotted(plots.confusions, rows, CLASSES)
     shown = panels(figure)
     assert [axis.get_title().partition(",")[0] for axis in shown] == ["d3hr-moments", "real-random"]
     for axis in shown:
@@ -200,7 +200,7 @@ def test_confusions_are_of_errors_in_percent_of_the_class(rows, plotted):
 
 def test_rows_with_nothing_to_plot_give_no_image(rows):
     full = [r for r in rows if r["method"] == "real-full"]
-    for plot in (accuracy.by_timestep, accuracy.by_ipc, accuracy.boxes, accuracy.against_loss):
+    for plot in (plots.by_timestep, plots.by_ipc, plots.boxes, plots.against_loss):
         assert plot([]) is None
         assert plot(full) is None
-    assert accuracy.by_timestep([r for r in rows if r["timestep"] != 600]) is None
+    assert plots.by_timestep([r for r in rows if r["timestep"] != 600]) is None

@@ -18,10 +18,8 @@ from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.baselines import centres, herd, make_baseline, nearest_to_centres, random_set
 from d3hr_ray.evaluation.comparison import list_real, open_comparison
-from d3hr_ray.evaluation.naming import sets_apart
 from d3hr_ray.evaluation.protocols import Recipe
-from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score, robust
-from d3hr_ray.evaluation.results import accuracy_of, format_summary, spread, summarise
+from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score, robust, spread, summarise
 from d3hr_ray.evaluation.schedule import preflight
 from d3hr_ray.evaluation.sets import DistilledSet, _names, find_sets, image_side, load_set
 from d3hr_ray.evaluation.training import (
@@ -37,7 +35,9 @@ from d3hr_ray.models.teachers import (
     save_teacher,
     teacher_id,
 )
+from d3hr_ray.report.names import disambiguate_sets
 from d3hr_ray.report.page import _table
+from d3hr_ray.report.tables import accuracy_of, format_summary
 from d3hr_ray.runtime.objects import lend
 from d3hr_ray.sets import about_of, sets_of, without_axes
 from d3hr_ray.store import Store
@@ -146,7 +146,7 @@ def test_anyones_image_folder_is_a_set(tmp_path):
     sets = [replace(s, set_hash=s.images.survey()[0]) for s in (found, other)]
     rows = [dict(make_trial(s, "a", hard(), 0, (), None, ("uri", "test")).about) for s in sets]
     assert rows[0]["kind"] == "theirs"
-    assert len({r["set"] for r in sets_apart(rows)}) == 2
+    assert len({r["set"] for r in disambiguate_sets(rows)}) == 2
     np.testing.assert_array_equal(found.images.load().pixels, images.pixels)
 
 

@@ -35,7 +35,7 @@ from d3hr_ray.evaluation.schedule import Workers, launch, tune_trials
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, rows_of
 from d3hr_ray.models.teachers import Target
-from d3hr_ray.report.swept import write_sweep
+from d3hr_ray.report.tables import write_sweep
 from d3hr_ray.runtime.objects import Shelf
 from d3hr_ray.store import Store
 from jobs import distill, evaluate, sweep

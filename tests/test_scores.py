@@ -13,19 +13,14 @@ from conftest import encode
 from pyarrow import csv as pacsv
 
 from d3hr_ray.config import CaO2Config, DataConfig, ModelConfig, RunConfig, SearchConfig, SynthesisConfig
+from d3hr_ray.evaluation.latents import moment_scores
+from d3hr_ray.evaluation.ranking import Accuracy, rank_correlations, read_accuracy
+from d3hr_ray.evaluation.scores import COLUMNS, Measured, Scoring, feature_scores, measure
 from d3hr_ray.evaluation.sets import find_sets, image_side, load_set
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.card import read_card
 from d3hr_ray.numerics.distances import coverage, diversity, frechet, kernel_distance
-from d3hr_ray.report.scores import (
-    COLUMNS,
-    Measured,
-    feature_scores,
-    measure,
-    moment_scores,
-    rank_correlations,
-)
-from d3hr_ray.report.scoring import Accuracy, Scoring, format_scores, read_accuracy, write_scores
+from d3hr_ray.report.tables import format_scores, write_scores
 from d3hr_ray.runs import base_of
 from d3hr_ray.sets import sets_of, spec_of
 from d3hr_ray.stages.images import IMAGE_SCHEMA

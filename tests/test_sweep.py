@@ -35,7 +35,7 @@ from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.inputs import list_data, read_model
 from d3hr_ray.methods.many import with_pools
 from d3hr_ray.methods.sweep import Sweep, invert_all, synthesise_all
-from d3hr_ray.report.swept import AXES, _preset, best_cell
+from d3hr_ray.report.tables import AXES, _preset, best_cell
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec, sets_of, without_axes
 from d3hr_ray.store import Store

@@ -8,13 +8,12 @@ from stripes import stripes
 
 from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import as_dict
-from d3hr_ray.evaluation.naming import apart, label_of, sets_apart
-from d3hr_ray.evaluation.results import format_summary, summarise
+from d3hr_ray.evaluation.ranking import ranking, summarise
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import SCHEMA
-from d3hr_ray.report.evaluated import format_ranking, ranking, report, write_summary
-from d3hr_ray.report.page import _table
-from d3hr_ray.report.swept import all_trials
+from d3hr_ray.report.names import disambiguate, disambiguate_sets, label_of
+from d3hr_ray.report.page import _table, report_evaluation
+from d3hr_ray.report.tables import all_trials, format_ranking, format_summary, write_summary
 from d3hr_ray.store import Store
 
 
@@ -52,8 +51,8 @@ def ranked_rows(*sets, ipcs=(1,)):
 )
 def test_a_table_never_averages_sets_of_two_settings(one, other, seen):
     rows = ranked_rows((one, 0.5), (other, 0.7))
-    assert [s["HLR"] for s in ranking(rows)] == pytest.approx([0.45, 0.25])
-    printed = format_ranking(ranking(rows)).splitlines()[1:]
+    assert [s["HLR"] for s in ranking(disambiguate_sets(rows))] == pytest.approx([0.45, 0.25])
+    printed = format_ranking(ranking(disambiguate_sets(rows))).splitlines()[1:]
     assert all(word in line for word, line in zip(seen, printed, strict=True))
     table = format_summary(rows)
     assert all(word in table for word in seen) and "nan" not in table
@@ -61,7 +60,7 @@ def test_a_table_never_averages_sets_of_two_settings(one, other, seen):
 
 def test_a_ranking_says_the_ipc_of_every_row():
     rows = ranked_rows(({}, 0.5), ipcs=(1, 2, 10))
-    printed = format_ranking(ranking(rows)).splitlines()
+    printed = format_ranking(ranking(disambiguate_sets(rows))).splitlines()
     assert [line.split()[1] for line in printed[1:]] == ["1", "2", "10"]
     assert printed[0].split()[5:7] == ["ipc", "student"]
 
@@ -97,18 +96,18 @@ def test_names_tell_what_settings_differ_in_and_no_more():
         return {"set": "cao2", "settings": repr(cao2), "config": json.dumps({"cao2": {"linf": 10.0} | cao2})}
 
     rows = [named(iterations=100, select="easy", rematch=True), named(iterations=0, select="none", rematch=False)]
-    assert [r["set"] for r in sets_apart(rows)] == [
+    assert [r["set"] for r in disambiguate_sets(rows)] == [
         "cao2 optimise=100 rematch=yes select=easy",
         "cao2 optimise=0 rematch=no select=none",
     ]
-    assert [r["set"] for r in sets_apart([rows[0], rows[1] | {"guidance": 1.0}])] == ["cao2", "cao2"]
+    assert [r["set"] for r in disambiguate_sets([rows[0], rows[1] | {"guidance": 1.0}])] == ["cao2", "cao2"]
     ipcs = [named(linf=linf) | {"set": f"cao2-ipc{ipc}", "kind": "cao2"} for ipc, linf in ((1, 5), (1, 6), (10, 7))]
-    assert [r["set"] for r in sets_apart(ipcs)] == ["cao2-ipc1 linf=5", "cao2-ipc1 linf=6", "cao2-ipc10 linf=7"]
+    assert [r["set"] for r in disambiguate_sets(ipcs)] == ["cao2-ipc1 linf=5", "cao2-ipc1 linf=6", "cao2-ipc10 linf=7"]
     unsaid = [named(pool=None) | {"settings": "0123abcd"}, named() | {"settings": "4567abcd"}]
-    assert [r["set"] for r in sets_apart(unsaid)] == ["cao2 0123", "cao2 4567"]
-    assert sets_apart([named(levels=[1, 11]), named(levels=list(range(9)))])[1]["set"] == "cao2 levels=0,...(9)"
+    assert [r["set"] for r in disambiguate_sets(unsaid)] == ["cao2 0123", "cao2 4567"]
+    assert disambiguate_sets([named(levels=[1, 11]), named(levels=list(range(9)))])[1]["set"] == "cao2 levels=0,...(9)"
     old = [rows[0] | {"config": None, "settings": "0123abcd"}, rows[1]]
-    assert sets_apart(old)[0]["set"] == "cao2 0123"
+    assert disambiguate_sets(old)[0]["set"] == "cao2 0123"
 
 
 def test_sets_that_others_made_are_told_apart_however_they_are_called():
@@ -123,21 +122,21 @@ def test_sets_that_others_made_are_told_apart_however_they_are_called():
         if row["set"] == "mine"
     ]
     assert len({label_of(row) for row in theirs}) == len(names)
-    scores = {s["set"]: s["HLR"] for s in ranking(rows + theirs)}
+    scores = {s["set"]: s["HLR"] for s in ranking(disambiguate_sets(rows + theirs))}
     assert scores == pytest.approx({name: 0.95 - top1 for name, top1 in (names | {"mine": 0.5}).items()})
     page = _table(theirs)
     assert all(f"<td>{name}</td>" in page and f">{100 * top1:.1f}" in page for name, top1 in names.items())
     assert [c["top1_last"] for c in summarise(theirs, ["set"])] == pytest.approx(list(names.values()))
     again = [r | {"settings": "0123abcd"} for r in theirs[:6]] + [r | {"settings": "4567abcd"} for r in theirs[:6]]
-    assert {r["set"] for r in sets_apart(again)} == {"exp-t1 0123", "exp-t1 4567"}  # two folders of one name
+    assert {r["set"] for r in disambiguate_sets(again)} == {"exp-t1 0123", "exp-t1 4567"}  # two folders of one name
 
 
 def test_protocols_of_several_versions_are_told_apart_but_for_the_full_set():
     rows = ranked_rows(({}, 0.5))
     rows = [r | {"protocol_version": "1+epochs=90"} if r["set"] == "real-full" else r for r in rows]
-    assert {r["protocol"] for r in apart(rows)} == {"hard", "fixed-soft", "fixed-soft-noaug"}
+    assert {r["protocol"] for r in disambiguate(rows)} == {"hard", "fixed-soft", "fixed-soft-noaug"}
     several = [*rows, *(r | {"protocol_version": "1+epochs=3"} for r in rows if r["set"] == "mine")]
-    assert {r["protocol"] for r in apart(several) if r["set"] == "mine"} == {
+    assert {r["protocol"] for r in disambiguate(several) if r["set"] == "mine"} == {
         f"{name} {version}" for name in ("hard", "fixed-soft", "fixed-soft-noaug") for version in ("1", "1+epochs=3")
     }
     assert "hard 1+epochs=3" in format_summary(several)
@@ -155,7 +154,7 @@ def test_a_sheet_for_each_kind_at_about_ten_images_the_best_first(tmp_path):
     rows = [blank | {"set": name, "set_hash": name, "top1_last": x, "top1_best": x} for name, x in kinds.items()]
     rows += [r | {"ipc": 50, "set_hash": "other"} for r in rows]
     rows += [rows[0] | {"set": "real-full", "method": "real-full", "ipc": 10, "set_hash": "full"}]
-    report(store, stripes(3), rows, sets)
+    report_evaluation(store, stripes(3), rows, sets)
     assert store.read_json("report/sheets/names.json") == {"00.png": "good", "01.png": "fair"}
     assert store.list("report/sheets") == ["00.png", "01.png", "names.json"]
     page = (tmp_path / "report" / "index.html").read_text()

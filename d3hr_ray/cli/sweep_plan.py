@@ -17,7 +17,7 @@ from d3hr_ray.methods.inputs import read_model
 from d3hr_ray.methods.sweep import Sweep
 from d3hr_ray.models.students import build_on_meta
 from d3hr_ray.models.teachers import resolve, teacher_id
-from d3hr_ray.report.chosen import pools_table, pools_text
+from d3hr_ray.report.tables import pools_table, pools_text
 from d3hr_ray.runs import stored_config
 from d3hr_ray.runtime.actors import Actors, find_actors
 from d3hr_ray.runtime.capacity import Ask, claim

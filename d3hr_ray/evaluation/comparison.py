@@ -1,4 +1,8 @@
-"""A comparison: distilled sets, the baselines they must beat, and the trials that tell which is worth more."""
+"""A comparison: distilled sets, the baselines they must beat, and the trials that show which is worth more.
+
+Classes are matched by name, never by position: most reports of chance accuracy are a wrong class order, as in
+LINs-lab/RDED's issues 3, 4 and 6.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,13 +1,81 @@
-"""DD-Ranking's scores (arXiv 2505.13300): what a set gains over random images and loses to real ones, in [0, 1].
+"""What rows of results say when they are compared: means with intervals, DD-Ranking's scores, rank correlations.
 
-Accuracies enter as fractions. The published package enters percentages into the exponentials, which then saturate
-(at b8b09664); its numbers do not compare with these.
+DD-Ranking (arXiv 2505.13300): what a set gains over random images and loses to real ones, in [0, 1]. Accuracies enter
+as fractions. The published package enters percentages into the exponentials, which then saturate (at b8b09664); its
+numbers do not compare with these.
 """
 
-from collections.abc import Mapping
-from math import e, exp
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import e, exp, sqrt
+from typing import Any
 
+import numpy as np
+from scipy.special import stdtrit
+
+from d3hr_ray.layout import RESULTS
+from d3hr_ray.runs import base_of
+from d3hr_ray.store import Store
+
+CELL = (
+    "set", "method", "search", "candidates", "timestep", "inversion_guidance", "guidance", "ipc", "arch", "protocol",
+    "protocol_version", "lr", "teacher", "test", "fidelity", "settings",
+)  # fmt: skip
+LEAST_SETS = 3  # for an interval: Student's t makes 12.7 times the standard error of two values
 WEIGHT = 0.5  # of the label term against the hard-label term, and of augmented against plain; the package's default
+KIND = ("set", "fidelity", "inversion_guidance", "guidance", "settings")  # what no two means share
+RANKED = (*KIND, "ipc", "arch", "protocol")  # of one evaluation: its flags settle the rest
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of some values: mean, standard deviation with n - 1 (NaN for one), and the ends of what they tell of the mean.
+
+    `ci95` is half of the 95 % interval by Student's t, whose ends are `low` and `high`; of fewer than 3 values it is
+    NaN, and the ends are those of their range.
+    """
+
+    mean: float
+    std: float
+    ci95: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Values, at least one => how they spread."""
+    n, mean = len(values), float(np.mean(values))
+    std = float(np.std(values, ddof=1)) if n > 1 else float("nan")
+    if n < LEAST_SETS:
+        return Spread(mean, std, float("nan"), float(min(values)), float(max(values)))
+    half = float(stdtrit(n - 1, 0.975)) * std / sqrt(n)
+    return Spread(mean, std, half, mean - half, mean + half)
+
+
+def summarise(rows: Iterable[dict[str, Any]], by: Sequence[str] = CELL) -> list[dict[str, Any]]:
+    """One row per cell: n sets, and over them mean, std, ci95, low and high of top1_last, top1_best and top5_last.
+
+    Students of one set are not independent of each other, so a set counts once, with their mean; only where a cell has
+    a single set do its students count, and the interval tells of the training alone.
+    """
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        cells[tuple(row.get(name) for name in by)].append(row)
+    summary = []
+    for cell, members in cells.items():
+        sets: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for member in members:
+            sets[member["set_hash"]].append(member)
+        groups = list(sets.values()) if len(sets) > 1 else [[member] for member in members]
+        line: dict[str, Any] = dict(zip(by, cell, strict=True)) | {"n": len(groups), "students": len(members)}
+        for name in ("top1_last", "top1_best", "top5_last"):
+            values = [float(np.mean([m[name] for m in group])) for group in groups]
+            found = spread(values)
+            line[name] = found.mean
+            line |= {f"{name}_{what}": getattr(found, what) for what in ("std", "ci95", "low", "high")}
+        summary.append(line)
+    return summary
 
 
 def robust(score: float) -> float:
@@ -32,3 +100,111 @@ def augmentation_robust_score(accuracy: Mapping[str, float]) -> dict[str, float]
     with_aug = accuracy["set-soft"] - accuracy["random-soft"]
     without = accuracy["set-noaug"] - accuracy["random-noaug"]
     return {"IOR-aug": with_aug, "IOR-noaug": without, "ARS": robust(WEIGHT * with_aug + (1 - WEIGHT) * without)}
+
+
+def ranking(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """LRS and ARS of every set and student that has all runs they need; means over seeds, last epoch.
+
+    Sets of different settings must have different names in `rows`.
+    """
+    made = [r for r in rows if r["method"] not in ("real-full", "real-random")]
+    top1 = _means(made, RANKED)
+    drawn = _means([r for r in rows if r["method"] == "real-random"], RANKED[-3:])
+    full = _means([r for r in rows if r["method"] == "real-full"], RANKED[-2:])
+    scores = []
+    ranked = {key[:-1] for key in top1}
+    for *kind, ipc, arch in sorted(ranked, key=lambda key: (str(key[:-2]), key[-2] or 0, key[-1])):
+        found = {"full-hard": full.get((arch, "hard"))}
+        for what, protocol in (("hard", "hard"), ("soft", "fixed-soft"), ("noaug", "fixed-soft-noaug")):
+            found[f"set-{what}"] = top1.get((*kind, ipc, arch, protocol))
+            found[f"random-{what}"] = drawn.get((ipc, arch, protocol))
+        known = {key: value for key, value in found.items() if value is not None}
+        if len(known) == len(found):
+            both = label_robust_score(known) | augmentation_robust_score(known)
+            scores.append(dict(zip(KIND, kind, strict=True)) | {"ipc": ipc, "arch": arch} | both)
+    return scores
+
+
+def _means(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> dict[tuple[Any, ...], float]:
+    return {tuple(c[name] for name in by): c["top1_last"] for c in summarise(rows, by)}
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rho over a number of sets, and its two-sided p-value."""
+
+    sets: int
+    rho: float
+    p: float
+
+
+def rank_correlations(
+    rows: Sequence[dict[str, Any]], accuracy: dict[str, float], scores: Sequence[str]
+) -> dict[str, Correlation]:
+    """Spearman's correlation of each score with accuracy, over the sets that have both.
+
+    Scores that fewer than 3 sets have, or that do not vary, have none.
+    """
+    from scipy import stats  # takes seconds to import
+
+    found = {}
+    for key in scores:
+        pairs = [(row[key], accuracy[row["set_hash"]]) for row in rows if row["set_hash"] in accuracy]
+        pairs = [(score, top1) for score, top1 in pairs if np.isfinite(score)]
+        if len(pairs) >= 3 and len({score for score, _ in pairs}) > 1 and len({top1 for _, top1 in pairs}) > 1:
+            result = stats.spearmanr(*zip(*pairs, strict=True))
+            found[key] = Correlation(len(pairs), float(result.statistic), float(result.pvalue))
+    return found
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean top-1 of sets, by their hashes, as fractions: all of one student on one `data`, under one protocol version
+    and teacher."""
+
+    top1: dict[str, float]
+    data: str = ""
+    arch: str = ""
+    protocol_version: str = ""
+    teacher: str = ""  # none with hard labels
+
+    @property
+    def words(self) -> str:
+        """What it was measured on and how."""
+        by = f", teacher {self.teacher}" if self.teacher else ""
+        return f"top-1: {self.arch} on {self.data}, protocol version {self.protocol_version}{by}"
+
+
+def correlate(rows: Sequence[dict[str, Any]], accuracy: Accuracy, scores: Sequence[str]) -> list[dict[str, Any]]:
+    """Rank correlations with accuracy over the sets of each IPC: a row per IPC and score that has one."""
+    return [
+        {"ipc": ipc, "score": score, **vars(correlation)}
+        for ipc in sorted({row["ipc"] for row in rows})
+        for score, correlation in rank_correlations([r for r in rows if r["ipc"] == ipc], accuracy.top1, scores).items()
+    ]
+
+
+def read_accuracy(
+    runs: Sequence[Store], hashes: Collection[str], arch: str | None, protocol: str, data: str | None
+) -> Accuracy:
+    """Results of these sets under a protocol, of a student and on `data`: by default of any.
+
+    Accuracies of other students, on other images (such as the training split that a sweep chose on), under other
+    versions of the protocol or of other teachers do not compare: those that most of the sets have are taken.
+    """
+    found: dict[tuple[str, str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in dict.fromkeys(map(base_of, runs)):
+        if not run.exists(RESULTS):
+            continue
+        for row in run.read_table(RESULTS).to_pylist():
+            if row["set_hash"] in hashes and row["protocol"] == protocol and arch in (None, row["arch"]):
+                alike = row["data"] or "", row["arch"], row["protocol_version"], row["teacher"] or ""
+                found[alike][row["set_hash"]].append(row["top1_last"])
+    there = sorted({alike[0] for alike in found})
+    if data is not None and data not in there:
+        raise ValueError(f"--data {data}: no set was tested on it under {protocol}; there is {there or 'none'}")
+    if not found:
+        return Accuracy({})
+    among = sorted(alike for alike in found if data in (None, alike[0]))
+    chosen = max(among, key=lambda alike: len(found[alike]))
+    return Accuracy({key: float(np.mean(values)) for key, values in found[chosen].items()}, *chosen)

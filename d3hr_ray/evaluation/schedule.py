@@ -1,7 +1,7 @@
 """Trials on Ray: Train's workers take whole students side by side, or several share one; Tune tries a grid, or ASHA.
 
-A finished trial is a file, so that whatever is killed and started again trains only what is missing. Ray's own state is
-not needed for that: a crash within Train's polling interval loses the last report, a trial's checkpoint does not.
+A finished trial is a file, so that whatever is killed and started again trains only what is missing. Ray's own
+checkpoints are not used: a crash within its controller's polling interval loses a report (docs/ray.md).
 """
 
 import os

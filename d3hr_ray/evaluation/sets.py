@@ -19,6 +19,7 @@ from d3hr_ray.datasets.images import Images, Loadable, assemble, glance_rows
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES, READERS
+from d3hr_ray.layout import DISTILLED, MANIFEST, MARKS, METADATA, RUN
 from d3hr_ray.runs import base_of
 from d3hr_ray.sets import about_of, without_axes
 from d3hr_ray.store import Store, absolute
@@ -56,8 +57,8 @@ def _sets_at(path: str) -> list[Store]:
         return [store.at("..")]  # named by the folder that a set's train/ lies in
     if _has_train(store):
         return [store]
-    is_run = store.exists("run.json")
-    inner = store.at("distilled") if is_run else store
+    is_run = store.exists(RUN)
+    inner = store.at(DISTILLED) if is_run else store
     if names := [n for n in inner.folders() if _has_train(inner.at(n))]:
         return [inner.at(n) for n in names]
     if not is_run and class_folders(store):
@@ -101,12 +102,12 @@ def _image_in(names: list[str]) -> str | None:
 def run_of(store: Store) -> Store | None:
     """The run folder that a set lies in."""
     run = base_of(store.at("../.."))
-    return run if run.exists("run.json") else None
+    return run if run.exists(RUN) else None
 
 
 def source_of(store: Store) -> DataConfig | None:
     """`DistilledSet.source` of a set that is not loaded."""
-    return data_config(store.read_json("manifest.json")["config"]["data"]) if store.exists("manifest.json") else None
+    return data_config(store.read_json(MANIFEST)["config"]["data"]) if store.exists(MANIFEST) else None
 
 
 def load_set(store: Store, side: int) -> DistilledSet:
@@ -114,10 +115,10 @@ def load_set(store: Store, side: int) -> DistilledSet:
 
     Raises ValueError for a set that is not finished, or a class without images.
     """
-    if store.exists("manifest.json"):
+    if store.exists(MANIFEST):
         return _load_ours(store, side)
     run = store.at("../..")
-    if run.exists("run.json") or ".done" in run.folders():
+    if run.exists(RUN) or MARKS in run.folders():
         raise ValueError(f"--distilled {store.uri} is not finished; run jobs/distill.py on its run folder again")
     listing = list_foreign(store)
     wnids = listing.classes.wnids if all(listing.classes.wnids) else None
@@ -133,7 +134,7 @@ def list_foreign(store: Store) -> Listing:
 
 
 def _load_ours(store: Store, side: int) -> DistilledSet:
-    manifest, rows = store.read_json("manifest.json"), _rows(store)
+    manifest, rows = store.read_json(MANIFEST), _rows(store)
     config = manifest["config"]
     words = about_of(manifest)
     about = words | {
@@ -178,7 +179,7 @@ class Made:
 
 
 def _rows(store: Store) -> list[dict[str, Any]]:
-    table = store.read_table("metadata.parquet").sort_by([("label", "ascending"), ("index", "ascending")])
+    table = store.read_table(METADATA).sort_by([("label", "ascending"), ("index", "ascending")])
     found: list[dict[str, Any]] = table.to_pylist()
     return found
 

@@ -2,14 +2,15 @@
 
 import numpy as np
 
+from d3hr_ray.datasets.detect import METADATA
 from d3hr_ray.datasets.look import Seen, look_of
-from d3hr_ray.layout import PROBES, finished
+from d3hr_ray.evaluation.latents import MIN_IMAGES, matching_table, normality_table, probe_latents
+from d3hr_ray.layout import MANIFEST, PROBES, REJECTED, REPORT, RUN, finished, set_folder
 from d3hr_ray.methods.d3hr import Run
-from d3hr_ray.report.chosen import chosen_table, chosen_text
-from d3hr_ray.report.contact import contact_sheet
-from d3hr_ray.report.matching import format_table, matching_table
-from d3hr_ray.report.normality import MIN_IMAGES, normality_figure, normality_table, probe_latents, tsne_figure
 from d3hr_ray.report.page import write_page
+from d3hr_ray.report.plots import normality_figure, tsne_figure
+from d3hr_ray.report.sheets import contact_sheet
+from d3hr_ray.report.tables import chosen_table, chosen_text, matching_text
 from d3hr_ray.runs import close_run
 from d3hr_ray.runtime.summary import format_summary, summary
 from d3hr_ray.sets import sets_of
@@ -20,25 +21,25 @@ def report(run: Run) -> str:
     """Write report/, close the run, and return the summary as text."""
     names = run.classes["name"].to_pylist()
     rejected = _rejected_per_class(run.store, len(names))
-    if run.store.exists(PROBES) and not run.store.exists("report/normality.csv"):
+    if run.store.exists(PROBES) and not run.store.exists(f"{REPORT}/normality.csv"):
         _write_normality(run, names)
     lines, sets = [], {}
     for spec in sets_of(run.config):
-        folder = f"distilled/{spec.name}"
-        images = run.store.read_table(f"{folder}/metadata.parquet")
-        run.store.write_bytes(f"report/{spec.name}.png", contact_sheet(run.store, spec.name, images))
+        folder = set_folder(spec)
+        images = run.store.read_table(f"{folder}/{METADATA}")
+        run.store.write_bytes(f"{REPORT}/{spec.name}.png", contact_sheet(run.store, spec.name, images))
         lines += ["", f"{spec.name}: {len(images)} images in {run.store.uri}/{folder}"]
         if run.config.has_pool:
             chosen = chosen_table(run.store, spec, names)
-            run.store.write_csv(f"report/chosen-{spec.name}.csv", chosen)
+            run.store.write_csv(f"{REPORT}/chosen-{spec.name}.csv", chosen)
             lines.append(chosen_text(chosen))
         if spec.timestep is not None and not spec.is_clean:
             table = matching_table(run.store, spec, rejected, names)
-            run.store.write_csv(f"report/matching-{spec.name}.csv", table)
-            lines.append(format_table(table))
-        lines.append(f"contact sheet: {run.store.uri}/report/{spec.name}.png")
-        sets[spec.name] = run.store.read_json(f"{folder}/manifest.json")["set_hash"]
-    recorded = run.store.read_json("run.json").get("sets", {})
+            run.store.write_csv(f"{REPORT}/matching-{spec.name}.csv", table)
+            lines.append(matching_text(table))
+        lines.append(f"contact sheet: {run.store.uri}/{REPORT}/{spec.name}.png")
+        sets[spec.name] = run.store.read_json(f"{folder}/{MANIFEST}")["set_hash"]
+    recorded = run.store.read_json(RUN).get("sets", {})
     done = finished(run.store).values()
     counts = {key: sum(c[key] for c in done) for key in ("accepted", "rejected")} if done else None
     seen = Seen.total(done)
@@ -53,9 +54,9 @@ def report(run: Run) -> str:
 
 
 def _rejected_per_class(store: Store, classes: int) -> list[int]:
-    if not store.list("rejected"):
+    if not store.list(REJECTED):
         return [0] * classes
-    labels = store.read_table("rejected", columns=["label"])["label"].to_numpy()
+    labels = store.read_table(REJECTED, columns=["label"])["label"].to_numpy()
     return [int(c) for c in np.bincount(labels, minlength=classes)]
 
 
@@ -63,9 +64,9 @@ def _write_normality(run: Run, names: list[str]) -> None:
     labels, states = probe_latents(run.store, run.config.inversion.timesteps)
     table = normality_table(labels, states, names)
     if len(table):
-        run.store.write_bytes("report/normality.png", normality_figure(table))
+        run.store.write_bytes(f"{REPORT}/normality.png", normality_figure(table))
         first = int(labels[0])
         if (labels == first).sum() >= MIN_IMAGES:
             figure = tsne_figure(labels, states, first, names[first], run.config.seed)
-            run.store.write_bytes("report/tsne.png", figure)
-        run.store.write_csv("report/normality.csv", table)
+            run.store.write_bytes(f"{REPORT}/tsne.png", figure)
+        run.store.write_csv(f"{REPORT}/normality.csv", table)

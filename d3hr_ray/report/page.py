@@ -5,10 +5,17 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from d3hr_ray.evaluation.naming import apart, label_of
-from d3hr_ray.evaluation.results import accuracy_of, summarise
+import pyarrow as pa
+
+from d3hr_ray.datasets.images import Loadable
+from d3hr_ray.evaluation.ranking import ranking, summarise
+from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import records
-from d3hr_ray.report import accuracy
+from d3hr_ray.layout import CLASSES, DISTILLED, REPORT, RUN
+from d3hr_ray.report import plots
+from d3hr_ray.report.names import disambiguate, disambiguate_sets, label_of
+from d3hr_ray.report.sheets import SHEETS, sheet_of, write_sheets
+from d3hr_ray.report.tables import accuracy_of, format_ranking
 from d3hr_ray.store import Store
 
 STYLE = """
@@ -26,14 +33,31 @@ tr:hover td{background:#1b212b}code{background:#222936}img{background:#fff}figca
 """
 
 
-SHEETS = "report/sheets"  # contact sheets of what was evaluated last
+PAGE = f"{REPORT}/index.html"
+
+
+def report_evaluation(
+    store: Store, real: Loadable, rows: Sequence[dict[str, Any]], sets: Sequence[DistilledSet]
+) -> str:
+    """Write report/ of an evaluation or a sweep and say where.
+
+    That is the page, contact sheets of `sets` and of real images, and DD-Ranking's scores. The scores are of `rows`
+    alone; the page's tables are of all records in the folder.
+    """
+    lines = []
+    store.write_bytes(f"{REPORT}/real.png", sheet_of(real.load(glance=True), "real test images"))
+    write_sheets(store, rows, sets)
+    if scores := ranking(disambiguate_sets(rows)):
+        store.write_csv(f"{REPORT}/ranking.csv", pa.Table.from_pylist(scores))
+        lines = [format_ranking(scores)]
+    return "\n".join([*lines, f"report: {write_page(store)}"])
 
 
 def write_page(store: Store) -> str:
     """Gather what a run folder holds into report/index.html and return its URI; empty sections are left out."""
-    rows = apart([r for r in records(store) if r["protocol"] != "teacher"])
-    run = store.read_json("run.json") if store.exists("run.json") else None
-    classes = store.read_table("classes.parquet")["name"].to_pylist() if store.exists("classes.parquet") else []
+    rows = disambiguate([r for r in records(store) if r["protocol"] != "teacher"])
+    run = store.read_json(RUN) if store.exists(RUN) else None
+    classes = store.read_table(CLASSES)["name"].to_pylist() if store.exists(CLASSES) else []
     # Not the folder's name where there is a run: equal runs have equal reports, wherever they lie.
     name = f"{run['config']['data']['uri']}, {run['config']['method']}" if run else store.name
     body = [f"<h1>{escape(name)}</h1>", _facts(run, rows), *_accuracy(store, rows, classes), *_sheets(store)]
@@ -44,8 +68,8 @@ def write_page(store: Store) -> str:
         f'<link rel="icon" href="data:,"><title>{escape(name)}: d3hr_ray report</title><style>{STYLE}</style></head>'
         f"<body>{''.join(body)}</body></html>"
     )
-    store.write_bytes("report/index.html", page.encode())
-    return f"{store.uri}/report/index.html"
+    store.write_bytes(PAGE, page.encode())
+    return f"{store.uri}/{PAGE}"
 
 
 GUIDED = ("inversion", "synthesis")
@@ -83,20 +107,20 @@ def _accuracy(store: Store, rows: list[dict[str, Any]], classes: list[str]) -> I
         yield "of two both. Bold: a column's best.</p>"
         yield _table(here)
         names = classes or [str(k) for k in range(len(here[0]["per_class"]))]
-        plots = {
+        drawn = {
             "accuracy-by-ipc": (
                 "Accuracy by images per class, each kind at its best setting.",
-                accuracy.by_ipc(here),
+                plots.by_ipc(here),
             ),
-            "accuracy-by-timestep": ("Accuracy against the timestep of the Gaussians.", accuracy.by_timestep(here)),
-            "seeds": ("Spread over seeds: searches beside random draws and real images.", accuracy.boxes(here)),
-            "matching-and-accuracy": ("Matching loss and accuracy of each set.", accuracy.against_loss(here)),
-            "per-class": ("Accuracy per class.", accuracy.per_class(here, names)),
-            "confusion": ("Which class is taken for which.", accuracy.confusions(here, names)),
+            "accuracy-by-timestep": ("Accuracy against the timestep of the Gaussians.", plots.by_timestep(here)),
+            "seeds": ("Spread over seeds: searches beside random draws and real images.", plots.boxes(here)),
+            "matching-and-accuracy": ("Matching loss and accuracy of each set.", plots.against_loss(here)),
+            "per-class": ("Accuracy per class.", plots.per_class(here, names)),
+            "confusion": ("Which class is taken for which.", plots.confusions(here, names)),
         }
-        for name, (caption, png) in plots.items():
+        for name, (caption, png) in drawn.items():
             if png is not None:
-                store.write_bytes(f"report/{slug}-{name}.png", png)
+                store.write_bytes(f"{REPORT}/{slug}-{name}.png", png)
                 yield figure(png, caption)
 
 
@@ -143,14 +167,14 @@ def _cell(cell: dict[str, Any] | None, best: float) -> str:
 
 def _sheets(store: Store) -> Iterable[str]:
     """Contact sheets, two and two: real images, the run's sets, then those evaluated last, the best first."""
-    drawn = set(store.list("report"))
-    captions = {f"report/{name}.png": name for name in store.at("distilled").folders() if f"{name}.png" in drawn}
+    drawn = set(store.list(REPORT))
+    captions = {f"{REPORT}/{name}.png": name for name in store.at(DISTILLED).folders() if f"{name}.png" in drawn}
     if store.exists(f"{SHEETS}/names.json"):
         captions |= {f"{SHEETS}/{file}": name for file, name in store.read_json(f"{SHEETS}/names.json").items()}
     if captions:
         yield "<h2>Images</h2>"
-    if captions and store.exists("report/real.png"):
-        captions = {"report/real.png": "real images: the first of each class in the test set"} | captions
+    if captions and store.exists(f"{REPORT}/real.png"):
+        captions = {f"{REPORT}/real.png": "real images: the first of each class in the test set"} | captions
     sheets = [figure(store.read_bytes(file), caption) for file, caption in captions.items()]
     for at in range(0, len(sheets), 2):
         yield f'<div class="pair">{"".join(sheets[at : at + 2])}</div>'
@@ -162,11 +186,11 @@ def _stored(store: Store) -> Iterable[str]:
         "normality.png": "How far latent dimensions are from normal, before and after inversion.",
         "tsne.png": "t-SNE of one class, before and after inversion (the paper's Figure 1).",
     }
-    there = [n for n in wanted if store.exists(f"report/{n}")]
+    there = [n for n in wanted if store.exists(f"{REPORT}/{n}")]
     if there:
         yield "<h2>Normality</h2>"
     for name in there:
-        yield figure(store.read_bytes(f"report/{name}"), wanted[name])
+        yield figure(store.read_bytes(f"{REPORT}/{name}"), wanted[name])
 
 
 def figure(png: bytes, caption: str) -> str:

@@ -4,7 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from d3hr_ray.config import RunConfig, from_dict
-from d3hr_ray.layout import block_mark, candidate_file, finished, gaussian_file, subset_file
+from d3hr_ray.layout import (
+    CLASSES,
+    RUN,
+    block_mark,
+    candidate_file,
+    finished,
+    gaussian_file,
+    manifest_file,
+    subset_file,
+)
 from d3hr_ray.lock import describe, is_alive, read_holder
 from d3hr_ray.runs import read_run
 from d3hr_ray.sets import SetSpec, sets_of
@@ -27,7 +36,7 @@ class Progress:
 
 def status(store: Store) -> str:
     """The run's state as text: who drives it, images per stage, what is left. Raises ValueError if there is no run."""
-    if not store.exists("run.json"):
+    if not store.exists(RUN):
         raise ValueError(f"--status {store.uri}: no run there (it has no run.json)")
     record = read_run(store)
     config = from_dict(record["config"])
@@ -47,7 +56,7 @@ def status(store: Store) -> str:
 
 def progress(store: Store, config: RunConfig, images: int, inverted: int) -> list[Progress]:
     """Every stage that the run's method needs, in order. `images` are listed, `inverted` are done with."""
-    classes = len(store.read_table("classes.parquet", ["label"])) if store.exists("classes.parquet") else 0
+    classes = len(store.read_table(CLASSES, ["label"])) if store.exists(CLASSES) else 0
     steps = []
     sets = sets_of(config)
     if any(spec.timestep is not None for spec in sets):
@@ -62,7 +71,7 @@ def progress(store: Store, config: RunConfig, images: int, inverted: int) -> lis
         if config.method != "random":
             steps += [_blocks(store, "choose" if config.has_pool else "search", spec, classes, subset_file)]
             steps += [_blocks(store, "synthesize", spec, classes, block_mark)]
-        published = store.exists(f"distilled/{spec.name}/manifest.json")
+        published = store.exists(manifest_file(spec))
         steps.append(Progress(f"publish {spec.name}", int(published), 1, "set"))
     return steps
 

@@ -1,8 +1,8 @@
-"""Plots of accuracy: against timestep, searches against random draws, matching loss, classes and confusions.
+"""All plots, as PNG bytes: of accuracies, of how normal latents are, and t-SNE. No display is needed.
 
-Every plot takes rows of evaluations/results.parquet (accuracies in [0, 1]) and returns PNG bytes, or None where the
-rows hold nothing to plot. Accuracies are last-epoch top-1 in percent; bars and bands are 95 % intervals, of two values
-their range.
+A plot of accuracies takes rows of evaluations/results.parquet (accuracies in [0, 1]) and is None where these hold
+nothing to plot. They are drawn as last-epoch top-1 in percent; bars and bands are 95 % intervals, of two values their
+range.
 """
 
 from collections import Counter
@@ -12,13 +12,15 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+import io
+
 import numpy as np
+import pyarrow as pa
 from matplotlib import pyplot as plt
 
 from d3hr_ray.evaluation.baselines import DRAWN
-from d3hr_ray.evaluation.naming import label_of
-from d3hr_ray.evaluation.results import spread, summarise
-from d3hr_ray.report.contact import save_figure
+from d3hr_ray.evaluation.ranking import spread, summarise
+from d3hr_ray.report.names import label_of
 
 Rows = Sequence[dict[str, Any]]
 MOST_CLASSES = 30  # in plots that show every class
@@ -232,3 +234,56 @@ def _chosen(rows: Rows) -> dict[str, list[dict[str, Any]]]:
     made = {k: v for k, v in kinds.items() if v[0]["method"] not in DRAWN}
     best = max(made, key=lambda k: np.mean([m["top1_last"] for m in made[k]])) if made else None
     return ({best: made[best]} if best else {}) | real
+
+
+def normality_figure(table: pa.Table) -> bytes:
+    """The three measures against t, a line per class and their mean, as PNG."""
+    rows = table.to_pylist()
+    steps = sorted({r["timestep"] for r in rows})
+    titles = {
+        "shapiro_failed": "dims failing Shapiro at 5 %\n(a normal sample: 0.05)",
+        "abs_skew": "mean |skewness|",
+        "abs_kurtosis": "mean |excess kurtosis|",
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4))
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        per_class = {c: [r[key] for r in rows if r["label"] == c] for c in dict.fromkeys(r["label"] for r in rows)}
+        for values in per_class.values():
+            axis.plot(range(len(steps)), values, color="0.75", linewidth=1)
+        mean = np.mean(list(per_class.values()), 0)
+        axis.plot(range(len(steps)), mean, "o-", color="C0", label="mean of classes")
+        axis.set_xticks(range(len(steps)), ["VAE" if t == 0 else f"t={t}" for t in steps])
+        axis.set_ylim(bottom=0)
+        axis.set_title(title, fontsize=9)
+    axes[0].axhline(0.05, color="C3", linestyle=":", linewidth=1)
+    axes[0].legend(fontsize=8)
+    return save_figure(figure)
+
+
+def tsne_figure(labels: np.ndarray, states: dict[int, np.ndarray], label: int, name: str, seed: int) -> bytes:
+    """One class in VAE space and in noise space beside draws of its fitted Gaussian: the paper's Figure 1, as PNG."""
+    from sklearn.manifold import TSNE  # takes seconds to import
+
+    t = max(states)
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.8))
+    for axis, step in zip(axes, (0, t), strict=True):
+        z = states[step][labels == label]
+        draws = np.random.default_rng(seed).normal(z.mean(0), z.std(0, ddof=1), z.shape)
+        both = np.concatenate([z, draws])
+        perplexity = min(30.0, (len(both) - 1) / 3)
+        flat = TSNE(perplexity=perplexity, random_state=seed % 2**32, init="pca").fit_transform(both)
+        axis.scatter(*flat[len(z) :].T, s=10, color="0.75", label="draws of the fitted Gaussian")
+        axis.scatter(*flat[: len(z)].T, s=10, color="C0", label="images")
+        axis.set_title(f"class {name}: " + ("VAE space" if step == 0 else f"noise space, t={step}"), fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0].legend(fontsize=8)
+    return save_figure(figure)
+
+
+def save_figure(figure: plt.Figure) -> bytes:
+    """Figure => PNG bytes; closes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()

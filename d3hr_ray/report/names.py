@@ -30,9 +30,9 @@ def name_of(cell: dict[str, Any]) -> str:
     return f"{cell['set']}{guidance}{fidelity}"
 
 
-def apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def disambiguate(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows whose names tell apart what must not mix: protocols of several versions or teachers, sets of equal names."""
-    rows = sets_apart(rows)
+    rows = disambiguate_sets(rows)
     rules: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row["method"] != "real-full":  # which may be seen fewer times, and stands beside the others all the same
@@ -44,19 +44,19 @@ def _rules(row: dict[str, Any]) -> str:
     return " ".join(filter(None, (row["protocol"], row["protocol_version"], row["teacher"])))
 
 
-def sets_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows whose sets are named apart: what their settings differ in joins a name that several share.
+def disambiguate_sets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in which sets of different settings have different names: what they differ in joins a name they share.
 
     That is flag=value for each difference, such as `optimise=0`, the same at every timestep and IPC; or the settings'
-    fingerprint, where a row of before has no config or a difference has no words.
+    fingerprint, where a row that an older version wrote has no config, or a difference has no words.
     """
     namesakes: dict[tuple[Any, ...], dict[str | None, str | None]] = defaultdict(dict)
     for row in rows:
         known = namesakes[_kind(row)]
         known[row.get("settings")] = known.get(row.get("settings")) or row.get("config")
     words = {kind: _words(configs) for kind, configs in namesakes.items()}
-    told = [(row, words[_kind(row)][row.get("settings")]) for row in rows]
-    return [r | {"set": f"{r['set']} {w}", "kind": f"{_what(r)} {w}"} if w else r for r, w in told]
+    named = [(row, words[_kind(row)][row.get("settings")]) for row in rows]
+    return [r | {"set": f"{r['set']} {w}", "kind": f"{_what(r)} {w}"} if w else r for r, w in named]
 
 
 def _kind(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -74,8 +74,8 @@ def _words(configs: dict[str | None, str | None]) -> dict[str | None, str]:
         settings: " ".join(f"{_flag(path)}={_value(own[path])}" for path in differ if path in own)
         for settings, own in leaves.items()
     }
-    told = all(configs.values()) and len(set(words.values())) == len(words)
-    return words if told else {settings: (settings or "")[:4] for settings in configs}
+    is_enough = all(configs.values()) and len(set(words.values())) == len(words)
+    return words if is_enough else {settings: (settings or "")[:4] for settings in configs}
 
 
 def _leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,20 +3,23 @@
 import io
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 import pyarrow as pa
-from matplotlib import pyplot as plt
 from PIL import Image
 
 from d3hr_ray.datasets.images import GLANCE, Images
+from d3hr_ray.evaluation.sets import DistilledSet
+from d3hr_ray.layout import DISTILLED, REPORT, RUN
+from d3hr_ray.report.names import disambiguate_sets, name_of
+from d3hr_ray.report.plots import plt, save_figure
 from d3hr_ray.store import Store
 
 ROWS, COLUMNS = GLANCE
 CELL = 0.8  # inches
+SHEETS = f"{REPORT}/sheets"  # of what was evaluated last
+MOST_SHEETS = 12
 
 
 def contact_sheet(store: Store, name: str, images: pa.Table) -> bytes:
@@ -25,7 +28,7 @@ def contact_sheet(store: Store, name: str, images: pa.Table) -> bytes:
     names = {}
     for r in images.sort_by([("label", "ascending"), ("index", "ascending")]).to_pylist():
         if r["label"] < ROWS and r["index"] < COLUMNS:
-            data = store.read_bytes(f"distilled/{name}/{r['file_name']}")
+            data = store.read_bytes(f"{DISTILLED}/{name}/{r['file_name']}")
             shown[r["label"]].append(np.asarray(Image.open(io.BytesIO(data))))
             names[r["label"]] = r["class_name"]
     classes = len(set(images["label"].to_pylist()))
@@ -53,9 +56,25 @@ def _draw(rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: str) -> bytes
     return save_figure(figure)
 
 
-def save_figure(figure: plt.Figure) -> bytes:
-    """Figure => PNG bytes; closes it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
+def write_sheets(store: Store, rows: Sequence[dict[str, Any]], sets: Sequence[DistilledSet]) -> None:
+    """report/sheets/: a sheet for each kind of set at one IPC, the best kinds first; older sheets are deleted.
+
+    The IPC is 10 or the nearest to it, the seed the first. What jobs/distill.py made a sheet of is left out.
+    """
+    store.delete(SHEETS)
+    there = set(store.read_json(RUN).get("sets", {}).values()) if store.exists(RUN) else set()
+    rows = [row for row in rows if row["method"] != "real-full"]
+    ipc = min({row["ipc"] for row in rows}, key=lambda n: (abs(n - 10), n), default=None)
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in disambiguate_sets([row for row in rows if row["ipc"] == ipc]):
+        kinds.setdefault(name_of(row), []).append(row)
+    top1 = {name: sum(row["top1_last"] for row in members) / len(members) for name, members in kinds.items()}
+    firsts = {name: min(kinds[name], key=lambda row: row["set_seed"]) for name in sorted(kinds, key=lambda n: -top1[n])}
+    wanted = [(name, row) for name, row in firsts.items() if row["set_hash"] not in there][:MOST_SHEETS]
+    held, names = {found.set_hash: found.images for found in sets}, {}
+    for at, (name, row) in enumerate(wanted):
+        images = held[row["set_hash"]]
+        title = f"{name}, seed {row['set_seed']}: {len(images)} images, {len(images.classes)} classes"
+        store.write_bytes(f"{SHEETS}/{at:02d}.png", sheet_of(images.load(glance=True), title))
+        names[f"{at:02d}.png"] = name
+    store.write_json(f"{SHEETS}/names.json", names)
