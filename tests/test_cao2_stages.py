@@ -105,7 +105,7 @@ def test_too_few_right_candidates_fill_up_and_are_named(tmp_path):
     config = replace(CONFIG, search=SearchConfig(ipc=(2,)), cao2=replace(CONFIG.cao2, pool=1, iterations=0))
     store, _ = made(tmp_path, config)
     text = chosen_text(chosen_table(store, sets_of(config)[0], ["a", "b", "c"]))
-    assert "class a: filled up with 1 of 2 that the classifier takes for another class" in text
+    assert "class a: the classifier takes 1 of the 2 kept for another class" in text
 
 
 def test_stage_2_moves_images_and_repeats_to_the_same_bytes(tmp_path):

@@ -188,7 +188,7 @@ def test_strips_are_shuffled_and_kept():
     image = torch.arange(16.0).view(1, 1, 4, 4)
     swapped = aug.shuffle_strips(image, np.array([[1, 0]]), np.array([[0, 1]]))
     assert swapped[0, 0, 0].tolist() == [2, 3, 0, 1]
-    with pytest.raises(ValueError, match="do not cut into 3 strips"):
+    with pytest.raises(ValueError, match="cannot be cut into 3 equal strips"):
         aug.shuffle_strips(image, np.array([[0, 1, 2]]), np.array([[0, 1, 2]]))
 
 

@@ -262,7 +262,7 @@ def test_accuracies_on_different_images_and_of_different_students_are_not_mixed(
     assert read_accuracy([store], ours, "b", "hard", None).top1 == {}
     both = write_results(tmp_path, [*rows, result("s0", 0.1, arch="b")])
     assert read_accuracy([both], ours, None, "hard", None).top1["s0"] == 0.5
-    with pytest.raises(ValueError, match=r"--data tset: no set was tested .* there is \['test', 'train'\]"):
+    with pytest.raises(ValueError, match=r"--data tset: no set has a result .* there are results on test, train"):
         read_accuracy([store], ours, None, "hard", "tset")
 
 

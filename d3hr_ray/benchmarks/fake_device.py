@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from d3hr_ray.runtime.actors import unit_result
 from d3hr_ray.stages.read import open_message
 from d3hr_ray.store import Store
 
 SIDE, DIMS, BATCH = 16, 4096, 128
-RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("rejected", pa.int64()), ("error", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FakeDevice:
         self.latents = np.random.default_rng(0).standard_normal(512 * DIMS).astype(np.float16)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row of ReadShard => {count, rejected, error}, after the files are written."""
+        """One row of ReadShard => `unit_result`, after the files are written."""
         shard: Any = batch["shard"][0].as_py()
         _, accepted, _ = open_message(batch)
         for _ in range(0, len(accepted), BATCH):
@@ -58,4 +58,4 @@ class FakeDevice:
         table = accepted.select(["image_id", "label"]).append_column("z_600", column)
         self.store.write_table(f"latents/part-{shard:06d}.parquet", table)
         self.store.mark("invert", shard, accepted=len(accepted), rejected=0)
-        return pa.table([[len(accepted)], [0], [None]], schema=RESULT_SCHEMA)
+        return unit_result(len(accepted), None)

@@ -13,7 +13,7 @@ CROP_TRIES = 10  # torchvision's
 
 
 def augment(images: torch.Tensor, how: Augment, draw: np.random.Generator) -> torch.Tensor:
-    """Images => images: strips, crop, shift, flip, each drawn per image. Mixing is apart: it changes labels too."""
+    """Images => images: strips, crop, shift, flip, each drawn per image. `mix` is the rest: it changes labels too."""
     count = len(images)
     if how.strips > 1:
         orders = [np.stack([draw.permutation(how.strips) for _ in range(count)]) for _ in range(2)]
@@ -64,7 +64,9 @@ def shuffle_strips(images: torch.Tensor, columns: np.ndarray, rows: np.ndarray) 
     """
     side, strips = images.shape[-1], columns.shape[1]
     if side % strips:
-        raise ValueError(f"{side} pixels do not cut into {strips} strips; use another size or protocol")
+        raise ValueError(
+            f"{side} pixels cannot be cut into {strips} equal strips; give another --image-size or --protocol"
+        )
     within = np.arange(side // strips)
     index = [(order[:, :, None] * (side // strips) + within).reshape(len(images), side) for order in (rows, columns)]
     return take(images, *(_to(i, images.device) for i in index))

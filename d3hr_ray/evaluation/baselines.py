@@ -100,7 +100,7 @@ def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) 
     if nbytes(full) > FULL_BYTES:
         raise ValueError(
             f"{flag} would hold {len(full):,} images ({nbytes(full) >> 30} GiB) in memory; use a smaller --image-size, "
-            "a --train-data subset, or a teacher of timm's"
+            "a --train-data subset, or one of timm's teachers"
         )
     warn_if_tight(f"{flag}: all training images", nbytes(full))
     return hold(full.load)
@@ -146,4 +146,4 @@ def baseline_sets(
 
 def _require(name: str, there: int, ipc: int) -> None:
     if there < ipc:
-        raise ValueError(f"--baselines {name}: a class has {there} training images, fewer than {ipc}")
+        raise ValueError(f"--baselines {name}: a class has only {there} training images, fewer than {ipc}")

@@ -128,7 +128,7 @@ def open_comparison(
 
 
 def hashed(sets: Sequence[DistilledSet]) -> list[DistilledSet]:
-    """The sets with their hashes; where only the images can tell one, a task reads them and keeps none."""
+    """The sets with their hashes; where only the images can give one, a task reads them and keeps none."""
     unknown = [found.images for found in sets if not found.set_hash]
     surveys = iter(ray_map(lambda images: images.survey(), unknown))
     return [found if found.set_hash else _surveyed(found, *next(surveys)) for found in sets]
@@ -155,7 +155,7 @@ def list_train(comparison: Comparison, data: DataConfig | None) -> Listing:
     first = comparison.sets[0]
     source, flag = data or first.source, "--train-data" if data else "--data"
     if source is None:
-        raise ValueError("--train-data is needed: baselines and `--teacher train` want the real training images")
+        raise ValueError("--train-data is needed: baselines and `--teacher train` need the real training images")
     return replace(list_real(source, first.images.classes, first.wnids, flag), look=look_beside(comparison.sets))
 
 

@@ -1,4 +1,4 @@
-"""What a run's latents say, without a network: how well subsets match their Gaussians, how close to normal classes are.
+"""Measures of a run's latents, without a network: how well subsets match Gaussians, how close to normal classes are.
 
 D3HR rests on the second (Lemma 3.1 and Figure 1 of the paper): inversion should bring a class nearer to normal. The
 tests run on the run's probes: up to 200 images of each of the first 10 classes.

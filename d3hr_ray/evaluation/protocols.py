@@ -170,7 +170,7 @@ PROTOCOLS: dict[str, Callable[[Setting], Protocol]] = {
 }
 # Under hard labels and soft ones alike; for handwriting, where a mirrored or half-cropped glyph is another glyph.
 GLYPH_STEPS = 200
-# Handwriting's versions are counted apart: it has no crops, so what changes in those leaves its results comparable.
+# Handwriting has versions of its own: it has no crops, so what changes in those leaves its results comparable.
 GLYPH_VERSIONS = {"rded-soft": "2-glyphs2"}
 
 

@@ -1,4 +1,4 @@
-"""What rows of results say when they are compared: means with intervals, DD-Ranking's scores, rank correlations.
+"""Rows of results compared: means with intervals, DD-Ranking's scores, rank correlations.
 
 DD-Ranking (arXiv 2505.13300): what a set gains over random images and loses to real ones, in [0, 1]. Accuracies enter
 as fractions. The published package enters percentages into the exponentials, which then saturate (at b8b09664); its
@@ -30,7 +30,7 @@ RANKED = (*KIND, "ipc", "arch", "protocol")  # of one evaluation: its flags sett
 
 @dataclass(frozen=True)
 class Spread:
-    """Of some values: mean, standard deviation with n - 1 (NaN for one), and the ends of what they tell of the mean.
+    """Of some values: mean, standard deviation with n - 1 (NaN for one), and the ends of an interval of the mean.
 
     `ci95` is half of the 95 % interval by Student's t, whose ends are `low` and `high`; of fewer than 3 values it is
     NaN, and the ends are those of their range.
@@ -57,7 +57,7 @@ def summarise(rows: Iterable[dict[str, Any]], by: Sequence[str] = CELL) -> list[
     """One row per cell: n sets, and over them mean, std, ci95, low and high of top1_last, top1_best and top5_last.
 
     Students of one set are not independent of each other, so a set counts once, with their mean; only where a cell has
-    a single set do its students count, and the interval tells of the training alone.
+    a single set do its students count, and the interval is of the training alone.
     """
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -81,7 +81,7 @@ def summarise(rows: Iterable[dict[str, Any]], by: Sequence[str] = CELL) -> list[
 def robust(score: float) -> float:
     """alpha in [-1, 1] => (e^alpha - e^-1) / (e - e^-1) in [0, 1]. Raises ValueError for a percentage."""
     if not -1 <= score <= 1:
-        raise ValueError(f"{score:g} is no difference of fractions: divide accuracies by 100")
+        raise ValueError(f"{score:g} is not a difference of two fractions: divide accuracies by 100")
     return (exp(score) - 1 / e) / (e - 1 / e)
 
 
@@ -202,7 +202,8 @@ def read_accuracy(
                 found[alike][row["set_hash"]].append(row["top1_last"])
     there = sorted({alike[0] for alike in found})
     if data is not None and data not in there:
-        raise ValueError(f"--data {data}: no set was tested on it under {protocol}; there is {there or 'none'}")
+        known = ", ".join(there) or "nothing"
+        raise ValueError(f"--data {data}: no set has a result on it under {protocol}; there are results on {known}")
     if not found:
         return Accuracy({})
     among = sorted(alike for alike in found if data in (None, alike[0]))

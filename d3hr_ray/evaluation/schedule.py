@@ -101,7 +101,7 @@ def launch(
     teacher_top1: Mapping[tuple[str, ...], float | None],
     title: str = "evaluate",
 ) -> None:
-    """Run the trials that have no record yet, with Ray Train. Raises RunError if one fails, and says how to resume."""
+    """Run the trials that have no record yet, with Ray Train. Raises RunError if one fails."""
     missing = untrained(store, trials)
     if not missing:
         return
@@ -160,7 +160,9 @@ def _share(rank: int, count: int, group: int, groups: int, device: str) -> Share
 
     def wrap(module: nn.Module) -> nn.Module:
         if device == "cpu" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
-            raise ValueError("--workers-per-student: CPU workers cannot share batch norm; use convnet-d3, or 1 worker")
+            raise ValueError(
+                "--workers-per-student: workers on CPUs cannot share batch norm; give --arch convnet-d3, or 1"
+            )
         synced = nn.SyncBatchNorm.convert_sync_batchnorm(module, made[group]) if device != "cpu" else module
         return nn.parallel.DistributedDataParallel(synced, process_group=made[group])
 
@@ -292,7 +294,7 @@ def preflight(teacher: nn.Module, test: Images, name: str, device: str) -> float
     top1, chance = evaluate(teacher, test, device).top1, 1 / len(test.classes)
     if top1 < chance + 0.1 * (1 - chance):
         raise RunError(
-            f"--teacher {name} reaches {top1:.1%} on the test set, near chance ({chance:.1%}): its class order is "
-            "probably another one than the set's; give a teacher with named classes, or sort the classes as it does"
+            f"--teacher {name} reaches {top1:.1%} on the test set, near chance ({chance:.1%}): its classes are "
+            "probably in another order than the set's; give a teacher with named classes, or sort classes as it does"
         )
     return top1

@@ -1,4 +1,4 @@
-"""Distilled sets, ours and anyone's: found by their folders, known by what stands beside their images, read when asked.
+"""Distilled sets, ours and anyone's: found by their folders, known by the files beside their images, read when asked.
 
 Nothing here needs torch or Ray: a wrong path is refused before they are imported.
 """
@@ -27,9 +27,9 @@ from d3hr_ray.store import Store, absolute
 
 @dataclass(frozen=True)
 class DistilledSet:
-    """A set to train on. `about` says what made it; `set_seed` tells apart draws of the same kind.
+    """A set to train on. `about` says what made it; `set_seed` distinguishes draws of the same kind.
 
-    `set_hash` is empty while only its images could tell it (comparison.hashed).
+    `set_hash` is empty until its images are read (comparison.hashed).
     """
 
     name: str

@@ -36,7 +36,7 @@ class Score:
 class Outcome:
     """What a training run came to. `best` is over the evaluations that the protocol looks at.
 
-    `best_top5` is that of the best epoch, None if a checkpoint of before did not keep it.
+    `best_top5` is that of the best epoch, None if it comes from a checkpoint of an older version.
     """
 
     last: Score

@@ -31,7 +31,7 @@ def name_of(cell: dict[str, Any]) -> str:
 
 
 def disambiguate(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows whose names tell apart what must not mix: protocols of several versions or teachers, sets of equal names."""
+    """Rows in which what must not mix has different names: protocols of several versions or teachers, sets."""
     rows = disambiguate_sets(rows)
     rules: dict[str, set[str]] = defaultdict(set)
     for row in rows:
@@ -64,7 +64,7 @@ def _kind(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _words(configs: dict[str | None, str | None]) -> dict[str | None, str]:
-    """The config of each of some settings, as JSON => what tells each apart from the others."""
+    """The config of each of some settings, as JSON => what distinguishes each from the others."""
     if len(configs) == 1:
         return {settings: "" for settings in configs}
     leaves = {settings: dict(_leaves(json.loads(text or "{}"))) for settings, text in configs.items()}

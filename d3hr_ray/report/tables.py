@@ -208,10 +208,10 @@ def pools_text(table: pa.Table) -> str:
     """One line on all sets of a sweep."""
     judged = [n for n in table["filled_up"].to_pylist() if n is not None]
     if not any(judged):
-        return f"pools: {len(judged)} judged sets, none with a class that had to fill up"
+        return f"pools: {len(judged)} sets were judged, and every class had enough candidates on class"
     return (
-        f"pools: {sum(n > 0 for n in judged)} of {len(judged)} judged sets had to fill up classes with images that the "
-        "classifier takes for another; a larger pool has more to choose from"
+        f"pools: in {sum(n > 0 for n in judged)} of {len(judged)} judged sets a class had too few candidates on class "
+        "and kept some that the classifier takes for another class; a larger --pool gives more to choose from"
     )
 
 
@@ -227,8 +227,8 @@ def chosen_text(table: pa.Table) -> str:
         f"{total['kept']} kept"
     ]
     lines += [
-        f"  class {r['class']}: filled up with {r['kept'] - r['kept_correct']} of {r['kept']} that the classifier "
-        "takes for another class; a larger --pool has more to choose from"
+        f"  class {r['class']}: the classifier takes {r['kept'] - r['kept_correct']} of the {r['kept']} kept for "
+        "another class, as too few were on class; a larger --pool gives more to choose from"
         for r in short[:LISTED]
     ]
     return "\n".join([*lines, *([f"  and {len(short) - LISTED} more classes"] if len(short) > LISTED else [])])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
@@ -20,6 +21,8 @@ from d3hr_ray.runtime.telemetry import Measured, MeasuredActor
 STUCK = 10  # time limits in a row without a finished unit end the run; a unit has many batches
 GROWING = 1_000_000  # upper bound of a pool that takes whatever an autoscaler brings
 TASK_LIMIT = 1800.0  # seconds that one batch, one read of a shard or one load of the networks may take
+
+RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("rejected", pa.int64()), ("error", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ def find_actors(actors: tuple[int, ...], gpus_per_actor: float | None, patience:
     return Actors((actors[0], actors[1] if patience else min(actors[1], max(there, actors[0]))), share)
 
 
+def unit_result(count: int, error: str | None, rejected: int = 0) -> pa.Table:
+    """What a unit's last step returns: the images it went through, those it rejected, and what ends the stage."""
+    return pa.table([[count], [rejected], [error]], schema=RESULT_SCHEMA)
+
+
 def run_units(
     units: list[dict[str, Any]],
     steps: Sequence[tuple[Callable[..., Any] | type, dict[str, Any]]],
@@ -78,8 +86,8 @@ def run_units(
 ) -> Iterator[dict[str, Any]]:
     """Stream units through Ray Data map_batches steps and yield one result row per unit as it completes.
 
-    Each unit is one row and each call gets one, so that what a call computes depends on the unit alone. A result row
-    has `count`, for the progress bar, and `error`, which ends the stage: RunError with that text.
+    Each unit is one row and each call gets one, so that what a call computes depends on the unit alone. Result rows are
+    as of `unit_result`: `count` is for the progress bar, and `error` ends the stage by a RunError with that text.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -13,13 +13,11 @@ import pyarrow as pa
 from d3hr_ray.config import RunConfig
 from d3hr_ray.models.card import portable
 from d3hr_ray.models.teachers import resolve
-from d3hr_ray.runtime.actors import Actors, run_units
+from d3hr_ray.runtime.actors import Actors, run_units, unit_result
 from d3hr_ray.runtime.telemetry import describe
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.sampling import Sampler
 from d3hr_ray.store import Store
-
-RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("error", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class BlockActor(ABC):
         self.sampler = Sampler(job.config, job.classes, job.device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row {set, block} => {count, error}, after the files are written."""
+        """One row {set, block} => `unit_result`, after the files are written."""
         row = batch.to_pylist()[0]
         spec, block, error, count = self.job.specs[row["set"]], row["block"], None, 0
         labels = list(spec.blocks(len(self.job.classes))[block])
@@ -50,7 +48,7 @@ class BlockActor(ABC):
             count = self.write(spec, block)
         except (ValueError, OSError) as problem:
             error = f"{spec.name}, block {block}: {problem}"
-        return pa.table([[count], [error]], schema=RESULT_SCHEMA)
+        return unit_result(count, error)
 
     @abstractmethod
     def write(self, spec: SetSpec, block: int) -> int:

@@ -55,15 +55,18 @@ def read_choices(store: Store, spec: SetSpec, classes: int) -> pa.Table:
 def choose_block(store: Store, pools: Store, spec: SetSpec, block: int, labels: range) -> None:
     """Choose the images of some labels and write their subsets/ file."""
     config, pool, subsets, facts = spec.config, spec.pool, [], []
+    moments = None
+    if config.cao2.rematch and not spec.is_clean:
+        assert spec.timestep is not None
+        moments = read_gaussians(store, spec.timestep)  # 33 MB for 1,000 classes at D = 4096, so once for all labels
     for label in labels:
         rows = _class_rows(pools, pool, candidate_file, label)
         choice = _choose(config, rows, label, spec.ipc)
         own = torch.tensor(rows["own"].to_pylist())[list(choice.places)]
         source = rows if spec.is_clean else _class_rows(pools, pool, subset_file, label)
         latents_ND = torch.tensor(source.take(list(choice.places))["latent"].to_pylist())
-        if not spec.is_clean and config.cao2.rematch:
-            assert spec.timestep is not None
-            mean_KD, std_KD = read_gaussians(store, spec.timestep)
+        if moments is not None:
+            mean_KD, std_KD = moments
             latents_ND = rematch(latents_ND, mean_KD[label], std_KD[label], config.search.spread)
         subsets.append((label, latents_ND, own))
         correct = int(pc.sum(pc.equal(rows["predicted"], label)).as_py())

@@ -23,14 +23,13 @@ from d3hr_ray.numerics import adams, ddim
 from d3hr_ray.numerics.ddim import Denoise
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
-from d3hr_ray.runtime.actors import Actors, run_units
+from d3hr_ray.runtime.actors import Actors, run_units, unit_result
 from d3hr_ray.runtime.batching import run_batches
 from d3hr_ray.runtime.telemetry import LOG, describe
 from d3hr_ray.stages.networks import open_model
 from d3hr_ray.stages.read import ReadShard, content_of, open_message, shard_unit
 from d3hr_ray.store import Store
 
-RESULT_SCHEMA = pa.schema([("count", pa.int64()), ("rejected", pa.int64()), ("error", pa.string())])
 Invert = Callable[[Denoise, torch.Tensor, Schedule, tuple[int, ...]], dict[int, torch.Tensor]]
 PROBE_CLASSES, PROBE_IMAGES = 10, 200  # whose VAE latents are kept too, to show normality before and after
 
@@ -125,7 +124,7 @@ class InvertShard:
         self.model_classes = torch.tensor(job.model_classes)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row of ReadShard => {count, rejected, error}, after the files are written."""
+        """One row of ReadShard => `unit_result`, after the files are written."""
         shard, error = batch["shard"][0].as_py(), batch["error"][0].as_py()
         count = lost = 0
         if error is None:
@@ -136,7 +135,7 @@ class InvertShard:
                 count = len(accepted) + len(rejected)
             except (ValueError, OSError) as problem:
                 error = str(problem)
-        return pa.table([[count], [lost], [f"shard {shard}: {error}" if error else None]], schema=RESULT_SCHEMA)
+        return unit_result(count, f"shard {shard}: {error}" if error else None, lost)
 
     def write(self, shard: int, pixels: np.ndarray, accepted: pa.Table, rejected: pa.Table, content: int) -> int:
         """Invert and write one shard; its done mark, which keeps the content of its images, comes last.
