@@ -139,7 +139,7 @@ def test_rank_correlations_are_over_sets_with_both():
     rows = [
         {"set_hash": str(i), **dict.fromkeys(COLUMNS, float("nan")), "frechet": -i, "coverage": 1.0} for i in range(5)
     ]
-    found = rank_correlations(rows, {str(i): i / 10 for i in range(4)} | {"other": 1.0})
+    found = rank_correlations(rows, {str(i): i / 10 for i in range(4)} | {"other": 1.0}, COLUMNS)
     assert found.keys() == {"frechet"} and found["frechet"].rho == pytest.approx(-1)
     assert found["frechet"].sets == 4 and found["frechet"].p == pytest.approx(0, abs=1e-9)
 
@@ -275,4 +275,4 @@ def test_accuracies_of_other_protocol_versions_and_teachers_are_not_mixed(tmp_pa
     store = write_results(tmp_path, old + new + other + elsewhere)
     found = read_accuracy([store], ("s0", "s1", "s2"), None, "hard", None)
     assert found == Accuracy(dict.fromkeys(("s0", "s1", "s2"), pytest.approx(0.6)), "test", "a", "2", "t@1")
-    assert read_accuracy([store], ("s0", "s1"), None, "hard", "test").told.endswith("version 1, teacher t@1")
+    assert read_accuracy([store], ("s0", "s1"), None, "hard", "test").words.endswith("version 1, teacher t@1")
