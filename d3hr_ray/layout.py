@@ -127,3 +127,8 @@ def manifest_file(spec: SetSpec) -> str:
 def sweep_folder(name: str) -> str:
     """Of a sweep's tables, plots and best preset."""
     return f"{SWEEPS}/{name}"
+
+
+def sweep_flags_file(name: str) -> str:
+    """Of the flags that a sweep is resumed with."""
+    return f"{sweep_folder(name)}/sweep.json"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from d3hr_ray.cli.distill_config import UPSTREAM
 from d3hr_ray.config import flag_of
+from d3hr_ray.layout import GAUSSIANS
 from d3hr_ray.runs import AnotherRun
 
 # What differs between sets of one run's Gaussians; its timesteps are checked where they are read.
@@ -22,7 +23,7 @@ def proposing() -> Iterator[None]:
     except AnotherRun as refused:
         run, free = _short(refused.store.uri), _short(refused.free)
         ways = [again(sys.argv, ("--out",), "--out", free)]
-        if all(text.startswith(OF_SETS) for text in refused.changed) and refused.store.list("gaussians"):
+        if all(text.startswith(OF_SETS) for text in refused.changed) and refused.store.list(GAUSSIANS):
             upstream = (*UPSTREAM, "from_gaussians", "out", "overwrite")
             sets = again(sys.argv, [flag_of(name) for name in upstream], "--from-gaussians", run)
             ways.insert(0, f"{sets} (more sets of that run, nothing is inverted again)")

@@ -7,6 +7,7 @@ from d3hr_ray.cli.distill_config import load_preset
 from d3hr_ray.cli.sweep_flags import SweepFlags, deciding, kept, resumed
 from d3hr_ray.config import DataConfig, RunConfig, from_dict
 from d3hr_ray.datasets.listing import open_source
+from d3hr_ray.layout import RUN, sweep_flags_file
 from d3hr_ray.methods.inputs import check_timesteps, read_model
 from d3hr_ray.runs import stored_config
 from d3hr_ray.store import Store, absolute
@@ -18,7 +19,7 @@ def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
     Raises ValueError if there is none to resume, or no run and no word of what to make.
     """
     assert flags.run is not None
-    store, file = Store(absolute(flags.run)), f"sweeps/{flags.name}/sweep.json"
+    store, file = Store(absolute(flags.run)), sweep_flags_file(flags.name)
     stored = store.read_json(file) if store.exists(file) else None
     if flags.resume:
         if stored is None:
@@ -29,7 +30,7 @@ def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
             f"--name {flags.name}: {store.uri} has another sweep of this name; give another --name (students and "
             "sets are shared all the same), or --resume to go on with that one"
         )
-    if flags.preset is None and not store.exists("run.json"):
+    if flags.preset is None and not store.exists(RUN):
         raise ValueError(
             f"--run {flags.run}: no run there (it has no run.json); check the path, make it with jobs/distill.py, or "
             "say with --preset what to make there"

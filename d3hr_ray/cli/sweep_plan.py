@@ -13,6 +13,7 @@ from d3hr_ray.evaluation.comparison import Comparison, open_comparison
 from d3hr_ray.evaluation.protocols import Overrides, Recipe, Setting
 from d3hr_ray.evaluation.schedule import Workers
 from d3hr_ray.evaluation.trials import Trial
+from d3hr_ray.layout import sweep_folder
 from d3hr_ray.methods.inputs import read_model
 from d3hr_ray.methods.sweep import Sweep
 from d3hr_ray.models.students import build_on_meta
@@ -73,7 +74,7 @@ def write_pools(sweep: Sweep, sets: Mapping[str, SetSpec], classes: int) -> None
     pooled = [(uri, spec) for uri, spec in sets.items() if spec.config.has_pool]
     if pooled:
         table = pools_table(pooled, classes)
-        sweep.store.write_csv(f"sweeps/{sweep.name}/pools.csv", table)
+        sweep.store.write_csv(f"{sweep_folder(sweep.name)}/pools.csv", table)
         announce(pools_text(table))
 
 

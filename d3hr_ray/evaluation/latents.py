@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from d3hr_ray.layout import PROBES, gaussian_file, subset_file
+from d3hr_ray.layout import LATENTS, PROBES, gaussian_file, subset_file, subset_folder
 from d3hr_ray.numerics import groups
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.runtime.tasks import bounded
@@ -63,7 +63,7 @@ def moment_scores(run: Store, spec: SetSpec) -> dict[str, float]:
     NaN without a Gaussian, and for subsets of clean latents: a Gaussian is of noised ones.
     """
     nothing = {"mean_error": float("nan"), "std_error": float("nan")}
-    folder, timestep = f"subsets/{spec.name}", spec.timestep
+    folder, timestep = subset_folder(spec), spec.timestep
     if timestep is None or spec.is_clean or not run.exists(gaussian_file(timestep)) or not run.list(folder):
         return nothing
     table = run.read_table(folder, columns=["label", "latent"])
@@ -84,7 +84,7 @@ def probe_latents(store: Store, timesteps: tuple[int, ...]) -> tuple[np.ndarray,
     states: dict[int, list[np.ndarray]] = {t: [] for t in (0, *timesteps)}
     for file in store.list(PROBES):
         before = store.read_table(f"{PROBES}/{file}")
-        after = store.read_table(f"latents/{file}")
+        after = store.read_table(f"{LATENTS}/{file}")
         after = after.filter(pc.is_in(after["image_id"], before["image_id"].combine_chunks()))
         labels.append(before["label"].to_numpy())
         for t, parts in states.items():

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from d3hr_ray.config import RunConfig, fingerprint, from_dict
-from d3hr_ray.layout import gaussian_file
+from d3hr_ray.layout import CLASSES, INVERSIONS, RUN, gaussian_file, sweep_flags_file
 from d3hr_ray.methods import d3hr
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.inputs import check_timesteps, list_data, read_model
@@ -41,7 +41,7 @@ class Sweep:
 
     def remember(self) -> None:
         """Keep the flags, for --resume."""
-        self.store.write_json(f"sweeps/{self.name}/sweep.json", dict(self.flags))
+        self.store.write_json(sweep_flags_file(self.name), dict(self.flags))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _inverted(sweep: Sweep, guidance: float) -> list[Place]:
     """One inversion's runs: those that have some of its timesteps, and one that is made for those that none has."""
     config = replace(sweep.base, inversion=replace(sweep.base.inversion, guidance=guidance, timesteps=sweep.timesteps))
     check_timesteps(config, read_model(config, planning=False)[1])
-    inner = sweep.store.at("inversions")
+    inner = sweep.store.at(INVERSIONS)
     places, left = [], sweep.timesteps
     for store in (sweep.store, *(inner.at(name) for name in inner.folders())):
         plain = stored_config(store)
@@ -75,8 +75,8 @@ def _inverted(sweep: Sweep, guidance: float) -> list[Place]:
             left = tuple(t for t in left if t not in there)
     if left:
         inversion = replace(config.inversion, timesteps=left)
-        name = f"inversions/w{guidance:g}-{fingerprint(inversion)[:6]}"
-        store = sweep.store.at(name) if sweep.store.exists("run.json") else sweep.store
+        name = f"{INVERSIONS}/w{guidance:g}-{fingerprint(inversion)[:6]}"
+        store = sweep.store.at(name) if sweep.store.exists(RUN) else sweep.store
         places.append(Place(_open(sweep, store, replace(config, inversion=inversion, method="d3hr")), left))
     return places
 
@@ -92,7 +92,7 @@ def _open(sweep: Sweep, store: Store, new: RunConfig, fit: bool = True) -> Run:
     plain = stored_config(store)
     config, (card, _) = from_dict(plain) if plain else new, read_model(new, planning=False)
     files = [gaussian_file(t) for t in config.inversion.timesteps] if fit else []
-    if plain and all(map(store.exists, ["classes.parquet", *files])):
+    if plain and all(map(store.exists, [CLASSES, *files])):
         sweep.remember()
         return d3hr.stored_run(store, card, sweep.actors)  # its images are looked at no more
     listing = list_data(config, card)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.layout import (
     CLASSES,
+    GAUSSIANS,
+    LATENTS,
     RUN,
     block_mark,
     candidate_file,
@@ -60,7 +62,7 @@ def progress(store: Store, config: RunConfig, images: int, inverted: int) -> lis
     steps = []
     sets = sets_of(config)
     if any(spec.timestep is not None for spec in sets):
-        if store.list("latents") or not store.list("gaussians"):  # a run --from-gaussians inverts nothing
+        if store.list(LATENTS) or not store.list(GAUSSIANS):  # a run --from-gaussians inverts nothing
             steps.append(Progress("invert", inverted, images, "images"))
         fitted = sum(store.exists(gaussian_file(t)) for t in config.inversion.timesteps)
         steps.append(Progress("fit", fitted, len(config.inversion.timesteps), "timesteps"))
