@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from d3hr_ray.datasets.detect import METADATA
 from d3hr_ray.datasets.look import Seen, look_of
 from d3hr_ray.evaluation.latents import MIN_IMAGES, matching_table, normality_table, probe_latents
-from d3hr_ray.layout import MANIFEST, PROBES, REJECTED, REPORT, RUN, finished, set_folder
+from d3hr_ray.layout import MANIFEST, METADATA, PROBES, REJECTED, REPORT, RUN, finished, set_folder
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.report.page import write_page
 from d3hr_ray.report.plots import normality_figure, tsne_figure
