@@ -46,7 +46,7 @@ class EvaluateFlags:
     )
     protocol: tuple[ProtocolName, ...] = setting(
         ("hard",),
-        "How students train: hard, hard-mixup, d3hr-soft, rded-soft, fixed-soft (README, Protocols).",
+        "How students train: hard, hard-mixup, d3hr-soft, rded-soft, fixed-soft (README, Evaluate and sweep).",
         TRAINING,
         metavar="NAME ...",
     )
@@ -85,7 +85,7 @@ class EvaluateFlags:
     )
     epochs: int | None = setting(
         None,
-        "Instead of the protocol's; makes it another version. So do the next four.",
+        "Instead of the protocol's; makes it another version, as do batch size, lr, weight decay and temperature.",
         TRAINING,
         shown="the protocol's",
     )

@@ -85,7 +85,7 @@ def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
         if s.flag.needs and not getattr(getattr(config, s.section), s.flag.needs):
             default = ", the default here," * (flags.optimise is None)
             raise ValueError(
-                f"--optimise 0{default} leaves stage 2 out; leave out {flag_of(s.name)} too, or give --optimise"
+                f"--optimise 0{default} leaves stage 2 out; leave out {flag_of(s.name)}, or give --optimise"
             )
 
 

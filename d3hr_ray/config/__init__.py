@@ -2,6 +2,7 @@
 
 To add a setting, add its field, and the code that uses it. The field carries its flag, its help, which methods look at
 it and whether a sweep may vary it (fields.py); command lines, refusals and the names of differences follow from that.
+`late=True` keeps the fingerprints of runs that were made before the field was there.
 
 docs/design.md has the authors' constants (Fidelity) and the reasons of our defaults (Decisions).
 """

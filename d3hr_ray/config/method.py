@@ -131,7 +131,7 @@ class SearchConfig:
             check(n >= 1, f"--ipc {n} makes no image; give 1 or more")
         one_of("--search", self.method, Search)
         check(self.candidates >= 1, f"--candidates {self.candidates} must be at least 1")
-        check(self.skew_weight >= 0, f"skew weight {self.skew_weight} must not be negative")
+        check(self.skew_weight >= 0, f"--skew-weight {self.skew_weight} must not be negative")
         enough = self.components == "ipc" or (isinstance(self.components, int) and self.components >= 1)
         check(enough, f"--components {self.components} must be at least 1, or ipc for one per image")
         one_of("--single", self.single, Single)

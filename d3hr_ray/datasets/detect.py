@@ -13,7 +13,7 @@ from d3hr_ray.datasets.source import IMAGE_SUFFIXES
 from d3hr_ray.filesystems import split_query
 
 SUFFIXES: dict[Format, tuple[str, ...]] = {"webdataset": webdataset.TARS, "parquet": parquet.SUFFIXES}
-METADATA = re.compile(r"metadata\.(parquet|csv|jsonl)")  # Hugging Face's, beside image folders; it holds no image
+SIDECAR = re.compile(r"metadata\.(parquet|csv|jsonl)")  # Hugging Face's, beside image folders; it holds no image
 LOOKED_AT = 5  # folders
 
 
@@ -45,7 +45,7 @@ def _has_images(uri: str, folder: str, entries: list[Entry]) -> bool:
 
 
 def _files(entries: Iterable[Entry]) -> list[str]:
-    return [e.name for e in entries if not (e.is_folder or e.is_hidden or METADATA.fullmatch(e.name.lower()))]
+    return [e.name for e in entries if not (e.is_folder or e.is_hidden or SIDECAR.fullmatch(e.name.lower()))]
 
 
 def _by_suffix(names: Iterable[str]) -> Format | None:

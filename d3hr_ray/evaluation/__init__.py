@@ -1,1 +1,1 @@
-"""What a distilled set is worth: students trained on it from scratch, tested on real images, beside baselines."""
+"""What a distilled set is worth: students trained on it and tested on real images, beside baselines; its scores."""

@@ -57,11 +57,10 @@ class Protocol:
     double_norm: bool = False  # the authors' extra student forward, which updates batch norm twice
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "evaluate_every", "temperature", "lr"):
+        assert self.evaluate_every > 0 and (self.steps is None or self.steps > 0), "no flag says these"
+        for name in ("batch_size", "epochs", "temperature", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be above 0")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"--steps {self.steps} must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,8 @@ def _share(rank: int, count: int, group: int, groups: int, device: str) -> Share
     def wrap(module: nn.Module) -> nn.Module:
         if device == "cpu" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
             raise ValueError(
-                "--workers-per-student: workers on CPUs cannot share batch norm; give --arch convnet-d3, or 1"
+                "--workers-per-student: workers on CPUs cannot share batch norm; give --arch convnet-d3, or "
+                "--workers-per-student 1"
             )
         synced = nn.SyncBatchNorm.convert_sync_batchnorm(module, made[group]) if device != "cpu" else module
         return nn.parallel.DistributedDataParallel(synced, process_group=made[group])

@@ -161,7 +161,7 @@ class Scoring:
 
 
 def check_alike(stores: Sequence[Store], sets: Sequence[DistilledSet], manifests: Sequence[dict[str, Any]]) -> None:
-    """Raises ValueError for a set that the first one's real images and classifier are not for."""
+    """Raises ValueError for a set that cannot be scored with the first one's real images and classifier."""
     traits = [
         {
             "other classes": found.images.classes,

@@ -91,7 +91,8 @@ def check_batches(images: int, protocol: Protocol, arch: str) -> None:
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
         raise ValueError(
             f"--arch {arch} has batch norm and would train on batches of one image ({images} images, batch "
-            f"{protocol.batch_size}); give a larger --ipc or --batch-size, or a student without it (convnet-d3)"
+            f"{protocol.batch_size}); take a set of more images, a larger --batch-size, or a student without it, such "
+            "as convnet-d3"
         )
 
 

@@ -1,1 +1,1 @@
-"""What a run shows people: tables, contact sheets, normality."""
+"""What is shown to people: tables, plots, contact sheets, the page of a run, its status."""

@@ -104,7 +104,7 @@ def _accuracy(store: Store, rows: list[dict[str, Any]], classes: list[str]) -> I
         slug = "".join(c if c.isalnum() else "-" for c in data.rpartition("://")[2])[-40:].strip("-")
         yield f"<h2>Accuracy on {escape(data)}</h2>"
         yield "<p>Last-epoch top-1 in percent, mean ± 95 % interval over sets (of one set: over students), "
-        yield "of two both. Bold: a column's best.</p>"
+        yield "of two sets: both values. Bold: a column's best.</p>"
         yield _table(here)
         names = classes or [str(k) for k in range(len(here[0]["per_class"]))]
         drawn = {

@@ -28,7 +28,7 @@ KINDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
         (OutOfMemoryError,),
         "a node ran out of memory; take nodes with more of it, or fewer CPUs on each (`ray start --num-cpus`)",
     ),
-    ((OutOfDiskError,), "a node's disk is full; free the folder of --temp-dir (/tmp/ray) there"),
+    ((OutOfDiskError,), "a node's disk is full; free Ray's folder there (/tmp/ray, or that of `ray start --temp-dir`)"),
     ((ObjectStoreFullError,), "a node's object store is full; give it more memory (`ray start --object-store-memory`)"),
     ((NodeDiedError, ObjectLostError, LocalRayletDiedError), "a node was lost too often"),
     ((WorkerCrashedError, ActorDiedError, ActorUnavailableError), "a worker process died too often"),

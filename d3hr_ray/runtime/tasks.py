@@ -78,6 +78,6 @@ def unfinished(tasks: Sequence[Reference], title: str, timeout: float | None) ->
 
 
 def fetch(task: Reference, title: str) -> Any:
-    """A task's result. What the task raises for users is raised as itself, and what befell it as a RunError."""
+    """A task's result. What it raises for users is raised as itself, what went wrong with it as a RunError."""
     with naming(title):
         return ray.get(task)
