@@ -7,8 +7,8 @@ from d3hr_ray.cli.data_flags import LAYOUT
 from d3hr_ray.cli.flags import with_own
 from d3hr_ray.config import DataConfig, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, OUTPUT, TRAINING
+from d3hr_ray.evaluation.baselines import Baseline
 
-Baseline = Literal["real-random", "herding", "kmeans-real", "pixel-kmeans", "none"]
 DEFAULT_BASELINES: tuple[Baseline, ...] = ("real-random",)
 ProtocolName = Literal["hard", "hard-mixup", "d3hr-soft", "rded-soft", "fixed-soft"]
 

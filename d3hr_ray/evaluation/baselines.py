@@ -1,11 +1,13 @@
 """Baselines that cost no generator: real images at random, coresets, pixel k-means, the full set.
 
-Each maps a class's real images to n of them (or to n centres); seeds are recorded with every result.
+Each maps a class's real images to n of them (or to n centres); seeds are recorded with every result. To add one, name
+it in Baseline and give its function to CHOOSERS.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -15,7 +17,13 @@ from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.numerics.seeds import generator
-from d3hr_ray.runtime.objects import Held, hold, warn_if_tight
+
+if TYPE_CHECKING:  # Ray takes seconds to import: who names a baseline on a command line does without
+    from d3hr_ray.runtime.objects import Held
+
+Baseline = Literal["real-random", "herding", "kmeans-real", "pixel-kmeans", "none"]
+DRAWN = tuple(name for name in get_args(Baseline) if name != "none")  # anew for every repeat
+FULL_BYTES = 64 << 30
 
 
 def random_rows(features: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
@@ -58,8 +66,6 @@ def nearest_to_centres(features: np.ndarray, n: int, seed: int, label: int) -> n
     return np.array(chosen)
 
 
-FULL_BYTES = 64 << 30
-DRAWN = ("real-random", "herding", "kmeans-real", "pixel-kmeans")  # drawn anew for every repeat
 CHOOSERS: dict[str, Callable[[np.ndarray, int, int, int], np.ndarray]] = {
     "herding": herd,
     "kmeans-real": nearest_to_centres,
@@ -94,8 +100,10 @@ def random_set(listing: Listing, classes: tuple[str, ...], side: int, ipc: int, 
     return Reading.of(listing, classes, side, rows)
 
 
-def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) -> Held:
+def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) -> "Held":
     """All training images in memory, of a task and then of Ray's store. Raises ValueError if they are too many."""
+    from d3hr_ray.runtime.objects import hold, warn_if_tight
+
     full = Reading.of(listing, classes, side)
     if nbytes(full) > FULL_BYTES:
         raise ValueError(
@@ -106,7 +114,7 @@ def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) 
     return hold(full.load)
 
 
-def full_set(full: Held) -> DistilledSet:
+def full_set(full: "Held") -> DistilledSet:
     """All training images as a set; its `ipc` is the mean number of images per class."""
     about = {"method": "real-full", "ipc": len(full) // len(full.classes)}
     return DistilledSet("real-full", full, full.digest, 0, about)
@@ -114,13 +122,15 @@ def full_set(full: Held) -> DistilledSet:
 
 def baseline_sets(
     sets: Sequence[DistilledSet],
-    test: Held,
+    test: "Held",
     names: Sequence[str],
     listing: Listing,
-    full: Held | None,
+    full: "Held | None",
     repeats: int,
 ) -> list[DistilledSet]:
     """Baselines at every IPC of the sets, drawn as often as the sets are: by seed and by repeat."""
+    from d3hr_ray.runtime.objects import hold
+
     draws: dict[int, set[int]] = defaultdict(set)
     for found in sets:
         draws[found.about["ipc"]].add(found.set_seed)

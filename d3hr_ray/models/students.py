@@ -1,5 +1,7 @@
 """Networks by name, for any input size: the field's students, and every classifier that timm knows.
 
+To add one, build it in _build and name it in check_arch and EXAMPLES.
+
 timm and torchvision take 10 s to import: a worker that trains a ConvNet, and a driver, do without.
 
 Images are float [-1, 1] BCHW everywhere in this project; a network that wants another normalisation wears `Normalised`.
