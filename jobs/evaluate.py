@@ -8,7 +8,7 @@ Every training run is a row of evaluations/results.parquet. The same command tra
 """
 
 from d3hr_ray.cli.evaluate_checks import find_out
-from d3hr_ray.cli.evaluate_flags import EvaluateFlags, check_flags, overrides
+from d3hr_ray.cli.evaluate_flags import EvaluateFlags, check_flags
 from d3hr_ray.cli.exits import guard, refusing
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.lock import driving
@@ -35,7 +35,7 @@ def main() -> None:
     with refusing():
         patience = PATIENCE if connect(flags.address) else 0
         workers = find_workers(flags.workers, flags.gpus_per_worker, flags.workers_per_student, patience)
-        comparison, listing, full = open_all(flags, overrides(flags))
+        comparison, listing, full = open_all(flags)
     with driving(store):
         with refusing():
             teachers, top1 = make_teachers(flags, store, comparison, full, workers)

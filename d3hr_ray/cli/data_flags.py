@@ -16,3 +16,8 @@ def data_of(flags: Any, uri: str, **others: Any) -> DataConfig:
     if "classes" in described:
         described["classes"] = read_classes(described["classes"])
     return DataConfig(uri, **described | others)
+
+
+def test_data(flags: Any) -> DataConfig | None:
+    """The real images that --data names, to test on."""
+    return data_of(flags, flags.data) if flags.data else None

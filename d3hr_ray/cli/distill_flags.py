@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from d3hr_ray.cli import machine_flags
 from d3hr_ray.cli.flags import with_settings
 from d3hr_ray.config import RunConfig, flag_of, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, OUTPUT
@@ -48,24 +49,14 @@ class DistillFlags:
     log_format: LogFormat = setting(
         "text", "json: structured lines, from drivers and workers, for log collectors.", OUTPUT
     )
-    actors: tuple[int, ...] = setting(
-        (),
-        "Actors that hold the networks.",
-        CLUSTER,
-        metavar="MIN MAX",
-        shown="all GPUs of the cluster, else all CPUs but one",
-    )
-    gpus_per_actor: float | None = setting(
-        None, "GPUs per actor; a fraction shares one.", CLUSTER, shown="1, or 0 on a cluster without GPUs"
-    )
+    actors: tuple[int, ...] = machine_flags.actors()
+    gpus_per_actor: float | None = machine_flags.gpus_per_actor()
     task_timeout: float = setting(
         1800.0,
         "Seconds that one batch, or the reading of one shard, may take before it is started again.",
         CLUSTER,
     )
-    address: str | None = setting(
-        None, "Ray cluster.", CLUSTER, metavar="ADDRESS", shown="RAY_ADDRESS, else a local Ray"
-    )
+    address: str | None = machine_flags.address()
 
     if TYPE_CHECKING:
 

@@ -1,6 +1,6 @@
 """What jobs/evaluate.py asks of paths and of what lies there, before anything heavy is imported."""
 
-from d3hr_ray.cli.data_flags import data_of
+from d3hr_ray.cli.data_flags import data_of, test_data
 from d3hr_ray.cli.evaluate_flags import EvaluateFlags
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import open_source
@@ -28,11 +28,6 @@ def find_out(flags: EvaluateFlags) -> Store:
     if missing:
         raise ValueError(f"{flags.distilled[0]} needs more: {'; '.join(missing)}")
     return Store(absolute(flags.out)) if flags.out else run or first
-
-
-def test_data(flags: EvaluateFlags) -> DataConfig | None:
-    """The source of --data."""
-    return data_of(flags, flags.data) if flags.data else None
 
 
 def train_data(flags: EvaluateFlags) -> DataConfig | None:

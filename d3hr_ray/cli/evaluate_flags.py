@@ -1,8 +1,9 @@
 """The flags of jobs/evaluate.py."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from d3hr_ray.cli import machine_flags
 from d3hr_ray.cli.data_flags import LAYOUT
 from d3hr_ray.cli.flags import with_own
 from d3hr_ray.config import DataConfig, setting
@@ -11,6 +12,11 @@ from d3hr_ray.evaluation.baselines import Baseline
 
 DEFAULT_BASELINES: tuple[Baseline, ...] = ("real-random",)
 ProtocolName = Literal["hard", "hard-mixup", "d3hr-soft", "rded-soft", "fixed-soft"]
+
+
+def _protocol(help: str) -> Any:
+    """A field that is the protocol's where it is not given."""
+    return setting(None, help, TRAINING, shown="the protocol's")
 
 
 @with_own(DataConfig, *LAYOUT)
@@ -83,18 +89,13 @@ class EvaluateFlags:
     glyphs: Literal["auto", "yes", "no"] = setting(
         "auto", "Train as for handwriting: no flips or crops, 200 steps. auto: for the digits.", TRAINING
     )
-    epochs: int | None = setting(
-        None,
-        "Instead of the protocol's; makes it another version, as do batch size, lr, weight decay and temperature.",
-        TRAINING,
-        shown="the protocol's",
+    epochs: int | None = _protocol(
+        "Instead of the protocol's; makes it another version, as do batch size, lr, weight decay and temperature."
     )
-    batch_size: int | None = setting(None, "Images per step.", TRAINING, shown="the protocol's")
-    lr: float | None = setting(None, "Peak learning rate.", TRAINING, shown="the protocol's")
-    weight_decay: float | None = setting(
-        None, "Of weights; never of biases and norms.", TRAINING, shown="the protocol's"
-    )
-    temperature: float | None = setting(None, "Of soft labels.", TRAINING, shown="the protocol's")
+    batch_size: int | None = _protocol("Images per step.")
+    lr: float | None = _protocol("Peak learning rate.")
+    weight_decay: float | None = _protocol("Of weights; never of biases and norms.")
+    temperature: float | None = _protocol("Of soft labels.")
     workers: int | None = setting(
         None, "Ray Train workers; 0 trains in this process.", CLUSTER, shown="one per GPU share, else one per CPU"
     )
@@ -107,9 +108,7 @@ class EvaluateFlags:
     out: str | None = setting(
         None, "Where evaluations/ goes.", OUTPUT, metavar="URI", shown="the run folder of the first set"
     )
-    address: str | None = setting(
-        None, "Ray cluster.", CLUSTER, metavar="ADDRESS", shown="RAY_ADDRESS, else a local Ray"
-    )
+    address: str | None = machine_flags.address()
 
 
 def check_flags(flags: EvaluateFlags) -> None:
@@ -131,9 +130,3 @@ def check_flags(flags: EvaluateFlags) -> None:
     if flags.image_size is not None and flags.image_size < 8:
         raise ValueError(f"--image-size {flags.image_size} must be at least 8")
     assert set(flags.protocol) <= set(get_args(ProtocolName))
-
-
-def overrides(flags: EvaluateFlags) -> dict[str, float | int | None]:
-    """What the flags change in a protocol."""
-    names = ("epochs", "batch_size", "lr", "weight_decay", "temperature")
-    return {name: getattr(flags, name) for name in names}

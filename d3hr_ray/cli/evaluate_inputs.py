@@ -1,8 +1,9 @@
 """What jobs/evaluate.py compares: sets, real images, baselines and teachers, as its flags ask."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from d3hr_ray.cli.evaluate_checks import test_data, train_data, wants_training
+from d3hr_ray.cli.data_flags import test_data
+from d3hr_ray.cli.evaluate_checks import train_data, wants_training
 from d3hr_ray.cli.evaluate_flags import DEFAULT_BASELINES, EvaluateFlags
 from d3hr_ray.config import fingerprint
 from d3hr_ray.datasets.listing import Listing, open_source
@@ -18,12 +19,10 @@ from d3hr_ray.runtime.objects import Held
 from d3hr_ray.store import Store
 
 
-def open_all(
-    flags: EvaluateFlags, changes: dict[str, float | int | None]
-) -> tuple[Comparison, Listing | None, Held | None]:
+def open_all(flags: EvaluateFlags) -> tuple[Comparison, Listing | None, Held | None]:
     """The comparison, the training listing if anything needs it, and the full training set if anything needs that."""
     glyphs = {"yes": True, "no": False}.get(flags.glyphs)
-    recipe = Recipe(overrides=Overrides(**changes))  # type: ignore[arg-type]
+    recipe = Recipe(overrides=Overrides(**{f.name: getattr(flags, f.name) for f in fields(Overrides)}))
     comparison = open_comparison(flags.distilled, test_data(flags), flags.image_size, flags.arch, glyphs, recipe)
     tell(comparison.notes)
     whole = flags.full or flags.ranking or "train" in flags.teacher

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from d3hr_ray.config import RunError
 from d3hr_ray.lock import Stopped
@@ -21,7 +22,7 @@ def refusing() -> Iterator[None]:
         refuse(error)
 
 
-def refuse(message: object) -> None:
+def refuse(message: object) -> NoReturn:
     """Exit with status 2, for a flag that is wrong."""
     announce(str(message))
     raise SystemExit(2)

@@ -140,7 +140,7 @@ def as_cao2(config: RunConfig, preset: str, known: bool = True) -> RunConfig:
         config = replace(config, cao2=replace(config.cao2, iterations=CaO2Config().iterations))
     if config.data.format == "digits" or not known:
         return config
-    synthesis = replace(config.synthesis, guidance=CAO2_GUIDANCE, image_size=config.synthesis.image_size)
+    synthesis = replace(config.synthesis, guidance=CAO2_GUIDANCE)
     if config.fidelity != "official":
         return replace(config, synthesis=synthesis)
     own: dict[str, dict[str, Any]] = {

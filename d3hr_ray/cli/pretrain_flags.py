@@ -1,11 +1,19 @@
 """The flags of jobs/pretrain.py."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from d3hr_ray.cli import machine_flags
 from d3hr_ray.cli.flags import with_own
 from d3hr_ray.config import DataConfig, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, MODEL, OUTPUT, TRAINING
+
+SAMPLES = 500  # that --check draws
+
+
+def _preset(help: str, group: str) -> Any:
+    """A field that is the preset's where it is not given."""
+    return setting(None, help, group, shown="the preset's")
 
 
 @with_own(DataConfig, "format", "classes", "max_rejected", "class_depth", "image_column", "label_column")
@@ -38,48 +46,33 @@ class PretrainFlags:
         MODEL,
         metavar="FOLDER|ID",
     )
-    image_size: int | None = setting(
-        None, "Side of the training images in pixels (with --init, the model's).", MODEL, shown="the preset's"
+    image_size: int | None = _preset("Side of the training images in pixels (with --init, the model's).", MODEL)
+    vae_steps: int | None = _preset("Training steps of the VAE.", TRAINING)
+    dit_steps: int | None = _preset("Training steps of the DiT.", TRAINING)
+    batch_size: int | None = _preset("Images per step over all workers, for both phases.", TRAINING)
+    vae_lr: float | None = _preset("Peak learning rate of the VAE.", TRAINING)
+    dit_lr: float | None = _preset("Peak learning rate of the DiT.", TRAINING)
+    kl_weight: float | None = _preset(
+        "Weight of the VAE's mean KL per latent element against its mean squared error.", TRAINING
     )
-    vae_steps: int | None = setting(None, "Training steps of the VAE.", TRAINING, shown="the preset's")
-    dit_steps: int | None = setting(None, "Training steps of the DiT.", TRAINING, shown="the preset's")
-    batch_size: int | None = setting(
-        None, "Images per step over all workers, for both phases.", TRAINING, shown="the preset's"
-    )
-    vae_lr: float | None = setting(None, "Peak learning rate of the VAE.", TRAINING, shown="the preset's")
-    dit_lr: float | None = setting(None, "Peak learning rate of the DiT.", TRAINING, shown="the preset's")
-    kl_weight: float | None = setting(
-        None,
-        "Weight of the VAE's mean KL per latent element against its mean squared error.",
-        TRAINING,
-        shown="the preset's",
-    )
-    class_dropout: float | None = setting(
-        None, "Share of labels replaced by the null class, which guidance needs.", TRAINING, shown="the preset's"
-    )
-    ema: float | None = setting(
-        None, "Decay of the averaged weights, which are the ones kept.", TRAINING, shown="the preset's"
-    )
-    latent_channels: int | None = setting(None, "Channels of the latents.", MODEL, shown="the preset's")
+    class_dropout: float | None = _preset("Share of labels replaced by the null class, which guidance needs.", TRAINING)
+    ema: float | None = _preset("Decay of the averaged weights, which are the ones kept.", TRAINING)
+    latent_channels: int | None = _preset("Channels of the latents.", MODEL)
     vae_channels: tuple[int, ...] = setting(
         (), "The VAE's widths at each resolution; every one but the first halves the side.", MODEL, shown="the preset's"
     )
-    patch_size: int | None = setting(None, "Side of the DiT's patches in latent cells.", MODEL, shown="the preset's")
-    dit_layers: int | None = setting(None, "Blocks of the DiT.", MODEL, shown="the preset's")
-    dit_heads: int | None = setting(None, "Attention heads of the DiT.", MODEL, shown="the preset's")
-    dit_width: int | None = setting(None, "Hidden width of the DiT.", MODEL, shown="the preset's")
-    seed: int | None = setting(None, "Decides weights, order and noise.", TRAINING, shown="the preset's")
-    checkpoint_every: int | None = setting(
-        None, "Steps between checkpoints, a multiple of 50.", OUTPUT, shown="the preset's"
-    )
+    patch_size: int | None = _preset("Side of the DiT's patches in latent cells.", MODEL)
+    dit_layers: int | None = _preset("Blocks of the DiT.", MODEL)
+    dit_heads: int | None = _preset("Attention heads of the DiT.", MODEL)
+    dit_width: int | None = _preset("Hidden width of the DiT.", MODEL)
+    seed: int | None = _preset("Decides weights, order and noise.", TRAINING)
+    checkpoint_every: int | None = _preset("Steps between checkpoints, a multiple of 50.", OUTPUT)
     workers: int = setting(0, "Ray Train workers that train together; 0 trains in this process.", CLUSTER)
     gpus_per_worker: float | None = setting(
         None, "GPUs per worker, whole ones; 0 for CPUs.", CLUSTER, shown="1, or 0 on a cluster without GPUs"
     )
     threads: int = setting(1, "CPU threads per worker; another number gives weights that differ by rounding.", CLUSTER)
-    address: str | None = setting(
-        None, "Ray cluster for --workers.", CLUSTER, metavar="ADDRESS", shown="RAY_ADDRESS, else a local Ray"
-    )
+    address: str | None = machine_flags.address("Ray cluster for --workers.")
     overwrite: bool = setting(False, "Delete the model and checkpoints in --out and start anew.", OUTPUT)
     check: str | None = setting(
         None,
@@ -88,7 +81,7 @@ class PretrainFlags:
         metavar="FOLDER",
     )
     check_samples: int | None = setting(
-        None, "Samples that --check draws, spread over the classes.", OUTPUT, shown="500"
+        None, "Samples that --check draws, spread over the classes.", OUTPUT, shown=str(SAMPLES)
     )
 
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from d3hr_ray.cli import machine_flags
 from d3hr_ray.config import setting
-from d3hr_ray.config.fields import CLUSTER, DATA, TRAINING
+from d3hr_ray.config.fields import DATA, TRAINING
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ class ScoreFlags:
         metavar="URI",
         shown="on what most of the sets were tested on",
     )
-    address: str | None = setting(
-        None, "Ray cluster, for reading real images.", CLUSTER, metavar="ADDRESS", shown="RAY_ADDRESS, else a local Ray"
-    )
+    address: str | None = machine_flags.address("Ray cluster, for reading real images.")
 
 
 def check_flags(flags: ScoreFlags) -> None:

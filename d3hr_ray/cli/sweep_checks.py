@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from d3hr_ray.cli.data_flags import data_of
+from d3hr_ray.cli.data_flags import test_data
 from d3hr_ray.cli.distill_config import load_preset
+from d3hr_ray.cli.sweep_axes import timesteps
 from d3hr_ray.cli.sweep_flags import SweepFlags, deciding, kept, resumed
-from d3hr_ray.config import DataConfig, RunConfig, from_dict
+from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.layout import RUN, sweep_flags_file
 from d3hr_ray.methods.inputs import check_timesteps, read_model
@@ -50,11 +51,6 @@ def base_of(flags: SweepFlags, store: Store) -> RunConfig:
     return base
 
 
-def test_data(flags: SweepFlags) -> DataConfig | None:
-    """The real images that --data names."""
-    return data_of(flags, flags.data) if flags.data else None
-
-
 def _check(flags: SweepFlags, store: Store) -> None:
     """Raise ValueError for real images that cannot be opened, and for a timestep that the sampler does not have."""
     base, data = base_of(flags, store), test_data(flags)
@@ -62,6 +58,5 @@ def _check(flags: SweepFlags, store: Store) -> None:
         raise ValueError("--data is needed: real images to test on; the run has none")
     if data is not None:
         open_source(data)
-    timesteps = flags.timesteps or base.inversion.timesteps
-    wanted = replace(base, inversion=replace(base.inversion, timesteps=timesteps))
+    wanted = replace(base, inversion=replace(base.inversion, timesteps=timesteps(flags, base)))
     check_timesteps(wanted, read_model(wanted, planning=False)[1])

@@ -3,15 +3,21 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from d3hr_ray.cli import machine_flags
 from d3hr_ray.cli.data_flags import LAYOUT
 from d3hr_ray.cli.evaluate_flags import ProtocolName
 from d3hr_ray.cli.flags import text_of, with_own
-from d3hr_ray.config import DataConfig, Search, as_dict, flag_of, setting
+from d3hr_ray.config import DataConfig, Search, as_dict, flag_of, setting, with_tuples
 from d3hr_ray.config.fields import CLUSTER, DATA, MATCHING, METHOD, OUTPUT, TRAINING
 
 UNKEPT = ("run", "preset", "resume", "address")  # flags that a resumed sweep is given anew
 MACHINE = ("actors", "gpus_per_actor", "gpus_per_trial", "at_once")  # decide no result; another machine may have others
 Method = Literal["d3hr", "gaussian", "dit", "cao2", "d3hr+cao2"]
+
+
+def _axis(help: str, group: str, shown: str) -> Any:
+    """A list of values that the sweep goes through; empty for the one that it has without."""
+    return setting((), help, group, shown=shown)
 
 
 @with_own(DataConfig, *LAYOUT)
@@ -51,14 +57,12 @@ class SweepFlags:
     components: tuple[int | Literal["ipc"], ...] = setting(
         (), "Gaussians per class; ipc: one per image.", MATCHING, metavar="INT|ipc ...", shown="the run's"
     )
-    rank: tuple[int, ...] = setting(
-        (), "Directions of a class's covariance besides its diagonal.", MATCHING, shown="the run's"
+    rank: tuple[int, ...] = _axis("Directions of a class's covariance besides its diagonal.", MATCHING, "the run's")
+    timesteps: tuple[int, ...] = _axis("DDPM timesteps.", METHOD, "the run's")
+    inversion_guidance: tuple[float, ...] = _axis(
+        "Guidance of the inversion: each inverts the images once more.", METHOD, "the run's"
     )
-    timesteps: tuple[int, ...] = setting((), "DDPM timesteps.", METHOD, shown="the run's")
-    inversion_guidance: tuple[float, ...] = setting(
-        (), "Guidance of the inversion: each inverts the images once more.", METHOD, shown="the run's"
-    )
-    guidance: tuple[float, ...] = setting((), "Guidance of the sampling.", METHOD, shown="the run's")
+    guidance: tuple[float, ...] = _axis("Guidance of the sampling.", METHOD, "the run's")
     matched: bool = setting(False, "Sample with the guidance of the inversion, instead of the product of both.", METHOD)
     ipc: tuple[int, ...] = setting((10,), "Images per class.", METHOD)
     seeds: tuple[int, ...] = setting((0,), "Seeds of the sets.", METHOD)
@@ -70,13 +74,11 @@ class SweepFlags:
         TRAINING,
         metavar="NAME|PATH ...",
     )
-    lr: tuple[float, ...] = setting((), "Peak learning rates.", TRAINING, shown="the protocol's")
-    weight_decay: tuple[float, ...] = setting((), "Weight decays.", TRAINING, shown="the protocol's")
-    epochs: tuple[int, ...] = setting(
-        (), "Epochs; they change the protocol's version.", TRAINING, shown="the protocol's"
-    )
-    batch_size: tuple[int, ...] = setting((), "Images per step.", TRAINING, shown="the protocol's")
-    temperature: tuple[float, ...] = setting((), "Of soft labels.", TRAINING, shown="the protocol's")
+    lr: tuple[float, ...] = _axis("Peak learning rates.", TRAINING, "the protocol's")
+    weight_decay: tuple[float, ...] = _axis("Weight decays.", TRAINING, "the protocol's")
+    epochs: tuple[int, ...] = _axis("Epochs; they change the protocol's version.", TRAINING, "the protocol's")
+    batch_size: tuple[int, ...] = _axis("Images per step.", TRAINING, "the protocol's")
+    temperature: tuple[float, ...] = _axis("Of soft labels.", TRAINING, "the protocol's")
     repeats: int = setting(1, "Students per set.", TRAINING)
     data: str | None = setting(
         None, "Real images to test on.", DATA, metavar="URI", shown="the images that the run was distilled from"
@@ -86,16 +88,8 @@ class SweepFlags:
         "grid: all to the end. asha: stop the worst early; they must share one IPC and one student to be comparable.",
         TRAINING,
     )
-    actors: tuple[int, ...] = setting(
-        (),
-        "Actors that hold the networks, as of jobs/distill.py.",
-        CLUSTER,
-        metavar="MIN MAX",
-        shown="all GPUs of the cluster, else all CPUs but one",
-    )
-    gpus_per_actor: float | None = setting(
-        None, "GPUs per actor; a fraction shares one.", CLUSTER, shown="1, or 0 on a cluster without GPUs"
-    )
+    actors: tuple[int, ...] = machine_flags.actors("Actors that hold the networks, as of jobs/distill.py.")
+    gpus_per_actor: float | None = machine_flags.gpus_per_actor()
     gpus_per_trial: float | None = setting(
         None, "GPUs per student; with 0.1, ten share one.", CLUSTER, shown="1, or 0 where the actors have none"
     )
@@ -109,9 +103,7 @@ class SweepFlags:
         "full command without --resume does so too.",
         OUTPUT,
     )
-    address: str | None = setting(
-        None, "Ray cluster.", CLUSTER, metavar="ADDRESS", shown="RAY_ADDRESS, else a local Ray"
-    )
+    address: str | None = machine_flags.address()
 
 
 def kept(flags: SweepFlags) -> dict[str, Any]:
@@ -130,9 +122,7 @@ def resumed(flags: SweepFlags, stored: dict[str, Any]) -> SweepFlags:
     Raises ValueError for a flag that is given and is not the stored one.
     """
     given = {f.name: getattr(flags, f.name) for f in fields(flags) if getattr(flags, f.name) != f.default}
-    was: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in (kept(SweepFlags()) | stored).items()
-    }
+    was = with_tuples(kept(SweepFlags()) | stored)
     for name in given.keys() & deciding(stored).keys():
         if given[name] != was[name]:
             flag = flag_of(name)

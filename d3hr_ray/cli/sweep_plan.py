@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
+from d3hr_ray.cli.data_flags import test_data
 from d3hr_ray.cli.evaluate_inputs import judge_teachers
 from d3hr_ray.cli.resolve import resolve_auto
 from d3hr_ray.cli.sweep_axes import expand, timesteps
-from d3hr_ray.cli.sweep_checks import base_of, test_data
+from d3hr_ray.cli.sweep_checks import base_of
 from d3hr_ray.cli.sweep_flags import SweepFlags, kept
 from d3hr_ray.evaluation.comparison import Comparison, open_comparison
 from d3hr_ray.evaluation.protocols import Overrides, Recipe, Setting

@@ -24,7 +24,7 @@ from d3hr_ray.config.method import (
     Spread,
     SynthesisConfig,
 )
-from d3hr_ray.config.plain import as_dict, differences, fingerprint
+from d3hr_ray.config.plain import as_dict, differences, fingerprint, with_tuples
 from d3hr_ray.config.run import (
     D3HR_QUIRKS,
     Fidelity,
@@ -74,4 +74,5 @@ __all__ = [
     "from_dict",
     "setting",
     "settings_of",
+    "with_tuples",
 ]

@@ -22,6 +22,11 @@ def _written(config: Any) -> dict[str, Any]:
     }
 
 
+def with_tuples(plain: dict[str, Any]) -> dict[str, Any]:
+    """The lists of plain JSON as tuples again, as fields hold them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+
+
 def fingerprint(*parts: Any) -> str:
     """16 hex digits that change when any part does. Parts are config dataclasses or JSON values."""
     plain = [as_dict(p) if is_dataclass(p) else p for p in parts]

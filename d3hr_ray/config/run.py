@@ -7,6 +7,7 @@ from d3hr_ray.config.cao2 import CHOOSING, CaO2Config
 from d3hr_ray.config.data import DataConfig, ModelConfig
 from d3hr_ray.config.fields import METHOD, check, one_of, setting
 from d3hr_ray.config.method import InversionConfig, SearchConfig, SynthesisConfig
+from d3hr_ray.config.plain import with_tuples
 
 Method = Literal["d3hr", "cao2", "d3hr+cao2", "gaussian", "dit", "random"]
 Fidelity = Literal["fixed", "official"]
@@ -140,16 +141,12 @@ def from_dict(plain: dict[str, Any]) -> RunConfig:
     }
     plain = {"cao2": {}} | plain  # runs from before CaO2 have none
     try:
-        made = {name: kind(**_tuples(plain[name])) for name, kind in parts.items()}
-        return RunConfig(**{**_tuples(plain), **made})
+        made = {name: kind(**with_tuples(plain[name])) for name, kind in parts.items()}
+        return RunConfig(**{**with_tuples(plain), **made})
     except (TypeError, KeyError) as error:
         raise ValueError(f"run.json holds a config of another version of d3hr_ray ({error})") from error
 
 
 def data_config(plain: dict[str, Any]) -> DataConfig:
     """The data part of a plain config, as a run or a model keeps it."""
-    return DataConfig(**_tuples(plain))
-
-
-def _tuples(plain: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+    return DataConfig(**with_tuples(plain))
