@@ -77,6 +77,7 @@ def test_a_variant_is_the_flags_of_distill():
         ("timesteps=100", "timesteps=100 is no flag=value"),
         ("pool=3", "--pool does nothing with --method d3hr"),
         ("mend=fill", "--mend goes with --fidelity official"),
+        ("components=few", r"--variants 'components=few': .*--components"),
     ],
 )
 def test_a_wrong_variant_is_named(text, message):

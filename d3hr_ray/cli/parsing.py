@@ -25,16 +25,23 @@ def parse(flags: type[T], description: str, argv: Sequence[str] | None = None) -
     argv = sys.argv[1:] if argv is None else list(argv)
     if "--help" in argv or "-h" in argv:
         _parsed(flags, description, argv)
+    try:
+        return read(flags, argv)
+    except ValueError as error:
+        refuse(f"{error} (see --help)")
+
+
+def read(flags: type[T], argv: Sequence[str]) -> T:
+    """Words of a command line => a flags dataclass. Raises ValueError for a wrong flag, with its name and the fix."""
     for flag, following in zip(argv, [*argv, "--"][1:], strict=True):
         if flag.startswith("--") and following.startswith("--") and flag[2:].replace("-", "_") in _list_flags(flags):
-            refuse(f"{flag} has no value; give one or more, or leave it out (see --help)")
+            raise ValueError(f"{flag} has no value; give one or more, or leave it out")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return _parsed(flags, description, argv)
+            return _parsed(flags, "", argv)
     except SystemExit as stop:
-        refuse(f"{_one_line(said.getvalue(), flags)} (see --help)")
-        raise AssertionError from stop  # refuse does not return
+        raise ValueError(_one_line(said.getvalue(), flags)) from stop
 
 
 def _parsed(flags: type[T], description: str, argv: Sequence[str]) -> T:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.cli.overlay import SETTINGS, overlay, refuse_idle
-from d3hr_ray.cli.parsing import parse
+from d3hr_ray.cli.parsing import read
 from d3hr_ray.cli.presets import as_cao2, as_official
 from d3hr_ray.config import RunConfig, flag_of
 from d3hr_ray.datasets.subsets import SUBSETS
@@ -25,14 +25,17 @@ def vary(base: RunConfig, text: str) -> RunConfig:
         if not equals or name not in OPEN:
             raise ValueError(f"--variants {text!r}: {word} is no flag=value of: {', '.join(OPEN)}")
         argv += [flag_of(name), *value.split(",")]
-    flags = parse(DistillFlags, "", argv)
+    try:
+        return _laid_over(base, read(DistillFlags, argv))
+    except ValueError as error:
+        raise ValueError(f"--variants {text!r}: {error}") from error
+
+
+def _laid_over(base: RunConfig, flags: DistillFlags) -> RunConfig:
     if flags.fidelity == "official":
         base = replace(as_official(base), inversion=base.inversion)
     if flags.method == "cao2":
         base = as_cao2(base, next((name for name, classes in SUBSETS.items() if base.data.classes == classes), ""))
-    try:
-        made = overlay(base, flags)
-        refuse_idle(made, flags)
-    except ValueError as error:
-        raise ValueError(f"--variants {text!r}: {error}") from error
+    made = overlay(base, flags)
+    refuse_idle(made, flags)
     return made
