@@ -73,7 +73,7 @@ def made(root, config: RunConfig) -> tuple[Store, dict[str, np.ndarray]]:
     pool = spec.pool
     write_noise(store, pool, 3, 4 * 8 * 8)
     candidates.JudgeBlock(BlockJob(store, config, (pool,), CLASSES, "cpu")).write(pool, 0)
-    choose.choose_block(store, store, spec, 0, range(3))
+    choose.choose_block(store, store, spec, 0, range(3), None)
     SynthesizeBlock(BlockJob(store, config, (spec,), CLASSES, "cpu")).write(spec, 0)
     return store, pixels(store, spec)
 

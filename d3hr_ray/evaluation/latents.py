@@ -16,7 +16,7 @@ from d3hr_ray.numerics import groups
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.sets import SetSpec
-from d3hr_ray.stages.fit import read_gaussians, to_tensors
+from d3hr_ray.stages.fit import Gaussians, read_gaussians, share_gaussians, to_tensors
 from d3hr_ray.store import Store
 
 MIN_IMAGES = 8  # Shapiro-Wilk says nothing below
@@ -27,7 +27,8 @@ def matching_table(store: Store, spec: SetSpec, rejected: list[int], names: list
     """Per class: images read and rejected, the mean and std matching loss, a random draw's, and both skewnesses."""
     assert spec.timestep is not None, "noise has nothing to match"
     blocks = range(len(spec.blocks(len(names))))
-    found = dict(bounded(matching_block, [(b, (store, spec, b)) for b in blocks]))
+    gaussians = share_gaussians(store, [spec.timestep])[spec.timestep]
+    found = dict(bounded(matching_block, [(b, (store, spec, b, gaussians)) for b in blocks]))
     losses = [row for b in blocks for row in found[b]]
     counts = store.read_table(gaussian_file(spec.timestep), columns=["label", "count"]).sort_by("label")["count"]
     rows = [
@@ -37,10 +38,9 @@ def matching_table(store: Store, spec: SetSpec, rejected: list[int], names: list
     return pa.Table.from_pylist(rows)
 
 
-def matching_block(store: Store, spec: SetSpec, block: int) -> list[dict[str, float]]:
+def matching_block(store: Store, spec: SetSpec, block: int, gaussians: Gaussians) -> list[dict[str, float]]:
     """Losses of each label of a subsets/ file, in label order."""
-    assert spec.timestep is not None
-    means_KD, stds_KD = read_gaussians(store, spec.timestep)
+    means_KD, stds_KD = gaussians
     table = store.read_table(subset_file(spec, block), columns=["label", "latent"])
     latents = torch.from_numpy(table["latent"].combine_chunks().flatten().to_numpy().copy())
     rows = []

@@ -14,7 +14,7 @@ from d3hr_ray.layout import candidate_file, choice_file, subset_file
 from d3hr_ray.numerics.selection import Choice, rematch, select
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.sets import SetSpec
-from d3hr_ray.stages.fit import read_gaussians
+from d3hr_ray.stages.fit import Gaussians, share_gaussians
 from d3hr_ray.stages.search import several, subset_table
 from d3hr_ray.store import Store
 
@@ -32,11 +32,17 @@ CHOICE_SCHEMA = pa.schema(
 
 def run_choose(store: Store, pools: Store, specs: Sequence[SetSpec], classes: int) -> None:
     """Choose every block that is not there of each set, whose pool lies in the folder `pools`, in one stream."""
-    jobs = [
-        ((spec, i), (store, pools, spec, i, labels))
+    missing = [
+        (spec, i, labels)
         for spec in specs
         for i, labels in enumerate(spec.blocks(classes))
         if not (store.exists(subset_file(spec, i)) and store.exists(choice_file(spec, i)))
+    ]
+    rematched = {spec: spec.timestep for spec, _, _ in missing if spec.timestep is not None and not spec.is_clean}
+    gaussians = share_gaussians(store, rematched.values())
+    jobs = [
+        ((spec, i), (store, pools, spec, i, labels, gaussians[rematched[spec]] if spec in rematched else None))
+        for spec, i, labels in missing
     ]
     for _ in bounded(choose_block, jobs, several("choose", [spec for (spec, _), _ in jobs])):
         pass
@@ -52,21 +58,19 @@ def read_choices(store: Store, spec: SetSpec, classes: int) -> pa.Table:
     return pa.concat_tables([store.read_table(name) for name in choice_files(spec, classes)])
 
 
-def choose_block(store: Store, pools: Store, spec: SetSpec, block: int, labels: range) -> None:
-    """Choose the images of some labels and write their subsets/ file."""
+def choose_block(
+    store: Store, pools: Store, spec: SetSpec, block: int, labels: range, gaussians: Gaussians | None
+) -> None:
+    """Choose the images of some labels, re-match them to `gaussians` if given, and write their subsets/ file."""
     config, pool, subsets, facts = spec.config, spec.pool, [], []
-    moments = None
-    if config.cao2.rematch and not spec.is_clean:
-        assert spec.timestep is not None
-        moments = read_gaussians(store, spec.timestep)  # 33 MB for 1,000 classes at D = 4096, so once for all labels
     for label in labels:
         rows = _class_rows(pools, pool, candidate_file, label)
         choice = _choose(config, rows, label, spec.ipc)
         own = torch.tensor(rows["own"].to_pylist())[list(choice.places)]
         source = rows if spec.is_clean else _class_rows(pools, pool, subset_file, label)
         latents_ND = torch.tensor(source.take(list(choice.places))["latent"].to_pylist())
-        if moments is not None:
-            mean_KD, std_KD = moments
+        if gaussians is not None:
+            mean_KD, std_KD = gaussians
             latents_ND = rematch(latents_ND, mean_KD[label], std_KD[label], config.search.spread)
         subsets.append((label, latents_ND, own))
         correct = int(pc.sum(pc.equal(rows["predicted"], label)).as_py())

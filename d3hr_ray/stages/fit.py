@@ -4,7 +4,7 @@ Ray tasks sum fixed groups of files into float64 moments; a fixed tree merges th
 on how many workers there are or which is first. A default groupby took 10 to 60 times as long (docs/ray.md).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -14,11 +14,12 @@ from d3hr_ray.config import RunError
 from d3hr_ray.layout import LATENTS, gaussian_file
 from d3hr_ray.numerics.moments import Moments, PowerSums
 from d3hr_ray.runtime.progress import progress
-from d3hr_ray.runtime.tasks import deferred, fetch
+from d3hr_ray.runtime.tasks import Reference, deferred, fetch, shared
 from d3hr_ray.store import Store
 
 FILES_PER_TASK = 64  # at 512 images of 4096 fp16 each, a task reads 268 MB, one file at a time
 PerClass = dict[int, Moments]
+Gaussians = tuple[torch.Tensor, torch.Tensor]  # mean and std (K, D)
 
 
 def run_fit(store: Store, timesteps: tuple[int, ...], classes: list[str], accepted: int) -> None:
@@ -106,9 +107,14 @@ def _lists(rows: list[torch.Tensor]) -> pa.Array:
     )
 
 
-def read_gaussians(store: Store, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+def read_gaussians(store: Store, t: int) -> Gaussians:
     """Stored Gaussians of one timestep => mean (K, D) and std (K, D) float32, in label order."""
     table = store.read_table(gaussian_file(t)).sort_by("label")
     columns = (torch.from_numpy(table[c].combine_chunks().flatten().to_numpy().copy()) for c in ("mean", "variance"))
     mean, variance = (c.reshape(len(table), -1) for c in columns)
     return mean, variance.sqrt()
+
+
+def share_gaussians(store: Store, timesteps: Iterable[int]) -> dict[int, Reference]:
+    """Stored Gaussians by timestep, each read once and sent to each node once, for any number of tasks."""
+    return {t: shared(read_gaussians(store, t)) for t in set(timesteps)}

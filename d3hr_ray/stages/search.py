@@ -18,9 +18,9 @@ from d3hr_ray.numerics import groups, random_search
 from d3hr_ray.numerics.mixture import Mixture, match_mixture
 from d3hr_ray.numerics.random_search import RandomSearch
 from d3hr_ray.numerics.seeds import digest, normal
-from d3hr_ray.runtime.tasks import Reference, bounded, deferred, shared, unfinished
+from d3hr_ray.runtime.tasks import Reference, bounded, deferred, unfinished
 from d3hr_ray.sets import SetSpec
-from d3hr_ray.stages.fit import read_gaussians
+from d3hr_ray.stages.fit import Gaussians, share_gaussians
 from d3hr_ray.stages.mixture import mixture_kind, read_mixtures
 from d3hr_ray.store import Store
 
@@ -36,8 +36,7 @@ def run_search(store: Store, specs: Sequence[SetSpec], classes: int) -> None:
         for i, labels in enumerate(spec.blocks(classes))
         if not store.exists(subset_file(spec, i))
     ]
-    times = {block.timestep for block in missing}
-    gaussians = {t: shared(read_gaussians(store, t)) for t in times}
+    gaussians = share_gaussians(store, (block.timestep for block in missing))
     matched, searched = [b for b in missing if b.is_matched], [b for b in missing if not b.is_matched]
     jobs = [(block, (store, block, gaussians[block.timestep], None)) for block in matched]
     for _ in bounded(write_block, jobs, several("search", [block.spec for block in matched])):
@@ -81,7 +80,6 @@ class Block:
         return 1 if self.config.method == "gaussian" else self.config.search.candidates
 
 
-Gaussians = tuple[torch.Tensor, torch.Tensor]
 Winners = dict[int, tuple[float, int, int]]  # label => (score, block of candidates, index) of its best candidate
 
 
