@@ -276,6 +276,20 @@ def evaluate(net: nn.Module, test: Images, device: str) -> Score:
     return Score(float(np.trace(confusion) / len(test)), hits5 / len(test), confusion)
 
 
+def preflight(teacher: nn.Module, test: Images, name: str, device: str) -> float:
+    """The teacher's own top-1 on the test set, in the set's class order.
+
+    Raises RunError if that is near chance: less than a tenth of the way from there to 1.
+    """
+    top1, chance = evaluate(teacher, test, device).top1, 1 / len(test.classes)
+    if top1 < chance + 0.1 * (1 - chance):
+        raise RunError(
+            f"--teacher {name} reaches {top1:.1%} on the test set, near chance ({chance:.1%}): its classes are "
+            "probably in another order than the set's; give a teacher with named classes, or sort classes as it does"
+        )
+    return top1
+
+
 def _predictions(net: nn.Module, test: Images, device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     size = max(8, min(TEST_BATCH, TEST_BATCH * TEST_SIDE**2 // test.side**2))
     for at in range(0, len(test), size):

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from d3hr_ray.evaluation import sets
-from d3hr_ray.evaluation.sets import find_sets
 from d3hr_ray.library.errors import naming_arguments
 from d3hr_ray.models.autoencoder import to_images
 
@@ -36,7 +35,7 @@ def load_set(path: str | Path, side: int | None = None) -> ImageSet:
     unfinished one or more than one, RunError for an image that is broken or not the one that was made.
     """
     with naming_arguments():
-        stores = find_sets((str(path),))
+        stores = sets.find_sets((str(path),))
         if len(stores) > 1:
             names = ", ".join(store.name for store in stores)
             raise ValueError(f"{path} holds {len(stores)} sets; give the path of one of them: {names}")

@@ -16,9 +16,9 @@ from d3hr_ray.models.autoencoder import Autoencoder
 from d3hr_ray.models.card import read_card
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.loading import load_networks, load_schedule
-from d3hr_ray.numerics import adams, ddim
 from d3hr_ray.numerics.ddim import Denoise
 from d3hr_ray.numerics.schedule import Schedule
+from d3hr_ray.numerics.solvers import INVERT, SAMPLE
 
 Classes = int | Sequence[int] | torch.Tensor
 
@@ -91,9 +91,8 @@ class Model:
     ) -> dict[int, torch.Tensor]:
         """latents => {t: noised latents} for several t at the cost of the largest; else as `invert`."""
         x, denoise = self._start(latents, classes, guidance)
-        walk = adams.invert if self.solver == "adams" else ddim.invert
         with naming_arguments():
-            return walk(denoise, x, self.schedule, timesteps)
+            return INVERT[self.solver](denoise, x, self.schedule, timesteps)
 
     @torch.no_grad()
     def sample(self, noised: torch.Tensor, classes: Classes, t: int, *, guidance: float = 1.0) -> torch.Tensor:
@@ -102,9 +101,8 @@ class Model:
         Pure noise belongs at `timesteps[-1]`. Raises ValueError as `invert` does.
         """
         x, denoise = self._start(noised, classes, guidance)
-        walk = adams.sample if self.solver == "adams" else ddim.sample
         with naming_arguments():
-            return walk(denoise, x, self.schedule, t)
+            return SAMPLE[self.solver](denoise, x, self.schedule, t)
 
     def _start(self, latents: torch.Tensor, classes: Classes, guidance: float) -> tuple[torch.Tensor, Denoise]:
         _require(latents, self.latent_shape, "latents")

@@ -5,6 +5,7 @@ nothing to plot. They are drawn as last-epoch top-1 in percent; bars and bands a
 range.
 """
 
+import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import io
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from d3hr_ray.report.names import label_of
 
 Rows = Sequence[dict[str, Any]]
 MOST_CLASSES = 30  # in plots that show every class
+LINE = ("set", "inversion_guidance", "guidance", "arch", "protocol")  # what a line of by_timestep is of
 
 
 def by_timestep(rows: Rows) -> bytes | None:
@@ -46,9 +47,6 @@ def by_timestep(rows: Rows) -> bytes | None:
     return save_figure(figure)
 
 
-LINE = ("set", "inversion_guidance", "guidance", "arch", "protocol")
-
-
 def _line_name(cell: dict[str, Any]) -> str:
     guidance = f"{cell['inversion_guidance']:g}/{cell['guidance']:g}"
     return f"{cell['set']} guidance {guidance}, {cell['arch']}, {cell['protocol']}"
@@ -60,6 +58,16 @@ def _colours(names: Iterable[str]) -> dict[str, Any]:
     few = len(found) <= 20  # as many as tab20 has
     shades = plt.get_cmap("tab20")(range(20)) if few else plt.get_cmap("turbo")(np.linspace(0, 1, len(found)))
     return dict(zip(found, map(tuple, shades), strict=False))
+
+
+def _grid(panels: int, width: float, height: float) -> tuple[plt.Figure, Sequence[plt.Axes]]:
+    """A figure of so many panels, each of a size in inches, at most three side by side."""
+    columns = min(3, panels)
+    lines = -(-panels // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False)
+    for axis in axes.flat[panels:]:
+        axis.set_axis_off()
+    return figure, list(axes.flat[:panels])
 
 
 def _legend(figure: plt.Figure) -> None:
@@ -100,13 +108,9 @@ def by_ipc(rows: Rows) -> bytes | None:
     panels = sorted({(r["arch"], r["protocol"]) for r in rows if r["method"] != "real-full"})
     if not panels:
         return None
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
+    figure, axes = _grid(len(panels), 4.6, 3.6)
     colours = _colours(map(label_of, rows))
-    for axis, panel in zip(axes.flat, panels, strict=False):
+    for axis, panel in zip(axes, panels, strict=True):
         here = [r for r in rows if (r["arch"], r["protocol"]) == panel]
         for kind in sorted({label_of(r) for r in here}):
             members = [r for r in here if label_of(r) == kind]
@@ -130,14 +134,9 @@ def boxes(rows: Rows) -> bytes | None:
     if not counts or max(c["n"] for c in counts) < 3:
         return None
     panels = sorted({(r["ipc"], r["arch"], r["protocol"]) for r in rows})
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
     most = max(len({label_of(r) for r in rows if (r["ipc"], r["arch"], r["protocol"]) == panel}) for panel in panels)
-    size = (5 * columns, (1 + 0.17 * most) * lines)  # inches: a line of text per kind
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    for axis, panel in zip(axes.flat, panels, strict=False):
+    figure, axes = _grid(len(panels), 5, 1 + 0.17 * most)  # a line of text per kind
+    for axis, panel in zip(axes, panels, strict=True):
         here = [r for r in rows if (r["ipc"], r["arch"], r["protocol"]) == panel]
         kinds = sorted({label_of(r) for r in here}, reverse=True)  # the first on top
         values = [[100 * r["top1_last"] for r in here if label_of(r) == kind] for kind in kinds]

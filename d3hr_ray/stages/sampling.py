@@ -10,12 +10,13 @@ import pyarrow as pa
 import torch
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.numerics import adams, ddim
+from d3hr_ray.numerics import ddim
 from d3hr_ray.numerics.ancestral import ancestral
 from d3hr_ray.numerics.grids import ancestral_grid
 from d3hr_ray.numerics.latent_optimisation import optimise_latents
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import generator, normal
+from d3hr_ray.numerics.solvers import SAMPLE
 from d3hr_ray.runtime.batching import run_batches
 from d3hr_ray.stages.networks import open_model
 
@@ -43,7 +44,7 @@ class Sampler:
 
         def by_grid(part: slice) -> torch.Tensor:
             start, floor = sampling_start(self.schedule, timestep, self.config.has_quirk("start"))
-            walk = adams.sample if self.config.inversion.solver == "adams" else partial(ddim.sample, floor=floor)
+            walk = SAMPLE[self.config.inversion.solver] if floor is None else partial(ddim.sample, floor=floor)
             denoise = self.denoiser.guided(classes[part], scale)
             return walk(denoise, starts[part].to(self.device), self.schedule, start).cpu()
 
