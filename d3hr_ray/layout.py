@@ -4,7 +4,7 @@ All that --status needs, and no network.
 """
 
 from d3hr_ray.sets import SetSpec
-from d3hr_ray.store import Store
+from d3hr_ray.store import MARKS, TEMP, Store
 
 RUN = "run.json"
 CLASSES = "classes.parquet"
@@ -22,14 +22,13 @@ RECORDS = f"{EVALUATIONS}/runs"  # a file per student
 RESULTS = f"{EVALUATIONS}/results.parquet"
 SWEEPS = "sweeps"  # a folder per sweep
 REPORT = "report"
-MARKS = ".done"  # what is complete, and what was asked for
 PROBES = f"{MARKS}/probes"  # VAE latents of the images whose normality is tested
 VERSIONS = f"{MARKS}/versions.parquet"  # of the images' files
 # All that a run may write; --overwrite deletes these and nothing else.
 # The marks go first and run.json last, so that a killed --overwrite neither mixes two runs nor locks the folder.
 OWN = (
     MARKS,
-    ".tmp",
+    TEMP,
     GAUSSIANS,
     MIXTURES,
     POOLS,
@@ -124,6 +123,11 @@ def manifest_file(spec: SetSpec) -> str:
     return f"{set_folder(spec)}/{MANIFEST}"
 
 
+def run_at(found: Store) -> Store:
+    """The run folder that a distilled set's folder lies in."""
+    return found.at("../..")
+
+
 def sweep_folder(name: str) -> str:
     """Of a sweep's tables, plots and best preset."""
     return f"{SWEEPS}/{name}"
@@ -132,3 +136,13 @@ def sweep_folder(name: str) -> str:
 def sweep_flags_file(name: str) -> str:
     """Of the flags that a sweep is resumed with."""
     return f"{sweep_folder(name)}/sweep.json"
+
+
+def stopped_folder(name: str) -> str:
+    """Of the students that a sweep's scheduler stopped."""
+    return f"{sweep_folder(name)}/stopped"
+
+
+def teacher_folder(name: str) -> str:
+    """Of a teacher that was trained on the full set."""
+    return f"{EVALUATIONS}/teachers/{name}"

@@ -11,7 +11,7 @@ from typing import Any
 from d3hr_ray import lock
 from d3hr_ray.config import RunConfig, as_dict, differences, fingerprint, from_dict
 from d3hr_ray.layout import INVERSIONS, OWN, RUN, SETS, recipe_file
-from d3hr_ray.store import Store
+from d3hr_ray.store import TEMP, Store
 
 LOG = logging.getLogger("d3hr_ray")
 LIBRARIES = ("d3hr-ray", "ray", "torch", "diffusers", "numpy", "pyarrow", "pillow")
@@ -38,7 +38,7 @@ def open_run(
     if overwrite:
         clear(store)
     with contextlib.suppress(OSError):  # workers of a killed driver may still write there for a moment
-        store.delete(".tmp")
+        store.delete(TEMP)
     if store.exists(RUN):
         _same_run(store, config, inputs, images)
         return
@@ -65,7 +65,7 @@ def clear(store: Store) -> None:
 
 def _foreign(store: Store) -> list[str]:
     """What lies in a folder, but for the lock of the driver that asks and what a killed one was writing."""
-    return [name for name in [*store.list(), *store.folders()] if name not in (lock.NAME, ".tmp")]
+    return [name for name in [*store.list(), *store.folders()] if name not in (lock.NAME, TEMP)]
 
 
 def close_run(store: Store, summary: dict[str, Any]) -> None:

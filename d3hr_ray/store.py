@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from d3hr_ray.filesystems import absolute, patient, resolve, split_query
 
 WRITERS = 16
+MARKS, TEMP = ".done", ".tmp"  # folders of done marks, and of files that are being written
 
 __all__ = ["Store", "absolute", "resolve"]
 
@@ -69,7 +70,7 @@ class Store:
         """Write a whole file at once or not at all, making its folders. Raises OSError naming the file."""
         filesystem, path = self._open(name)
         local = isinstance(filesystem, pafs.LocalFileSystem)
-        target = self._open(f".tmp/{uuid.uuid4().hex}")[1] if local else path
+        target = self._open(f"{TEMP}/{uuid.uuid4().hex}")[1] if local else path
         try:
             if local:
                 for file in (path, target):
@@ -193,18 +194,18 @@ class Store:
     def mark(self, stage: str, unit: int, **counts: int) -> None:
         """Record that a unit of a stage is complete, with its counts, in the name of an empty file."""
         words = [f"{unit:06d}", *(f"{k}={v}" for k, v in sorted(counts.items()))]
-        self.write_bytes(f".done/{stage}/{'.'.join(words)}", b"")
+        self.write_bytes(f"{MARKS}/{stage}/{'.'.join(words)}", b"")
 
     def unmark(self, stage: str, units: Set[int]) -> None:
         """Take back the marks of some units, which are made again."""
-        for name in self.list(f".done/{stage}"):
+        for name in self.list(f"{MARKS}/{stage}"):
             if int(name.partition(".")[0]) in units:
-                self.delete(f".done/{stage}/{name}")
+                self.delete(f"{MARKS}/{stage}/{name}")
 
     def marks(self, stage: str) -> dict[int, dict[str, int]]:
         """Unit => counts for every complete unit of a stage; one listing, no file is opened."""
         done = {}
-        for name in self.list(f".done/{stage}"):
+        for name in self.list(f"{MARKS}/{stage}"):
             unit, *counts = name.split(".")
             done[int(unit)] = {k: int(v) for k, v in (c.split("=") for c in counts)}
         return done

@@ -17,13 +17,14 @@ from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.presets import SIZES
 from d3hr_ray.cli.proposing import proposing
 from d3hr_ray.cli.resolve import on_grid, resolve_auto
+from d3hr_ray.filesystems import absolute
 from d3hr_ray.lock import driving
 from d3hr_ray.methods.inputs import check_data, check_timesteps, count_images, list_data, list_early, read_model
 from d3hr_ray.report.status import status
 from d3hr_ray.runs import require_run, stored_config
 from d3hr_ray.runtime.cluster import connect
 from d3hr_ray.runtime.console import announce
-from d3hr_ray.store import Store, absolute
+from d3hr_ray.store import Store
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from d3hr_ray.cli.evaluate_checks import find_out
 from d3hr_ray.cli.evaluate_flags import EvaluateFlags, check_flags
 from d3hr_ray.cli.exits import guard, refusing
 from d3hr_ray.cli.parsing import parse
+from d3hr_ray.layout import EVALUATIONS
 from d3hr_ray.lock import driving
 from d3hr_ray.runtime.cluster import connect
 from d3hr_ray.runtime.console import announce
@@ -43,7 +44,7 @@ def main() -> None:
             names = teacher_id(teachers) if teachers else None
             trials = comparison.trials(flags.arch, protocols(flags), flags.repeats, teachers, names)
         tested = f"{len(comparison.test):,} real images"
-        announce(f"{len(comparison.sets)} sets, {len(trials)} students on {tested} -> {store.uri}/evaluations")
+        announce(f"{len(comparison.sets)} sets, {len(trials)} students on {tested} -> {store.uri}/{EVALUATIONS}")
         launch(store, trials, comparison.images(), comparison.test, comparison.target, workers, {teachers: top1})
         rows = rows_of(store, trials)
         print(format_summary(rows))

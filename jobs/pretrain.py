@@ -17,11 +17,12 @@ from d3hr_ray.cli.exits import guard, refusing
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.pretrain_config import build_config, find_splits
 from d3hr_ray.cli.pretrain_flags import SAMPLES, PretrainFlags, check_flags
+from d3hr_ray.filesystems import absolute
 from d3hr_ray.lock import driving
 from d3hr_ray.pretraining.claim import prepare, start_anew
 from d3hr_ray.runtime.cluster import connect
 from d3hr_ray.runtime.console import announce, tell
-from d3hr_ray.store import Store, absolute
+from d3hr_ray.store import Store
 
 
 def main() -> None:

@@ -20,10 +20,11 @@ from d3hr_ray.config import (
     from_dict,
     setting,
 )
+from d3hr_ray.filesystems import absolute
 from d3hr_ray.layout import OWN
 from d3hr_ray.models.card import portable, read_card
 from d3hr_ray.runs import claim_recipe, open_run
-from d3hr_ray.store import Store, absolute
+from d3hr_ray.store import Store
 
 CONFIG = RunConfig(DataConfig("data"), ModelConfig("digits"), InversionConfig((280, 600)), SearchConfig((1, 10)))
 

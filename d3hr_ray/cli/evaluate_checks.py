@@ -5,7 +5,8 @@ from d3hr_ray.cli.evaluate_flags import EvaluateFlags
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.evaluation.sets import find_sets, run_of, source_of
-from d3hr_ray.store import Store, absolute
+from d3hr_ray.filesystems import absolute
+from d3hr_ray.store import Store
 
 
 def find_out(flags: EvaluateFlags) -> Store:

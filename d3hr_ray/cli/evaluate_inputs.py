@@ -12,7 +12,7 @@ from d3hr_ray.evaluation.comparison import Comparison, list_train, open_comparis
 from d3hr_ray.evaluation.protocols import Overrides, Recipe
 from d3hr_ray.evaluation.schedule import Workers, check_teachers, launch
 from d3hr_ray.evaluation.trials import make_trial
-from d3hr_ray.layout import EVALUATIONS
+from d3hr_ray.layout import teacher_folder
 from d3hr_ray.models.teachers import CARD, resolve, teacher_id
 from d3hr_ray.runtime.console import announce, tell
 from d3hr_ray.runtime.objects import Held
@@ -82,7 +82,7 @@ def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, f
     whole = full_set(full)
     plain = replace(comparison, recipe=replace(comparison.recipe, overrides=Overrides()))
     protocol = plain.protocol("teacher", whole, arch)
-    folder = store.at(f"{EVALUATIONS}/teachers/{arch}-{fingerprint(whole.set_hash, protocol)[:8]}").uri
+    folder = store.at(teacher_folder(f"{arch}-{fingerprint(whole.set_hash, protocol)[:8]}")).uri
     if not Store(folder).exists(CARD):
         trial = make_trial(whole, arch, protocol, 0, (), None, (comparison.data, comparison.test.digest), keep=folder)
         store.delete(trial.record)  # a record without its teacher's folder would never be trained again

@@ -10,7 +10,7 @@ from d3hr_ray.cli.presets import with_classifier
 from d3hr_ray.config import D3HR_QUIRKS, RunConfig, Setting, flag_of, settings_of
 from d3hr_ray.datasets.classes import read_classes
 from d3hr_ray.datasets.digits import NAMES
-from d3hr_ray.store import absolute
+from d3hr_ray.filesystems import absolute
 
 SETTINGS: Mapping[str, Setting] = settings_of(RunConfig)
 ADAMS_STEPS = 15  # round trip as good as that of 50 DDIM steps (README); t = 600 is on this grid

@@ -8,10 +8,11 @@ from d3hr_ray.cli.sweep_axes import timesteps
 from d3hr_ray.cli.sweep_flags import SweepFlags, deciding, kept, resumed
 from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.datasets.listing import open_source
+from d3hr_ray.filesystems import absolute
 from d3hr_ray.layout import RUN, sweep_flags_file
 from d3hr_ray.methods.inputs import check_timesteps, read_model
 from d3hr_ray.runs import stored_config
-from d3hr_ray.store import Store, absolute
+from d3hr_ray.store import Store
 
 
 def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:

@@ -21,9 +21,9 @@ from d3hr_ray.evaluation.training import check_batches
 from d3hr_ray.evaluation.trials import Trial, make_trial
 from d3hr_ray.models.students import build_on_meta
 from d3hr_ray.models.teachers import Target
+from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.objects import Held, hold
 from d3hr_ray.runtime.tasks import ray_map
-from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.store import Store
 
 FULL_EPOCHS = 90  # a protocol made for 10,000 images need not see 1.28 M as often

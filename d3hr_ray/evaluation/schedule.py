@@ -23,9 +23,9 @@ from torch import nn
 
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.images import Images, Loadable
-from d3hr_ray.evaluation.training import Share, evaluate
+from d3hr_ray.evaluation.training import Share, preflight
 from d3hr_ray.evaluation.trials import LOOKS, SCRATCH, Trial, run_trial, stopped_rows, untrained
-from d3hr_ray.layout import RECORDS, sweep_folder
+from d3hr_ray.layout import RECORDS, stopped_folder
 from d3hr_ray.models.teachers import Target, load_teachers
 from d3hr_ray.runtime.capacity import Ask, claim, warn_while_unschedulable
 from d3hr_ray.runtime.failures import failure
@@ -186,7 +186,7 @@ def tune_trials(
 
     A trial needs one CPU (and its GPU share) and nothing beside it, so a machine of 1 CPU cannot deadlock.
     """
-    marks = f"{sweep_folder(name)}/stopped"
+    marks = stopped_folder(name)
     stopped = stopped_rows(store, marks, trials)
     ended = {row["key"] for row in stopped}
     missing = [t for t in untrained(store, trials) if scheduler == "grid" or t.key not in ended]
@@ -284,18 +284,4 @@ def check_teachers(names: tuple[str, ...], target: Target, test: Loadable, worke
     title = f"teacher {' '.join(names)}"
     with warn_while_unschedulable(title, workers.gpus):
         top1: float = fetch(task.remote(test), title)
-    return top1
-
-
-def preflight(teacher: nn.Module, test: Images, name: str, device: str) -> float:
-    """The teacher's own top-1 on the test set, in the set's class order.
-
-    Raises RunError if that is near chance: less than a tenth of the way from there to 1.
-    """
-    top1, chance = evaluate(teacher, test, device).top1, 1 / len(test.classes)
-    if top1 < chance + 0.1 * (1 - chance):
-        raise RunError(
-            f"--teacher {name} reaches {top1:.1%} on the test set, near chance ({chance:.1%}): its classes are "
-            "probably in another order than the set's; give a teacher with named classes, or sort classes as it does"
-        )
     return top1

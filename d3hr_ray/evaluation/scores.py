@@ -16,14 +16,15 @@ from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.comparison import list_real, look_beside
 from d3hr_ray.evaluation.latents import moment_scores
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, image_side, load_set
-from d3hr_ray.layout import CLASSES, MANIFEST
+from d3hr_ray.layout import CLASSES, MANIFEST, run_at
 from d3hr_ray.models.autoencoder import Autoencoder, to_images, to_pixels
 from d3hr_ray.models.dit import Denoiser
-from d3hr_ray.numerics import adams, ddim, distances
+from d3hr_ray.numerics import distances
 from d3hr_ray.numerics.schedule import Schedule
+from d3hr_ray.numerics.solvers import INVERT, SAMPLE
+from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.progress import progress
 from d3hr_ray.runtime.tasks import ray_map
-from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.sets import SetSpec, spec_of
 from d3hr_ray.stages.judge import Judge, judge_name, load_classifier
 from d3hr_ray.stages.networks import open_model, open_networks
@@ -77,15 +78,15 @@ def round_trip(spec: SetSpec, model: Model, pixels: np.ndarray, model_classes: S
     """PSNR in dB of the set's own images after VAE, inversion, sampling and decoding, as the set was made."""
     config, (schedule, autoencoder, denoiser) = spec.config, model
     t = schedule.grid[-1] if spec.timestep is None else spec.timestep
-    walk = adams if config.inversion.solver == "adams" else ddim
+    invert, sample = INVERT[config.inversion.solver], SAMPLE[config.inversion.solver]
     squares = []
     with torch.inference_mode():
         for at in range(0, len(pixels), 64):
             part = torch.from_numpy(pixels[at : at + 64])
             ids = torch.tensor(list(model_classes[at : at + 64]), device=device)
             latents = autoencoder.encode(to_images(part).to(device), None)
-            noised = walk.invert(denoiser.guided(ids, config.inversion.guidance), latents, schedule, (t,))[t]
-            back = walk.sample(denoiser.guided(ids, config.synthesis.guidance), noised, schedule, t)
+            noised = invert(denoiser.guided(ids, config.inversion.guidance), latents, schedule, (t,))[t]
+            back = sample(denoiser.guided(ids, config.synthesis.guidance), noised, schedule, t)
             made = to_pixels(autoencoder.decode(back)).cpu()
             squares.append((made.double() - part.double()).square().flatten(1).mean(1))
     return float(10 * torch.log10(255**2 / torch.cat(squares).mean()))
@@ -134,7 +135,7 @@ class Scoring:
             if not store.exists(MANIFEST):
                 raise ValueError(f"--distilled {store.uri} has no manifest.json: only sets of this project are scored")
         manifests = tuple(store.read_json(MANIFEST) for store in stores)
-        runs = tuple(store.at("../..") for store in stores)
+        runs = tuple(map(run_at, stores))
         side = image_side(stores[0])
         sets = tuple(load_set(store, side) for store in stores)
         check_alike(stores, sets, manifests)

@@ -19,10 +19,11 @@ from d3hr_ray.datasets.images import Images, Loadable, assemble, glance_rows
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES, READERS
-from d3hr_ray.layout import DISTILLED, MANIFEST, MARKS, METADATA, RUN
+from d3hr_ray.filesystems import absolute
+from d3hr_ray.layout import DISTILLED, IMAGES, MANIFEST, METADATA, RUN, run_at
 from d3hr_ray.runs import base_of
 from d3hr_ray.sets import about_of, without_axes
-from d3hr_ray.store import Store, absolute
+from d3hr_ray.store import MARKS, Store
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def find_sets(paths: tuple[str, ...]) -> list[Store]:
 
 def _sets_at(path: str) -> list[Store]:
     store = Store(absolute(path))
-    if store.name == "train" and _has_train(store.at("..")):
+    if store.name == IMAGES and _has_train(store.at("..")):
         return [store.at("..")]  # named by the folder that a set's train/ lies in
     if _has_train(store):
         return [store]
@@ -68,12 +69,12 @@ def _sets_at(path: str) -> list[Store]:
 
 def images_of(store: Store) -> Store:
     """The folder that holds a set's class folders: its train/, or, where it has none, itself."""
-    return store.at("train") if _has_train(store) else store
+    return store.at(IMAGES) if _has_train(store) else store
 
 
 def _has_train(store: Store) -> bool:
     """Whether train/ holds folders: one that holds images is a class of that name."""
-    return "train" in store.folders() and bool(store.at("train").folders())
+    return IMAGES in store.folders() and bool(store.at(IMAGES).folders())
 
 
 def class_folders(store: Store) -> list[str]:
@@ -101,7 +102,7 @@ def _image_in(names: list[str]) -> str | None:
 
 def run_of(store: Store) -> Store | None:
     """The run folder that a set lies in."""
-    run = base_of(store.at("../.."))
+    run = base_of(run_at(store))
     return run if run.exists(RUN) else None
 
 
@@ -117,7 +118,7 @@ def load_set(store: Store, side: int) -> DistilledSet:
     """
     if store.exists(MANIFEST):
         return _load_ours(store, side)
-    run = store.at("../..")
+    run = run_at(store)
     if run.exists(RUN) or MARKS in run.folders():
         raise ValueError(f"--distilled {store.uri} is not finished; run jobs/distill.py on its run folder again")
     listing = list_foreign(store)

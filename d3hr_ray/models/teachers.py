@@ -15,8 +15,9 @@ from torch import nn
 
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.classes import imagenet_wnids
+from d3hr_ray.filesystems import absolute
 from d3hr_ray.models.students import Normalised, build_student
-from d3hr_ray.store import Store, absolute
+from d3hr_ray.store import Store
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
 HUB = "hf-hub:"  # timm's prefix of models on the Hugging Face hub

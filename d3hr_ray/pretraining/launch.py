@@ -8,7 +8,6 @@ workers.
 import contextlib
 import os
 import uuid
-from pathlib import Path
 
 import ray
 import torch
@@ -17,12 +16,13 @@ from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchTrainer
 
 from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.filesystems import absolute
 from d3hr_ray.pretraining.settings import SCRATCH, PretrainConfig
 from d3hr_ray.pretraining.watch import following
 from d3hr_ray.pretraining.work import work
 from d3hr_ray.runtime.capacity import Ask, claim, warn_while_unschedulable
 from d3hr_ray.runtime.failures import failure
-from d3hr_ray.store import Store
+from d3hr_ray.store import TEMP, Store
 
 
 def find_gpus(workers: int, gpus: float | None, patience: float) -> float:
@@ -49,7 +49,7 @@ def pretrain(
     os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # relative paths mean the same in a worker as here
     settings = {
         "config": config,
-        "out": _absolute(out),
+        "out": absolute(out),
         "command": command,
         "workers": workers,
         "threads": threads,
@@ -65,7 +65,7 @@ def pretrain(
         # A new name for every launch: under a name it knows, Ray would resume from its own snapshot, not from ours.
         run_config=train.RunConfig(
             name=f"ray-{uuid.uuid4().hex[:8]}",
-            storage_path=_absolute(f"{out}/{SCRATCH}"),
+            storage_path=absolute(f"{out}/{SCRATCH}"),
             failure_config=train.FailureConfig(max_failures=3),
         ),
     )
@@ -76,10 +76,5 @@ def pretrain(
             trainer.fit()
     except train.TrainingFailedError as error:
         raise failure(f"pretraining into {out}", error) from error
-    for name in (SCRATCH, ".tmp"):
+    for name in (SCRATCH, TEMP):
         Store(out).delete(name)
-
-
-def _absolute(uri: str) -> str:
-    """Ray wants an absolute path or a URI."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())

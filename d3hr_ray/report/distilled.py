@@ -26,7 +26,7 @@ def report(run: Run) -> str:
     for spec in sets_of(run.config):
         folder = set_folder(spec)
         images = run.store.read_table(f"{folder}/{METADATA}")
-        run.store.write_bytes(f"{REPORT}/{spec.name}.png", contact_sheet(run.store, spec.name, images))
+        run.store.write_bytes(f"{REPORT}/{spec.name}.png", contact_sheet(run.store, spec, images))
         lines += ["", f"{spec.name}: {len(images)} images in {run.store.uri}/{folder}"]
         if run.config.has_pool:
             chosen = chosen_table(run.store, spec, names)

@@ -11,9 +11,10 @@ from PIL import Image
 
 from d3hr_ray.datasets.images import GLANCE, Images
 from d3hr_ray.evaluation.sets import DistilledSet
-from d3hr_ray.layout import DISTILLED, REPORT, RUN
+from d3hr_ray.layout import REPORT, RUN, set_folder
 from d3hr_ray.report.names import disambiguate_sets, name_of
 from d3hr_ray.report.plots import plt, save_figure
+from d3hr_ray.sets import SetSpec
 from d3hr_ray.store import Store
 
 ROWS, COLUMNS = GLANCE
@@ -22,17 +23,17 @@ SHEETS = f"{REPORT}/sheets"  # of what was evaluated last
 MOST_SHEETS = 12
 
 
-def contact_sheet(store: Store, name: str, images: pa.Table) -> bytes:
+def contact_sheet(store: Store, spec: SetSpec, images: pa.Table) -> bytes:
     """IMAGE_SCHEMA rows of a set => PNG with the first images of the first classes."""
     shown: dict[int, list[np.ndarray]] = defaultdict(list)
     names = {}
     for r in images.sort_by([("label", "ascending"), ("index", "ascending")]).to_pylist():
         if r["label"] < ROWS and r["index"] < COLUMNS:
-            data = store.read_bytes(f"{DISTILLED}/{name}/{r['file_name']}")
+            data = store.read_bytes(f"{set_folder(spec)}/{r['file_name']}")
             shown[r["label"]].append(np.asarray(Image.open(io.BytesIO(data))))
             names[r["label"]] = r["class_name"]
     classes = len(set(images["label"].to_pylist()))
-    title = f"{name}: {len(images)} images, {classes} classes"
+    title = f"{spec.name}: {len(images)} images, {classes} classes"
     return _draw([(names[label], pixels) for label, pixels in shown.items()], title)
 
 

@@ -15,7 +15,7 @@ from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.evaluation.ranking import LEAST_SETS, Accuracy, correlate, summarise
 from d3hr_ray.evaluation.scores import COLUMNS
 from d3hr_ray.evaluation.trials import SCHEMA
-from d3hr_ray.layout import EVALUATIONS, REPORT, sweep_folder
+from d3hr_ray.layout import EVALUATIONS, REPORT, run_at, sweep_folder
 from d3hr_ray.report.names import disambiguate, disambiguate_sets, name_of
 from d3hr_ray.runs import base_of
 from d3hr_ray.sets import SetSpec, spec_of, with_axes
@@ -196,7 +196,7 @@ def pools_table(sets: Sequence[tuple[str, SetSpec]], classes: int) -> pa.Table:
     """
     rows = []
     for uri, spec in sets:
-        table = read_choices(Store(uri).at("../.."), spec, classes)
+        table = read_choices(run_at(Store(uri)), spec, classes)
         sums = {key: pc.sum(table[key]).as_py() for key in COUNTS}
         sums["filled_up"] = pc.sum(pc.less(table["kept_correct"], table["kept"])).as_py()
         unjudged = dict.fromkeys(("correct", "kept_correct", "filled_up"))

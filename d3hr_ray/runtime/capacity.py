@@ -15,7 +15,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from d3hr_ray.beside import beside
-from d3hr_ray.runtime.telemetry import LOG
+from d3hr_ray.runtime.console import LOG
 
 PATIENCE = 45.0  # seconds in which an autoscaler must have begun to launch what is asked of it
 POLL = 1.0

@@ -14,8 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from d3hr_ray.datasets.images import Images, Loadable, nbytes
 from d3hr_ray.runtime.capacity import warn_while_unschedulable
+from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.tasks import fetch
-from d3hr_ray.runtime.telemetry import LOG
 
 READING = "reading images"  # what a failure is named after
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from d3hr_ray.beside import beside
-
-LOG = logging.getLogger("d3hr_ray")
+from d3hr_ray.runtime.console import LOG
 
 
 class _Lines:

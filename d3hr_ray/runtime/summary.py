@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from d3hr_ray.runtime.telemetry import LOG
+from d3hr_ray.runtime.console import LOG
 
 
 @dataclass

@@ -115,8 +115,8 @@ def start_patiently(start: Callable[[], object], undo: Callable[[], object]) -> 
             undo()
             if attempt == START_ATTEMPTS - 1:
                 raise RunError(
-                    f"Ray did not start in 30 s, {START_ATTEMPTS} times in a row, as on a machine that is too busy; "
-                    "run the same command again"
+                    f"Ray did not start, {START_ATTEMPTS} times in a row ({str(error).partition('. ')[0]}), as on a "
+                    "machine that is too busy; run the same command again"
                 ) from error
 
 

@@ -6,7 +6,6 @@ Metrics leave by Ray (`ray.util.metrics`, Prometheus); cluster/grafana.json draw
 import contextlib
 import faulthandler
 import functools
-import logging
 import os
 import platform
 import time
@@ -19,8 +18,8 @@ import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from d3hr_ray import store
+from d3hr_ray.runtime.console import LOG
 
-LOG = logging.getLogger("d3hr_ray")
 COST_SCHEMA = pa.schema(
     [("seconds", pa.float64()), ("bytes", pa.int64()), ("retries", pa.int64()), ("worker", pa.string())]
 )

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.layout import DISTILLED, VERSIONS, finished
+from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.tasks import ray_map
-from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.stages.read import read_content, shard_unit
 from d3hr_ray.store import Store
 

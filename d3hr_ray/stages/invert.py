@@ -19,13 +19,15 @@ from d3hr_ray.layout import PROBES, REJECTED, SEEN, finished, latents_file, reje
 from d3hr_ray.models.accelerate import to_device
 from d3hr_ray.models.autoencoder import Autoencoder, to_images
 from d3hr_ray.models.card import ModelCard, portable
-from d3hr_ray.numerics import adams, ddim
+from d3hr_ray.numerics import ddim
 from d3hr_ray.numerics.ddim import Denoise
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
+from d3hr_ray.numerics.solvers import INVERT
 from d3hr_ray.runtime.actors import Actors, run_units, unit_result
 from d3hr_ray.runtime.batching import run_batches
-from d3hr_ray.runtime.telemetry import LOG, describe
+from d3hr_ray.runtime.console import LOG
+from d3hr_ray.runtime.telemetry import describe
 from d3hr_ray.stages.networks import open_model
 from d3hr_ray.stages.read import ReadShard, content_of, open_message, shard_unit
 from d3hr_ray.store import Store
@@ -178,7 +180,7 @@ class InvertShard:
                 noise = to_device(torch.stack([normal(shape, "posterior", seed, k) for k in keys[rows]]), device)
             images = to_device(torch.from_numpy(pixels[rows].copy()), device)
             denoise = self.denoiser.guided(self.model_classes[labels[rows]].to(device), inversion.guidance)
-            walk = adams.invert if inversion.solver == "adams" else ddim.invert
+            walk = INVERT[inversion.solver]
             return invert_images(self.autoencoder, denoise, self.schedule, images, noise, inversion.stored, walk)
 
         parts = run_batches(work, len(accepted), inversion.batch_size, misfits)

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from d3hr_ray.config import RunConfig
+from d3hr_ray.filesystems import absolute
 from d3hr_ray.models.card import locate
 from d3hr_ray.models.students import Normalised
 from d3hr_ray.models.teachers import CARD, Target, load_teacher, resolve, teacher_id
-from d3hr_ray.store import Store, absolute
+from d3hr_ray.store import Store
 
 OWN = "classifier"  # folder of a model's own classifier
 BATCH = 256

@@ -16,8 +16,8 @@ from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.layout import LATENTS, MIXTURES, gaussian_file
 from d3hr_ray.numerics.mixture import Mixture, fit_mixture
 from d3hr_ray.numerics.seeds import digest
+from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.tasks import bounded
-from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.stages.fit import to_tensors
 from d3hr_ray.store import Store
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from d3hr_ray.layout import CARD, METADATA, manifest_file, set_folder
 from d3hr_ray.runs import versions
-from d3hr_ray.runtime.telemetry import LOG
+from d3hr_ray.runtime.console import LOG
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.synthesize import written_images
 from d3hr_ray.store import Store

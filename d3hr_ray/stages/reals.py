@@ -14,8 +14,8 @@ from d3hr_ray.datasets.look import Look, Seen
 from d3hr_ray.datasets.source import Source
 from d3hr_ray.layout import IMAGES, set_folder
 from d3hr_ray.numerics.seeds import generator
+from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.tasks import bounded
-from d3hr_ray.runtime.telemetry import LOG
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
 from d3hr_ray.store import Store

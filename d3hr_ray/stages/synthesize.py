@@ -40,10 +40,10 @@ def written_images(store: Store, spec: SetSpec, classes: int) -> pa.Table:
     blocks = range(len(spec.blocks(classes)))
     table = pa.concat_tables([store.read_table(block_mark(spec, b)) for b in blocks])
     there = [n for n in store.list(f"{set_folder(spec)}/{IMAGES}", recursive=True) if n.endswith(".png")]
-    wanted = {n.removeprefix("train/") for n in table["file_name"].to_pylist()}
+    wanted = {n.removeprefix(f"{IMAGES}/") for n in table["file_name"].to_pylist()}
     if wanted != set(there) or len(table) != spec.ipc * classes:
         raise RunError(
-            f"synthesize: distilled/{spec.name} holds {len(there)} images, not the {spec.ipc * classes} of its "
+            f"synthesize: {set_folder(spec)} holds {len(there)} images, not the {spec.ipc * classes} of its "
             "blocks; run the same command again, or use --overwrite"
         )
     return table
