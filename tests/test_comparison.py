@@ -21,11 +21,8 @@ from d3hr_ray.evaluation.comparison import list_real, open_comparison
 from d3hr_ray.evaluation.protocols import Recipe
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score, robust, spread, summarise
 from d3hr_ray.evaluation.sets import DistilledSet, _names, find_sets, image_side, load_set
-from d3hr_ray.evaluation.training import (
-    evaluate,
-    preflight,
-    train_student,
-)
+from d3hr_ray.evaluation.testing import evaluate, preflight
+from d3hr_ray.evaluation.training import train_student
 from d3hr_ray.evaluation.trials import SCHEMA, make_trial, records, rows_of, run_trial
 from d3hr_ray.models.teachers import (
     Ensemble,

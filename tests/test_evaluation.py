@@ -11,7 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
 from d3hr_ray.evaluation import augment as aug
-from d3hr_ray.evaluation.protocols import PROTOCOLS, Augment, Overrides, Recipe, Setting
+from d3hr_ray.evaluation.protocols import Augment, Overrides, Recipe, Setting
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.training import (
     Hooks,
@@ -89,7 +89,7 @@ CONSTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", CONSTANTS)
 def test_the_protocols_constants_are_the_authors(name):
     made = Recipe().make(name, Setting("resnet18", 224, 10, 1000))
     assert {key: getattr(made, key) for key in CONSTANTS[name]} == CONSTANTS[name]
@@ -114,10 +114,10 @@ def test_the_protocols_constants_follow_the_student_the_data_and_the_ipc():
 
 
 def test_what_changed_in_crops_left_the_versions_of_handwriting_alone():
-    photos = {name: Recipe().make(name, SETTING).version for name in PROTOCOLS}
-    glyphs = {name: Recipe(glyphs=True).make(name, SETTING) for name in PROTOCOLS}
-    assert photos == dict.fromkeys(PROTOCOLS, "2") | {"rded-soft": "3"}
-    assert {n: p.version for n, p in glyphs.items()} == dict.fromkeys(PROTOCOLS, "1-glyphs2") | {
+    photos = {name: Recipe().make(name, SETTING).version for name in CONSTANTS}
+    glyphs = {name: Recipe(glyphs=True).make(name, SETTING) for name in CONSTANTS}
+    assert photos == dict.fromkeys(CONSTANTS, "2") | {"rded-soft": "3"}
+    assert {n: p.version for n, p in glyphs.items()} == dict.fromkeys(CONSTANTS, "1-glyphs2") | {
         "rded-soft": "2-glyphs2"
     }
     assert not any(p.augment.crop_scale for p in glyphs.values())
@@ -276,9 +276,9 @@ def test_soft_labels_carry_what_the_teacher_knows():
 
 def test_the_best_epochs_top5_is_kept_beside_its_top1(tmp_path, monkeypatch):
     """Also over a checkpoint, and unknown after one that was written before it was kept."""
-    from d3hr_ray.evaluation import training
+    from d3hr_ray.evaluation import testing, training
 
-    curve = [training.Score(*tops, np.eye(3, dtype=int)) for tops in ((0.2, 0.5), (0.6, 0.7), (0.4, 0.9))]
+    curve = [testing.Score(*tops, np.eye(3, dtype=int)) for tops in ((0.2, 0.5), (0.6, 0.7), (0.4, 0.9))]
     protocol = replace(hard(), steps=None, epochs=3, evaluate_every=1, best_after=0.0)
     images, saved = stripes(2), []
 

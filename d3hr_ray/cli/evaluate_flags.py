@@ -9,9 +9,10 @@ from d3hr_ray.cli.flags import with_own
 from d3hr_ray.config import DataConfig, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, OUTPUT, TRAINING
 from d3hr_ray.evaluation.baselines import Baseline
+from d3hr_ray.evaluation.protocols import FULL_EPOCHS, is_soft
 
 DEFAULT_BASELINES: tuple[Baseline, ...] = ("real-random",)
-ProtocolName = Literal["hard", "hard-mixup", "d3hr-soft", "rded-soft", "fixed-soft"]
+ProtocolName = Literal["hard", "hard-mixup", "d3hr-soft", "rded-soft", "fixed-soft", "dc", "dsa", "rd3"]
 
 
 def _protocol(help: str) -> Any:
@@ -52,7 +53,8 @@ class EvaluateFlags:
     )
     protocol: tuple[ProtocolName, ...] = setting(
         ("hard",),
-        "How students train: hard, hard-mixup, d3hr-soft, rded-soft, fixed-soft (README, Evaluate and sweep).",
+        "How students train: hard, hard-mixup, d3hr-soft, rded-soft, fixed-soft, dc, dsa, rd3 (README, Evaluate and "
+        "sweep).",
         TRAINING,
         metavar="NAME ...",
     )
@@ -79,6 +81,7 @@ class EvaluateFlags:
         shown="real-random, where there are training images",
     )
     full: bool = setting(False, "Also train on the full training set: what there is to reach.", DATA)
+    full_epochs: int = setting(FULL_EPOCHS, "Epochs of the full set, where the protocol has more.", TRAINING)
     ranking: bool = setting(
         False,
         "Also run what DD-Ranking's LRS and ARS need (hard, fixed-soft and unaugmented runs, full set), and print "
@@ -115,9 +118,11 @@ def check_flags(flags: EvaluateFlags) -> None:
     """Raise ValueError for flags that are missing or contradict each other."""
     if not flags.distilled:
         raise ValueError("--distilled is needed: a set, or a run folder such as runs/digits")
+    if flags.full_epochs < 1:
+        raise ValueError(f"--full-epochs {flags.full_epochs} must be at least 1")
     if flags.repeats < 1:
         raise ValueError(f"--repeats {flags.repeats} must be at least 1")
-    soft = [name for name in flags.protocol if name.endswith("soft")]
+    soft = [name for name in flags.protocol if is_soft(name)]
     if (soft or flags.ranking) and not flags.teacher:
         wanted = f"--protocol {soft[0]}" if soft else "--ranking"
         raise ValueError(f"{wanted} needs --teacher: train, a timm name, ARCH=FILE or a folder")

@@ -22,7 +22,10 @@ from d3hr_ray.store import Store
 def open_all(flags: EvaluateFlags) -> tuple[Comparison, Listing | None, Held | None]:
     """The comparison, the training listing if anything needs it, and the full training set if anything needs that."""
     glyphs = {"yes": True, "no": False}.get(flags.glyphs)
-    recipe = Recipe(overrides=Overrides(**{f.name: getattr(flags, f.name) for f in fields(Overrides)}))
+    recipe = Recipe(
+        overrides=Overrides(**{f.name: getattr(flags, f.name) for f in fields(Overrides)}),
+        full_epochs=flags.full_epochs,
+    )
     comparison = open_comparison(flags.distilled, test_data(flags), flags.image_size, flags.arch, glyphs, recipe)
     tell(comparison.notes)
     whole = flags.full or flags.ranking or "train" in flags.teacher

@@ -9,6 +9,7 @@ from d3hr_ray.cli.evaluate_flags import ProtocolName
 from d3hr_ray.cli.flags import text_of, with_own
 from d3hr_ray.config import DataConfig, Search, as_dict, flag_of, setting, with_tuples
 from d3hr_ray.config.fields import CLUSTER, DATA, MATCHING, METHOD, OUTPUT, TRAINING
+from d3hr_ray.evaluation.protocols import is_soft
 
 UNKEPT = ("run", "preset", "resume", "address")  # flags that a resumed sweep is given anew
 MACHINE = ("actors", "gpus_per_actor", "gpus_per_trial", "at_once")  # decide no result; another machine may have others
@@ -152,7 +153,7 @@ def check_flags(flags: SweepFlags) -> None:
         raise ValueError("--scheduler asha compares students at the same share of their training: give one of --epochs")
     if flags.matched and flags.guidance:
         raise ValueError("--matched contradicts --guidance: it samples with the guidance of the inversion")
-    if any(p.endswith("soft") for p in flags.protocol) and not flags.teacher:
+    if any(map(is_soft, flags.protocol)) and not flags.teacher:
         raise ValueError("a soft --protocol needs --teacher: a timm name, ARCH=FILE or a folder")
     if "train" in flags.teacher:
         raise ValueError("--teacher train is jobs/evaluate.py's; train one there and name its folder")

@@ -1,13 +1,18 @@
 """Augmentation of whole batches on the device they live on. Draws are made on the CPU, keyed by the step.
 
 Images are float [-1, 1] BCHW. Resampling is bilinear without antialiasing: crops are enlarged, never shrunk.
+
+DSA's families are those of DatasetCondensation's utils.py (Zhao and Bilen, 2021). They see normalised images: zeros,
+which they fill with, are the mean.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from d3hr_ray.evaluation.protocols import Augment
+from d3hr_ray.evaluation.protocols import Augment, Family
 
 CROP_TRIES = 10  # torchvision's
 
@@ -22,10 +27,7 @@ def augment(images: torch.Tensor, how: Augment, draw: np.random.Generator) -> to
         images = crop(images, crop_boxes(count, images.shape[-1], how.crop_scale, draw))
     if how.shift:
         images = shift(images, draw.integers(-how.shift, how.shift + 1, (count, 2)))
-    if how.flip:
-        mirrored = _to(draw.random(count) < 0.5, images.device).view(-1, 1, 1, 1)
-        images = torch.where(mirrored, images.flip(-1), images)
-    return images
+    return flip(images, draw) if how.flip else images
 
 
 def crop_boxes(count: int, side: int, scale: tuple[float, float], draw: np.random.Generator) -> np.ndarray:
@@ -112,6 +114,79 @@ def cut_box(side: int, share: float, draw: np.random.Generator) -> tuple[int, in
     (y, x) = draw.integers(0, side, 2)
     low_y, high_y, low_x, high_x = np.clip([y - half, y + half, x - half, x + half], 0, side)
     return int(low_y), int(high_y), int(low_x), int(high_x)
+
+
+def siamese(images: torch.Tensor, families: tuple[Family, ...], draw: np.random.Generator) -> torch.Tensor:
+    """DSA: normalised images (B, C, S, S) => the same after one of the families, drawn for all of them."""
+    chosen = families[int(draw.integers(len(families)))]
+    return FAMILIES[chosen](images, draw)
+
+
+def color(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
+    """Brighter by up to 0.5, then the distance from the mean of channels times 0 to 2, from the image's 0.5 to 1.5."""
+    bright, vivid, sharp = (
+        _to(draw.uniform(low, high, (len(images), 1, 1, 1)).astype(np.float32), images.device)
+        for low, high in ((-0.5, 0.5), (0.0, 2.0), (0.5, 1.5))
+    )
+    images = images + bright
+    for strength, over in ((vivid, (1,)), (sharp, (1, 2, 3))):
+        mean = images.mean(over, keepdim=True)
+        images = (images - mean) * strength + mean
+    return images
+
+
+def moved(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
+    """Moved by up to an eighth of the side each way, zeros for what was outside."""
+    side = images.shape[-1]
+    most = int(side / 8 + 0.5)
+    by = draw.integers(-most, most + 1, (len(images), 2))
+    index = [np.arange(side) + most - by[:, axis, None] for axis in (0, 1)]
+    return take(functional.pad(images, (most,) * 4), *(_to(i, images.device) for i in index))
+
+
+def cutout(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
+    """Zeros in a box of half the side, round a point of the image."""
+    side = images.shape[-1]
+    size = int(side / 2 + 0.5)
+    first = draw.integers(0, side + 1 - size % 2, (len(images), 2, 1)) - size // 2
+    within = (np.arange(side) >= first) & (np.arange(side) < first + size)
+    hidden = within[:, 0, :, None] & within[:, 1, None, :]
+    return images.masked_fill(_to(hidden[:, None], images.device), 0.0)
+
+
+def flip(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
+    """Mirrored, or not."""
+    mirrored = _to(draw.random(len(images)) < 0.5, images.device).view(-1, 1, 1, 1)
+    return torch.where(mirrored, images.flip(-1), images)
+
+
+def scale(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
+    """Height and width divided by 1 / 1.2 to 1.2 each."""
+    theta = np.zeros((len(images), 2, 3))
+    theta[:, (0, 1), (0, 1)] = draw.uniform(1 / 1.2, 1.2, (len(images), 2))
+    return _warped(images, theta)
+
+
+def rotate(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
+    """Turned by up to 15 degrees."""
+    angle = np.deg2rad(draw.uniform(-15, 15, len(images)))
+    theta = np.zeros((len(images), 2, 3))
+    theta[:, 0, 0] = theta[:, 1, 1] = np.cos(angle)
+    theta[:, 1, 0] = np.sin(angle)
+    theta[:, 0, 1] = -theta[:, 1, 0]
+    return _warped(images, theta)
+
+
+def _warped(images: torch.Tensor, theta: np.ndarray) -> torch.Tensor:
+    """Images as seen through the maps theta (N, 2, 3) of coordinates in [-1, 1]; zeros outside."""
+    matrix = _to(theta.astype(np.float32), images.device)
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, align_corners=False)
+
+
+FAMILIES: dict[Family, Callable[[torch.Tensor, np.random.Generator], torch.Tensor]] = {
+    "color": color, "crop": moved, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate,
+}  # fmt: skip
 
 
 def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:

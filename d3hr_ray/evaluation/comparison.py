@@ -12,6 +12,7 @@ from d3hr_ray.datasets.digits import Digits
 from d3hr_ray.datasets.images import Loadable
 from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images
 from d3hr_ray.datasets.look import SHOWN, STORED, Look
+from d3hr_ray.datasets.normalisation import are_digits
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.evaluation.baselines import DRAWN
@@ -25,8 +26,6 @@ from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.objects import Held, hold
 from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.store import Store
-
-FULL_EPOCHS = 90  # a protocol made for 10,000 images need not see 1.28 M as often
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,15 @@ class Comparison:
 
     def setting(self, found: DistilledSet, arch: str) -> Setting:
         """What the constants of a protocol depend on."""
-        return Setting(arch, self.test.side, found.about["ipc"], len(self.test.classes))
+        classes = self.test.classes
+        return Setting(arch, self.test.side, found.about["ipc"], len(classes), are_digits(classes))
 
     def protocol(self, name: str, found: DistilledSet, arch: str) -> Protocol:
         """A protocol for a set; the full set is seen fewer times."""
-        made = self.recipe.make(name, self.setting(found, arch))
+        made, most = self.recipe.make(name, self.setting(found, arch)), self.recipe.full_epochs
         own = self.recipe.overrides.epochs is not None
-        if found.about.get("method") == "real-full" and made.steps is None and made.epochs > FULL_EPOCHS and not own:
-            made = replace(made, epochs=FULL_EPOCHS, version=f"{made.version}+epochs={FULL_EPOCHS}")
+        if found.about.get("method") == "real-full" and made.steps is None and made.epochs > most and not own:
+            made = replace(made, epochs=most, version=f"{made.version}+epochs={most}")
         return made
 
     def trials(

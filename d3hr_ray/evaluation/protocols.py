@@ -1,22 +1,32 @@
 """Evaluation protocols: named, versioned, frozen. Two numbers compare only under the same protocol and version.
 
-Sources: D3HR's validate.py and validate_hardlabel.py, RDED's validation/ (used by CaO2), Minimax's (docs/design.md).
+Sources: D3HR's validate.py and validate_hardlabel.py, RDED's validation/ (used by CaO2), Minimax's (docs/design.md),
+DatasetCondensation's utils.py (dc, dsa), RD3 (2509.19743).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 Mix = Literal["none", "cutmix", "mixup"]
-Rate = Literal["half-cosine", "cosine", "steps"]
+Rate = Literal["half-cosine", "cosine", "steps", "drop"]
+Family = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 SMALL_LR = {  # D3HR's argument.py: AdamW's rate by student; 1e-3 for all others
     "mobilenet_v2": 2.5e-3, "efficientnet_b0": 2e-3, "vgg11": 5e-4, "alexnet": 1e-4, "vit": 1e-4, "swin_v2": 1e-4,
 }  # fmt: skip
 
 
+def _late(default: Any) -> Any:
+    """A field that records, and the keys of trials, hold only where it is not the default: older ones lack it."""
+    return field(default=default, metadata={"late": True})
+
+
 @dataclass(frozen=True)
 class Augment:
-    """What a training image goes through, drawn anew for every image and step."""
+    """What a training image goes through, drawn anew for every image and step.
+
+    `families` are DSA's: one of them is drawn for a whole batch, and what it does for each image.
+    """
 
     crop_scale: tuple[float, float] | None = None  # RandomResizedCrop: share of the area, aspect 3/4 to 4/3
     flip: bool = False
@@ -25,6 +35,7 @@ class Augment:
     mix: Mix = "none"
     mix_alpha: float = 1.0
     mix_probability: float = 1.0
+    families: tuple[Family, ...] = _late(())
 
 
 NO_AUGMENT = Augment()
@@ -36,7 +47,9 @@ class Protocol:
 
     `labels` hard: the class; soft: a teacher's softmax at `temperature`, of the very batch that the student sees.
     `best_after` is the share of training after which the best accuracy is looked for (on the test set, as the field
-    does); the last one is always reported too. `steps`, where given, replaces `epochs`.
+    does); the last one is always reported too. `steps`, where given, replaces `epochs`. `rate` drop divides the rate by
+    ten once, after half of the epochs and two, and forgets the momentum. `input` data: the student's first layer has as
+    many channels as the data, normalised as published for it (datasets/normalisation.py), else three, as ImageNet's.
     """
 
     name: str
@@ -55,6 +68,8 @@ class Protocol:
     best_after: float = 1.0
     evaluate_every: int = 1  # epochs
     double_norm: bool = False  # the authors' extra student forward, which updates batch norm twice
+    decay: Literal["weights", "all"] = _late("weights")  # of weights only, or of biases and norms too
+    input: Literal["imagenet", "data"] = _late("imagenet")
 
     def __post_init__(self) -> None:
         assert self.evaluate_every > 0 and (self.steps is None or self.steps > 0), "no flag says these"
@@ -71,6 +86,7 @@ class Setting:
     image_size: int
     ipc: int
     classes: int
+    digits: bool = False  # their mirror images are none
 
 
 def d3hr_soft(s: Setting) -> Protocol:
@@ -143,6 +159,48 @@ def fixed_soft(s: Setting) -> Protocol:
     return replace(d3hr_soft(s), name="fixed-soft", rate="cosine", best_after=1.0, double_norm=False)
 
 
+def dc(s: Setting) -> Protocol:
+    """DatasetCondensation's for its plain sets (Zhao et al., 2021): no augmentation, SGD, 300 epochs and one.
+
+    ConvNet-3 on Fashion-MNIST, IPC 1, 10, 50: random real images 51.4, 73.8, 82.5, DC 70.5, 82.3, 83.6. (Its MNIST rows
+    had 1,001 epochs with crops and rotations, which this has not.)
+    """
+    return Protocol(
+        name="dc",
+        version="1",
+        labels="hard",
+        augment=NO_AUGMENT,
+        batch_size=256,
+        epochs=301,
+        optimizer="sgd",
+        lr=0.01,
+        weight_decay=5e-4,
+        rate="drop",
+        decay="all",
+        input="data",
+    )
+
+
+def dsa(s: Setting) -> Protocol:
+    """The same repository's for DSA and DM (Zhao and Bilen, 2021): 1,000 epochs and one, augmented by DSA.
+
+    ConvNet-3 on Fashion-MNIST: DSA 70.6, 84.6, 88.7 at IPC 1, 10, 50. Digits are not flipped.
+    """
+    kept = tuple(name for name in get_args(Family) if not (s.digits and name == "flip"))
+    return replace(dc(s), name="dsa", epochs=1001, augment=Augment(families=kept))
+
+
+def rd3(s: Setting) -> Protocol:
+    """RD3's one protocol for all (arXiv 2509.19743): crops of RDED's scale, flip, CutMix; ResNet-18's cosine ends at 0.
+
+    0.5 (1 + cos(pi progress / zeta)) has zeta 1 there, and 2 for all other students: half-cosine.
+    """
+    augment = Augment(crop_scale=(0.5, 1.0), flip=True, mix="cutmix")
+    rate: Rate = "cosine" if s.arch.startswith("resnet18") else "half-cosine"
+    same = replace(fixed_soft(s), name="rd3", version="1", lr=1e-3)
+    return replace(same, augment=augment, batch_size=50, epochs=400, rate=rate)
+
+
 def teacher(s: Setting) -> Protocol:
     """How `--teacher train` trains on the full set: He et al. (2016) with a cosine, 90 epochs."""
     return Protocol(
@@ -160,15 +218,12 @@ def teacher(s: Setting) -> Protocol:
 
 
 PROTOCOLS: dict[str, Callable[[Setting], Protocol]] = {
-    "d3hr-soft": d3hr_soft,
-    "rded-soft": rded_soft,
-    "hard": hard,
-    "hard-mixup": hard_mixup,
-    "fixed-soft": fixed_soft,
-    "teacher": teacher,
-}
+    "d3hr-soft": d3hr_soft, "rded-soft": rded_soft, "hard": hard, "hard-mixup": hard_mixup, "fixed-soft": fixed_soft,
+    "dc": dc, "dsa": dsa, "rd3": rd3, "teacher": teacher,
+}  # fmt: skip
 # Under hard labels and soft ones alike; for handwriting, where a mirrored or half-cropped glyph is another glyph.
 GLYPH_STEPS = 200
+FULL_EPOCHS = 90  # a protocol made for 10,000 images need not see 1.28 M as often
 # Handwriting has versions of its own: it has no crops, so what changes in those leaves its results comparable.
 GLYPH_VERSIONS = {"rded-soft": "2-glyphs2"}
 
@@ -177,8 +232,11 @@ def for_glyphs(protocol: Protocol) -> Protocol:
     """The protocol for 16-pixel handwriting: shifts by a pixel for crops and flips, and 200 steps of 64 images.
 
     A number of steps, not of epochs, gives every IPC, and the full set, the same optimisation: under soft labels
-    compute dominates (arXiv 2604.18811).
+    compute dominates (arXiv 2604.18811). dc and dsa were made for small grey images: they stay, without DSA's flips.
     """
+    if protocol.input == "data":
+        kept = tuple(name for name in protocol.augment.families if name != "flip")
+        return replace(protocol, augment=replace(protocol.augment, families=kept))
     augment = replace(protocol.augment, crop_scale=None, flip=False, shift=1, strips=1)
     if protocol.labels == "hard" and protocol.augment.mix == "cutmix":
         augment = replace(augment, mix="none")
@@ -195,6 +253,11 @@ def for_glyphs(protocol: Protocol) -> Protocol:
         rate="cosine" if protocol.rate == "steps" else protocol.rate,
         warmup=0.1,
     )
+
+
+def is_soft(name: str) -> bool:
+    """Whether a protocol of this name trains on a teacher's labels."""
+    return PROTOCOLS[name](Setting("resnet18", 224, 10, 10)).labels == "soft"
 
 
 def without_augment(protocol: Protocol) -> Protocol:
@@ -215,9 +278,10 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How protocols are made for a run: their names, and what changes them."""
+    """How protocols are made for a run: what changes them, and how often the full set is seen at most."""
 
     glyphs: bool = False
+    full_epochs: int = FULL_EPOCHS
     overrides: Overrides = field(default_factory=Overrides)
 
     def make(self, name: str, setting: Setting) -> Protocol:

@@ -23,7 +23,8 @@ from torch import nn
 
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.images import Images, Loadable
-from d3hr_ray.evaluation.training import Share, preflight
+from d3hr_ray.evaluation.testing import preflight
+from d3hr_ray.evaluation.training import Share
 from d3hr_ray.evaluation.trials import LOOKS, SCRATCH, Trial, run_trial, stopped_rows, untrained
 from d3hr_ray.layout import RECORDS, stopped_folder
 from d3hr_ray.models.teachers import Target, load_teachers

@@ -4,7 +4,7 @@ Every draw is keyed by (seed, step), so a run resumed from a checkpoint equals a
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,23 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from d3hr_ray.config import RunError
 from d3hr_ray.datasets.images import Images
-from d3hr_ray.evaluation.augment import augment, mix
+from d3hr_ray.datasets.normalisation import IMAGENET, Normalisation, is_grey, normalisation_of
+from d3hr_ray.evaluation.augment import augment, mix, siamese
 from d3hr_ray.evaluation.protocols import Protocol
+from d3hr_ray.evaluation.testing import Score, evaluate
 from d3hr_ray.models.students import build_on_meta, build_student
 from d3hr_ray.numerics.seeds import generator
-
-TEST_BATCH, TEST_SIDE = 500, 64  # images of so many pixels; fewer of larger ones, for the same memory
-
-
-@dataclass(frozen=True)
-class Score:
-    """Accuracies in [0, 1] on a test set, and how often each class (row) was taken for which (column), (K, K)."""
-
-    top1: float
-    top5: float
-    confusion: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -46,6 +36,7 @@ class Outcome:
     seconds: float
     images_per_second: float
     weights: dict[str, torch.Tensor]
+    norm: Normalisation = IMAGENET
 
 
 @dataclass(frozen=True)
@@ -137,7 +128,8 @@ def train_student(
     smallest = min(map(len, batches(len(train), min(len(train), protocol.batch_size), seed, 0)))
     if smallest < share.count:
         raise ValueError(f"--workers-per-student {share.count}: a batch has {smallest} images; give fewer workers")
-    run = _Run(arch, protocol, train, teacher, seed, torch.device(device), share)
+    norm = IMAGENET if protocol.input == "imagenet" else normalisation_of(test.classes, is_grey(test.pixels))
+    run = _Run(arch, protocol, train, teacher, seed, torch.device(device), share, norm)
     state = hooks.restore() or State()
     if state.epoch:
         run.net.load_state_dict(state.net)
@@ -163,7 +155,7 @@ def train_student(
     weights = {name: value.detach().cpu() for name, value in run.net.state_dict().items()}
     if not state.best_epoch:  # never above 0: the last is as good as any
         state.best_top1, state.best_top5, state.best_epoch = last.top1, last.top5, total
-    return Outcome(last, state.best_top1, state.best_top5, state.best_epoch, seconds, rate, weights)
+    return Outcome(last, state.best_top1, state.best_top5, state.best_epoch, seconds, rate, weights, norm)
 
 
 def _full(state: State, run: "_Run") -> State:
@@ -183,17 +175,20 @@ class _Run:
         seed: int,
         device: torch.device,
         share: Share,
+        norm: Normalisation,
     ) -> None:
         self.protocol, self.seed, self.device, self.share, self.teacher = protocol, seed, device, share, teacher
         self.pixels = torch.from_numpy(train.pixels).permute(0, 3, 1, 2).contiguous().to(device)
         self.targets = functional.one_hot(torch.from_numpy(train.labels), len(train.classes)).float().to(device)
-        self.net = build_student(arch, len(train.classes), train.side, _start(seed)).to(device)
+        self.net = build_student(arch, len(train.classes), train.side, _start(seed), norm).to(device)
         self.module = share.wrap(self.net)
         self.optimizer = _optimizer(self.net, protocol)
         self.batch = min(len(train), protocol.batch_size)
 
     def epoch(self, epoch: int, total: int) -> None:
         self.module.train()
+        if self.protocol.rate == "drop" and epoch == drop_epoch(total):
+            self.optimizer.state.clear()
         rows = batches(len(self.pixels), self.batch, self.seed, epoch)
         for i, chosen in enumerate(rows):
             progress = epoch if self.protocol.steps is None else epoch + i / len(rows)
@@ -209,6 +204,8 @@ class _Run:
         images, targets = self.pixels[rows].float() / 127.5 - 1, self.targets[rows]
         images = augment(images, self.protocol.augment, draw)
         images, targets = mix(images, targets, self.protocol.augment, draw)
+        if families := self.protocol.augment.families:
+            images = self.net.restore(siamese(self.net.normalise(images), families, draw))
         stripe = slice(self.share.rank, None, self.share.count)
         images, targets = images[stripe], targets[stripe]
         if self.protocol.double_norm:
@@ -240,13 +237,19 @@ def _start(seed: int) -> int:
 
 
 def _optimizer(net: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
-    """Weight decay acts on weights, not on biases and norms, as in D3HR's validate.py."""
+    """Weight decay acts on weights, not on biases and norms, as in D3HR's validate.py, or on all as in dc and dsa."""
     weights = [p for p in net.parameters() if p.ndim >= 2]
     others = [p for p in net.parameters() if p.ndim < 2]
-    groups = [{"params": weights, "weight_decay": protocol.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    of_others = protocol.weight_decay if protocol.decay == "all" else 0.0
+    groups = [{"params": weights, "weight_decay": protocol.weight_decay}, {"params": others, "weight_decay": of_others}]
     if protocol.optimizer == "sgd":
         return torch.optim.SGD(groups, protocol.lr, momentum=0.9)
     return torch.optim.AdamW(groups, protocol.lr, betas=(0.9, 0.999))
+
+
+def drop_epoch(total: int) -> int:
+    """The first epoch, from 0, after a drop: of E + 1 in all the rate falls when epoch E // 2 + 1 is over."""
+    return (total - 1) // 2 + 2
 
 
 def rate(protocol: Protocol, progress: float, done: float) -> float:
@@ -255,44 +258,9 @@ def rate(protocol: Protocol, progress: float, done: float) -> float:
     half-cosine is the authors' 0.5 (1 + cos(pi progress / 2)), which ends at a half.
     """
     warm = min(1.0, done / protocol.warmup) if protocol.warmup else 1.0
+    if protocol.rate == "drop":
+        return warm * (0.1 if progress >= drop_epoch(protocol.epochs) / protocol.epochs else 1.0)
     if protocol.rate == "steps":
         return warm * 0.2 ** ((progress >= 2 / 3) + (progress >= 5 / 6))
     bend = progress / 2 if protocol.rate == "half-cosine" else progress
     return float(warm * 0.5 * (1 + np.cos(np.pi * bend)))
-
-
-@torch.inference_mode()
-def evaluate(net: nn.Module, test: Images, device: str) -> Score:
-    """Top-1, top-5 and confusion of a network over a test set. Raises RunError if its outputs are not finite."""
-    net.eval()
-    classes = len(test.classes)
-    confusion, hits5 = np.zeros((classes, classes), np.int64), 0
-    for logits, labels in _predictions(net, test, device):
-        if not torch.isfinite(logits).all():
-            raise RunError("evaluate: a student's outputs are not finite; lower --lr")
-        hits5 += int((logits.topk(min(5, classes)).indices == labels[:, None]).sum())
-        pairs = (labels * classes + logits.argmax(1)).cpu().numpy()
-        confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-    return Score(float(np.trace(confusion) / len(test)), hits5 / len(test), confusion)
-
-
-def preflight(teacher: nn.Module, test: Images, name: str, device: str) -> float:
-    """The teacher's own top-1 on the test set, in the set's class order.
-
-    Raises RunError if that is near chance: less than a tenth of the way from there to 1.
-    """
-    top1, chance = evaluate(teacher, test, device).top1, 1 / len(test.classes)
-    if top1 < chance + 0.1 * (1 - chance):
-        raise RunError(
-            f"--teacher {name} reaches {top1:.1%} on the test set, near chance ({chance:.1%}): its classes are "
-            "probably in another order than the set's; give a teacher with named classes, or sort classes as it does"
-        )
-    return top1
-
-
-def _predictions(net: nn.Module, test: Images, device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    size = max(8, min(TEST_BATCH, TEST_BATCH * TEST_SIDE**2 // test.side**2))
-    for at in range(0, len(test), size):
-        pixels = torch.from_numpy(test.pixels[at : at + size]).to(device)
-        labels = torch.from_numpy(test.labels[at : at + size]).to(device)
-        yield net(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1), labels

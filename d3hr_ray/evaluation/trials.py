@@ -192,6 +192,7 @@ def _row(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "top5_best": outcome.best_top5,
         "seconds": outcome.seconds,
         "images_per_second": outcome.images_per_second,
+        "normalisation": as_dict(outcome.norm),
         "per_class": [float(c) for c in last.confusion.diagonal() / last.confusion.sum(1).clip(min=1)],
         "confusion": last.confusion.tolist() if small else None,
     }

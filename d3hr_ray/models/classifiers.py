@@ -31,11 +31,17 @@ class ConvNet(nn.Module):
 
     The norm is per instance ("in") or per batch ("bn"). As theirs, it pads 28-pixel images to 32 in its first layer.
 
-    Images (B, 3, S, S) in [-1, 1] => logits (B, K).
+    Images (B, C, S, S) in [-1, 1] => logits (B, K).
     """
 
     def __init__(
-        self, num_classes: int, image_size: int, width: int = 128, depth: int = 3, norm: Literal["in", "bn"] = "in"
+        self,
+        num_classes: int,
+        image_size: int,
+        width: int = 128,
+        depth: int = 3,
+        norm: Literal["in", "bn"] = "in",
+        channels: int = 3,
     ) -> None:
         super().__init__()
         if depth > log2(image_size):
@@ -43,7 +49,7 @@ class ConvNet(nn.Module):
         padded = 32 if image_size == 28 else image_size
         blocks: list[nn.Module] = []
         for i in range(depth):
-            conv = nn.Conv2d(width if i else 3, width, 3, padding=1 if i else 1 + (padded - image_size) // 2)
+            conv = nn.Conv2d(width if i else channels, width, 3, padding=1 if i else 1 + (padded - image_size) // 2)
             normal = nn.GroupNorm(width, width) if norm == "in" else nn.BatchNorm2d(width)
             blocks += [conv, normal, nn.ReLU(), HalfPool()]
         self.features = nn.Sequential(*blocks)

@@ -9,14 +9,14 @@ Images are float [-1, 1] BCHW everywhere in this project; a network that wants a
 
 import difflib
 import re
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from d3hr_ray.datasets.normalisation import IMAGENET, Normalisation
 from d3hr_ray.models.classifiers import ConvNet
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CONVNET = re.compile(r"convnet-d(?P<depth>[1-9])(-w(?P<width>\d+))?(-(?P<norm>in|bn))?")
 SMALL_RESNETS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "resnet8-small": ("BasicBlock", (1, 1, 1), (16, 32, 64)),  # He et al. 2016, section 4.2, n = 1
@@ -39,13 +39,16 @@ LEAST_SIDE = {"alexnet": 64, "vgg11": 32}
 
 
 class Normalised(nn.Module):
-    """A network whose input is normalised with the mean and std of pixels in [0, 1]: images [-1, 1] => logits."""
+    """A network whose input is normalised with the mean and std of pixels in [0, 1]: images [-1, 1] => logits.
+
+    One that sees one channel is given the mean of three: of grey images, what any of them is.
+    """
 
     scale: torch.Tensor
     offset: torch.Tensor
 
     def __init__(
-        self, net: nn.Module, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+        self, net: nn.Module, mean: tuple[float, ...] = IMAGENET.mean, std: tuple[float, ...] = IMAGENET.std
     ) -> None:
         super().__init__()
         self.net = net
@@ -55,8 +58,17 @@ class Normalised(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, S, S) float [-1, 1] => logits (B, K)."""
-        out: torch.Tensor = self.net(torch.addcmul(self.offset, images, self.scale))
+        out: torch.Tensor = self.net(self.normalise(images))
         return out
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Images => what the network sees of them, (B, C, S, S) of mean 0 and std 1."""
+        seen = images.mean(1, keepdim=True) if self.scale.shape[1] == 1 else images
+        return torch.addcmul(self.offset, seen, self.scale)
+
+    def restore(self, seen: torch.Tensor) -> torch.Tensor:
+        """The images again, in as many channels as the network sees."""
+        return (seen - self.offset) / self.scale
 
 
 class Enlarged(nn.Module):
@@ -90,7 +102,9 @@ def _require_known(arch: str) -> None:
         raise ValueError(f"--arch {arch}: no such architecture; near it: {', '.join(close)}")
 
 
-def build_student(arch: str, num_classes: int, image_size: int, seed: int) -> nn.Module:
+def build_student(
+    arch: str, num_classes: int, image_size: int, seed: int, norm: Normalisation = IMAGENET
+) -> Normalised:
     """A network with random weights: images (B, 3, S, S) in [-1, 1] => logits (B, K). Equal seeds, equal weights.
 
     Raises ValueError for an unknown architecture or one that cannot take the size.
@@ -99,10 +113,10 @@ def build_student(arch: str, num_classes: int, image_size: int, seed: int) -> nn
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            net = _build(arch, num_classes, image_size)
+            net = _build(arch, num_classes, image_size, norm.channels)
         except (ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
             raise ValueError(f"--arch {arch} cannot take {image_size}-pixel images: {error}") from error
-    return Normalised(net)
+    return Normalised(net, norm.mean, norm.std)
 
 
 def identity(arch: str, image_size: int) -> str:
@@ -116,33 +130,35 @@ def build_on_meta(arch: str, num_classes: int, image_size: int) -> nn.Module:
         return build_student(arch, num_classes, image_size, 0)
 
 
-def _build(arch: str, classes: int, side: int) -> nn.Module:
+def _build(arch: str, classes: int, side: int, channels: int) -> nn.Module:
     if match := CONVNET.fullmatch(arch):
-        return ConvNet(
-            classes, side, int(match["width"] or 128), int(match["depth"]), "bn" if match["norm"] == "bn" else "in"
-        )
+        norm: Literal["in", "bn"] = "bn" if match["norm"] == "bn" else "in"
+        return ConvNet(classes, side, int(match["width"] or 128), int(match["depth"]), norm, channels)
     if arch in SMALL_RESNETS:
-        return _small_resnet(arch, classes)
+        return _small_resnet(arch, classes, channels)
     if arch in TORCHVISION:
         import torchvision
 
-        net: nn.Module = getattr(torchvision.models, arch)(num_classes=classes)
+        net: Any = getattr(torchvision.models, arch)(num_classes=classes)
+        if channels != 3:
+            stem = net.features[0]
+            net.features[0] = nn.Conv2d(channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding)
         return Enlarged(net, LEAST_SIDE[arch]) if side < LEAST_SIDE[arch] else net
     import timm
 
     name = ALIASES.get(arch, arch)
-    return timm.create_model(name, num_classes=classes, **_geometry(name, side))
+    return timm.create_model(name, num_classes=classes, in_chans=channels, **_geometry(name, side))
 
 
-def _small_resnet(arch: str, classes: int) -> nn.Module:
+def _small_resnet(arch: str, classes: int, channels: int) -> nn.Module:
     """He et al.'s CIFAR form: a 3x3 stem with stride 1 and no max-pool."""
-    block, layers, channels = SMALL_RESNETS[arch]
+    block, layers, widths = SMALL_RESNETS[arch]
     if len(layers) == 3:
-        return CifarResNet(layers[0], channels, classes)
+        return CifarResNet(layers[0], widths, classes, channels)
     from timm.models import resnet
 
     net: Any = resnet.ResNet(getattr(resnet, block), layers, num_classes=classes)
-    net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    net.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
     net.maxpool = nn.Identity()
     return net
 
@@ -150,16 +166,16 @@ def _small_resnet(arch: str, classes: int) -> nn.Module:
 class CifarResNet(nn.Module):
     """He et al. (2016, section 4.2): three stages of `blocks` basic blocks. timm's ResNet always has four stages."""
 
-    def __init__(self, blocks: int, channels: tuple[int, ...], classes: int) -> None:
+    def __init__(self, blocks: int, widths: tuple[int, ...], classes: int, channels: int = 3) -> None:
         from timm.models.resnet import BasicBlock
 
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, channels[0], 3, 1, 1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU(True)
+            nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(True)
         )
         body: list[nn.Module] = []
-        width = channels[0]
-        for stage, out in enumerate(channels):
+        width = widths[0]
+        for stage, out in enumerate(widths):
             for i in range(blocks):
                 stride = 2 if stage and i == 0 else 1
                 shortcut = None
