@@ -16,7 +16,7 @@ from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import DataConfig, RunError, as_dict
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.reading import Reading
-from d3hr_ray.evaluation.baselines import centres, herd, make_baseline, nearest_to_centres, random_set
+from d3hr_ray.evaluation.baselines import centres, herd, k_centers, make_baseline, nearest_to_centres, random_set
 from d3hr_ray.evaluation.comparison import list_real, open_comparison
 from d3hr_ray.evaluation.protocols import Recipe
 from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score, robust, spread, summarise
@@ -220,6 +220,21 @@ def test_herding_chooses_the_mean_first_and_never_twice():
     assert error[0] > error[1] > error[2]
 
 
+def test_k_center_covers_what_lies_far_apart_and_never_chooses_twice():
+    """Three far clusters and a middle: its second to fourth centres are one of each cluster."""
+    draw = np.random.default_rng(0)
+    middles = np.array([[0.0, 0.0], [50.0, 0.0], [0.0, 60.0], [-50.0, -60.0]])
+    features = np.concatenate([middle + draw.normal(size=(10, 2)) for middle in middles])
+    chosen = k_centers(features, 40, 0, 0)
+    assert sorted(chosen.tolist()) == list(range(40))
+    assert chosen[0] == np.linalg.norm(features - features.mean(0), axis=1).argmin() < 10
+    assert {int(row) // 10 for row in chosen[1:4]} == {1, 2, 3}
+    radius = [np.linalg.norm(features[:, None] - features[chosen[:n]], axis=2).min(1).max() for n in (1, 2, 3, 4)]
+    assert radius == sorted(radius, reverse=True) and radius[-1] < 10
+    np.testing.assert_array_equal(k_centers(features, 6, 0, 0), chosen[:6])
+    assert sorted(k_centers(np.ones((5, 2)), 5, 0, 0).tolist()) == list(range(5))
+
+
 def test_one_centre_is_the_mean_and_coresets_are_distinct_real_images():
     features = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     np.testing.assert_allclose(centres(features, 1, 0, 0)[0], features.mean(0), atol=1e-6)
@@ -228,7 +243,7 @@ def test_one_centre_is_the_mean_and_coresets_are_distinct_real_images():
 
 def test_baselines_hold_n_images_of_each_class_and_are_told_apart_by_seed():
     real = stripes(9)
-    for name in ("herding", "kmeans-real", "pixel-kmeans"):
+    for name in ("herding", "k-center", "kmeans-real", "pixel-kmeans"):
         made = make_baseline(name, real, 4, 0)
         assert np.bincount(made.labels).tolist() == [4, 4, 4]
     with pytest.raises(ValueError, match="fewer than 10"):

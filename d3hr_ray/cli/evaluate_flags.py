@@ -75,7 +75,8 @@ class EvaluateFlags:
     repeats: int = setting(3, "Students per set, each with its own seed; baselines are drawn anew for each.", TRAINING)
     baselines: tuple[Baseline, ...] = setting(
         (),
-        "Beside every IPC: real-random, herding, kmeans-real (coresets of raw pixels), pixel-kmeans (centres), none.",
+        "Beside every IPC: real-random, herding, k-center, kmeans-real (coresets of raw pixels), pixel-kmeans "
+        "(centres), none.",
         DATA,
         metavar="NAME ...",
         shown="real-random, where there are training images",

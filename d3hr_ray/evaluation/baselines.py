@@ -21,7 +21,7 @@ from d3hr_ray.numerics.seeds import generator
 if TYPE_CHECKING:  # Ray takes seconds to import: who names a baseline on a command line does without
     from d3hr_ray.runtime.objects import Held
 
-Baseline = Literal["real-random", "herding", "kmeans-real", "pixel-kmeans", "none"]
+Baseline = Literal["real-random", "herding", "k-center", "kmeans-real", "pixel-kmeans", "none"]
 DRAWN = tuple(name for name in get_args(Baseline) if name != "none")  # anew for every repeat
 FULL_BYTES = 64 << 30
 
@@ -47,6 +47,20 @@ def herd(features: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
     return np.array(chosen)
 
 
+def k_centers(features: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
+    """k-center greedy (Sener and Savarese, 2018): the row nearest to the mean, then each time the farthest from all.
+
+    Deterministic, as herding, and nested in n. Theirs starts from a labelled pool; of none, the mean stands for it.
+    """
+    chosen = [int(np.linalg.norm(features - features.mean(0), axis=1).argmin())]
+    nearest = np.linalg.norm(features - features[chosen[0]], axis=1)
+    while len(chosen) < n:
+        nearest[chosen] = -1.0  # equal images are chosen once each
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(features - features[chosen[-1]], axis=1))
+    return np.array(chosen)
+
+
 def centres(features: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
     """k-means centres (n, F) of one class."""
     from sklearn.cluster import KMeans  # takes seconds to import
@@ -68,6 +82,7 @@ def nearest_to_centres(features: np.ndarray, n: int, seed: int, label: int) -> n
 
 CHOOSERS: dict[str, Callable[[np.ndarray, int, int, int], np.ndarray]] = {
     "herding": herd,
+    "k-center": k_centers,
     "kmeans-real": nearest_to_centres,
 }
 
