@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := d3hr_ray jobs tests
 
-.PHONY: help install demo check test chaos lint format clean
+.PHONY: help install demo check test chaos results docs-check lint format clean
 
 help:  ## what each target does
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 install: .venv/.installed  ## make .venv with pinned versions (uv if present, else pip brings it)
 
@@ -28,13 +28,19 @@ demo: install  ## distil the embedded digits: the whole pipeline on a laptop
 	$(BIN)/python jobs/distill.py --preset digits
 
 check: install  ## the quick tests, for minutes of work: what takes more than 20 seconds is left to `make test`
-	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos and not docs" -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install  ## all tests but those that need a GPU or take minutes (`make chaos`)
-	$(BIN)/python -m pytest -m "not gpu and not chaos" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not gpu and not chaos and not docs" -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: install  ## faults that take minutes: drivers, nodes and jobs killed, clusters that grow
 	$(BIN)/python -m pytest -m chaos --timeout 1800
+
+results: install  ## docs/results.md from the records in results/
+	$(BIN)/python -m d3hr_ray.results
+
+docs-check: install  ## run the commands of README and docs on small data, about 10 minutes
+	$(BIN)/python -m pytest -m docs --timeout 1800 tests/test_docs.py
 
 lint: install  ## ruff check and format check, mypy
 	$(BIN)/ruff check $(SOURCES)

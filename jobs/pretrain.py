@@ -1,6 +1,7 @@
 """Train a VAE and a DiT on labelled images, or fine-tune a DiT, into a folder that `distill.py --model` takes.
 
     python jobs/pretrain.py --preset digits --out my-digits       # the embedded model again
+    python jobs/pretrain.py --preset custom --size tiny --data photos/train --image-size 48 --out my-model
     python jobs/pretrain.py --preset custom --data /data/flowers --init facebook/DiT-XL-2-256 --workers 8 --out my-dit
     python jobs/pretrain.py --check my-digits                      # measure it on the held-out digits
 
@@ -47,6 +48,7 @@ def main() -> None:
 
         # Imported late: torch takes seconds, and --help, a wrong flag or a wrong path should not wait for it.
         from d3hr_ray.pretraining.launch import find_gpus, pretrain
+        from d3hr_ray.pretraining.networks import describe
         from d3hr_ray.runtime.capacity import PATIENCE
 
         logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
@@ -57,6 +59,7 @@ def main() -> None:
             with refusing():
                 gpus = find_gpus(flags.workers, flags.gpus_per_worker, PATIENCE if connect(flags.address) else 0)
         announce(f"{found} -> {out}, " + (f"on {flags.workers} workers" if flags.workers else "in this process"))
+        announce(describe(config, len(listing.classes)))
         pretrain(config, listing, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads, gpus)
         print(f"{out}: trained on {found}")
 

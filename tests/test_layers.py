@@ -10,7 +10,8 @@ from conftest import ROOT
 # A package or module imports only from those that stand before it.
 LAYERS = (
     "config", "filesystems", "store", "sets", "layout", "beside", "lock", "runs", "numerics", "datasets", "models",
-    "runtime", "stages", "methods", "evaluation", "library", "pretraining", "report", "benchmarks", "cli", "jobs",
+    "runtime", "stages", "methods", "evaluation", "library", "pretraining", "report", "benchmarks", "cli",
+    "results", "jobs",
 )  # fmt: skip
 RAY = (
     "d3hr_ray/runtime/", "d3hr_ray/pretraining/", "d3hr_ray/evaluation/schedule.py",

@@ -1,7 +1,7 @@
 """bench gpu: every figure that needs a GPU, in one run of under 10 minutes. Without a GPU it checks itself, tiny.
 
 It imports neither Ray nor scikit-learn. On a bare machine with torch, torchvision, timm and numpy, carry wheels:
-README, "GPU figures".
+docs/speed.md, "GPU figures".
 """
 
 import time

@@ -53,8 +53,7 @@ class EvaluateFlags:
     )
     protocol: tuple[ProtocolName, ...] = setting(
         ("hard",),
-        "How students train: hard, hard-mixup, d3hr-soft, rded-soft, fixed-soft, dc, dsa, rd3 (README, Evaluate and "
-        "sweep).",
+        "How students train: hard, hard-mixup, d3hr-soft, rded-soft, fixed-soft, dc, dsa, rd3 (docs/protocols.md).",
         TRAINING,
         metavar="NAME ...",
     )

@@ -13,7 +13,7 @@ from d3hr_ray.datasets.digits import NAMES
 from d3hr_ray.filesystems import absolute
 
 SETTINGS: Mapping[str, Setting] = settings_of(RunConfig)
-ADAMS_STEPS = 15  # round trip as good as that of 50 DDIM steps (README); t = 600 is on this grid
+ADAMS_STEPS = 15  # round trip as good as that of 50 DDIM steps (docs/results.md); t = 600 is on this grid
 CANDIDATES = {"moments": 256, "random": 1_000_000}
 AUTO = ("dtype", "batch_size")  # whose `auto` leaves what a stored run has settled
 READ: dict[str, Callable[[Any], Any]] = {  # what people type => what the field holds, where these differ
@@ -47,7 +47,7 @@ def _implied(base: RunConfig, values: dict[str, Any]) -> dict[str, Any]:
     if values.get("select") == "none":
         more["pool"] = 1
     if values.get("method") == "d3hr+cao2" != base.method:
-        more["optimise"] = 0  # stage 2 was measured not to help there (README)
+        more["optimise"] = 0  # stage 2 was measured not to help there (docs/results.md)
     return more
 
 

@@ -77,7 +77,7 @@ def own(model: str) -> RunConfig:
     """Images and a model of one's own, without a preset; the run folder is named after the images.
 
     t = 600 and guidance 2 both ways were best, or within half a point of it, for both models that jobs/pretrain.py made
-    here (README, Results); jobs/sweep.py finds what suits another.
+    here (docs/results.md); jobs/sweep.py finds what suits another.
     """
     base = _embedded("digits")
     return replace(base, data=replace(base.data, uri="", format="auto"), model=ModelConfig(model))
@@ -153,7 +153,7 @@ def as_cao2(config: RunConfig, preset: str, known: bool = True) -> RunConfig:
 
 
 def _embedded(name: str) -> RunConfig:
-    """t and both guidances were chosen on the digits' training split (README, Results)."""
+    """t and both guidances were chosen on the digits' training split (docs/results.md)."""
     return RunConfig(
         data=DataConfig(uri=name, format="digits", shard_size=256),
         model=ModelConfig(name),

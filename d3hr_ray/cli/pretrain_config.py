@@ -9,6 +9,7 @@ from d3hr_ray.config import DataConfig, flag_of
 from d3hr_ray.datasets.digits import NAMES
 from d3hr_ray.pretraining import settings
 from d3hr_ray.pretraining.settings import PretrainConfig
+from d3hr_ray.pretraining.sizes import SIZES
 
 
 def build_config(flags: PretrainFlags) -> PretrainConfig:
@@ -50,7 +51,7 @@ def _preset(flags: PretrainFlags) -> PretrainConfig:
         return settings.digits() if flags.preset == "digits" else settings.digits_affine()
     if flags.data is None:
         raise ValueError("--preset custom needs --data: the training images")
-    return settings.custom(flags.data)
+    return SIZES[flags.size or "small"](flags.data)
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -1,19 +1,39 @@
 """The flags of jobs/pretrain.py."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 from d3hr_ray.cli import machine_flags
-from d3hr_ray.cli.flags import with_own
+from d3hr_ray.cli.flags import text_of, with_own
 from d3hr_ray.config import DataConfig, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, MODEL, OUTPUT, TRAINING
+from d3hr_ray.pretraining import settings
+from d3hr_ray.pretraining.sizes import SIZES
 
 SAMPLES = 500  # that --check draws
+RECIPES = {
+    "digits": settings.digits(),
+    "digits-affine": settings.digits_affine(),
+    **{size: make("") for size, make in SIZES.items()},
+}
 
 
-def _preset(help: str, group: str) -> Any:
-    """A field that is the preset's where it is not given."""
-    return setting(None, help, group, shown="the preset's")
+def _preset(help: str, group: str, *paths: str) -> Any:
+    """A field that is the preset's where it is not given: these ones, such as vae.steps, of its config."""
+    return setting(None, help, group, shown=_defaults(paths))
+
+
+def _defaults(paths: Sequence[str]) -> str:
+    """What a preset's field is by default: 'digits 1000; tiny 800', or one value where all have it."""
+    presets: dict[str, list[str]] = {}
+    for name, config in RECIPES.items():
+        values = dict.fromkeys(text_of(reduce(getattr, path.split("."), config)) for path in paths)
+        presets.setdefault(" and ".join(values), []).append(name)
+    if len(presets) == 1:
+        return next(iter(presets))
+    return "; ".join(f"{', '.join(names)} {value}" for value, names in presets.items())
 
 
 @with_own(DataConfig, "format", "classes", "max_rejected", "class_depth", "image_column", "label_column")
@@ -23,7 +43,8 @@ class PretrainFlags:
 
     preset: Literal["digits", "digits-affine", "custom"] = setting(
         "digits",
-        "digits and digits-affine are the embedded models' recipes; custom starts from DiT-S/2 at 256 pixels.",
+        "digits and digits-affine are the embedded models' recipes; custom is for images of your own: see --size and "
+        "--init.",
         DATA,
     )
     data: str | None = setting(
@@ -46,27 +67,45 @@ class PretrainFlags:
         MODEL,
         metavar="FOLDER|ID",
     )
-    image_size: int | None = _preset("Side of the training images in pixels (with --init, the model's).", MODEL)
-    vae_steps: int | None = _preset("Training steps of the VAE.", TRAINING)
-    dit_steps: int | None = _preset("Training steps of the DiT.", TRAINING)
-    batch_size: int | None = _preset("Images per step over all workers, for both phases.", TRAINING)
-    vae_lr: float | None = _preset("Peak learning rate of the VAE.", TRAINING)
-    dit_lr: float | None = _preset("Peak learning rate of the DiT.", TRAINING)
+    size: Literal["tiny", "small", "base", "xl"] | None = setting(
+        None,
+        "Of --preset custom, networks from scratch. tiny: for a CPU and images of up to about 64 pixels; small, base "
+        "and xl: DiT-S/2, DiT-B/2 and DiT-XL/2 at 256 pixels, for GPUs.",
+        MODEL,
+        shown="small",
+    )
+    image_size: int | None = _preset(
+        "Side of the training images in pixels (with --init, the model's).", MODEL, "architecture.image_size"
+    )
+    vae_steps: int | None = _preset("Training steps of the VAE.", TRAINING, "vae.steps")
+    dit_steps: int | None = _preset("Training steps of the DiT.", TRAINING, "dit.steps")
+    batch_size: int | None = _preset(
+        "Images per step over all workers, for both phases.", TRAINING, "vae.batch_size", "dit.batch_size"
+    )
+    vae_lr: float | None = _preset("Peak learning rate of the VAE.", TRAINING, "vae.lr")
+    dit_lr: float | None = _preset("Peak learning rate of the DiT.", TRAINING, "dit.lr")
     kl_weight: float | None = _preset(
-        "Weight of the VAE's mean KL per latent element against its mean squared error.", TRAINING
+        "Weight of the VAE's mean KL per latent element against its mean squared error.", TRAINING, "kl_weight"
     )
-    class_dropout: float | None = _preset("Share of labels replaced by the null class, which guidance needs.", TRAINING)
-    ema: float | None = _preset("Decay of the averaged weights, which are the ones kept.", TRAINING)
-    latent_channels: int | None = _preset("Channels of the latents.", MODEL)
+    class_dropout: float | None = _preset(
+        "Share of labels replaced by the null class, which guidance needs.", TRAINING, "class_dropout"
+    )
+    ema: float | None = _preset(
+        "Decay of the averaged weights, which are the ones kept.", TRAINING, "vae.ema", "dit.ema"
+    )
+    latent_channels: int | None = _preset("Channels of the latents.", MODEL, "architecture.latent_channels")
     vae_channels: tuple[int, ...] = setting(
-        (), "The VAE's widths at each resolution; every one but the first halves the side.", MODEL, shown="the preset's"
+        (),
+        "The VAE's widths at each resolution; every one but the first halves the side.",
+        MODEL,
+        shown=_defaults(["architecture.vae_channels"]),
     )
-    patch_size: int | None = _preset("Side of the DiT's patches in latent cells.", MODEL)
-    dit_layers: int | None = _preset("Blocks of the DiT.", MODEL)
-    dit_heads: int | None = _preset("Attention heads of the DiT.", MODEL)
-    dit_width: int | None = _preset("Hidden width of the DiT.", MODEL)
-    seed: int | None = _preset("Decides weights, order and noise.", TRAINING)
-    checkpoint_every: int | None = _preset("Steps between checkpoints, a multiple of 50.", OUTPUT)
+    patch_size: int | None = _preset("Side of the DiT's patches in latent cells.", MODEL, "architecture.patch_size")
+    dit_layers: int | None = _preset("Blocks of the DiT.", MODEL, "architecture.dit_layers")
+    dit_heads: int | None = _preset("Attention heads of the DiT.", MODEL, "architecture.dit_heads")
+    dit_width: int | None = _preset("Hidden width of the DiT.", MODEL, "architecture.dit_width")
+    seed: int | None = _preset("Decides weights, order and noise.", TRAINING, "seed")
+    checkpoint_every: int | None = _preset("Steps between checkpoints, a multiple of 50.", OUTPUT, "checkpoint_every")
     workers: int = setting(0, "Ray Train workers that train together; 0 trains in this process.", CLUSTER)
     gpus_per_worker: float | None = setting(
         None, "GPUs per worker, whole ones; 0 for CPUs.", CLUSTER, shown="1, or 0 on a cluster without GPUs"
@@ -86,7 +125,10 @@ class PretrainFlags:
 
 
 def check_flags(flags: PretrainFlags) -> None:
-    """Raise ValueError for samples that cannot be drawn."""
+    """Raise ValueError for samples that cannot be drawn, and for a size of networks that are given."""
+    if flags.size and (flags.init or flags.preset != "custom"):
+        cure = "leave it out: --init brings its networks" if flags.init else "give --preset custom"
+        raise ValueError(f"--size {flags.size} is of networks from scratch for your own images; {cure}")
     if flags.check is None and flags.check_samples is not None:
         raise ValueError("--check-samples needs --check: the trained model to measure")
     if flags.check_samples is not None and flags.check_samples < 1:

@@ -4,7 +4,7 @@ In y = x / sqrt(alpha) and sigma = sqrt(1 / alpha - 1) the probability-flow ODE 
 2021, eq. 14); DDIM is Euler's rule for it. Here each step is predicted by the two-step Adams-Bashforth rule, the noise
 is evaluated there, and the step is made again by the trapezoid rule (Hairer, Norsett and Wanner, 1993, III.1: PEC).
 The trapezoid rule is symmetric, so that sampling nearly retraces the inversion: on digits the round trip of 50-step
-DDIM is reached with a third of its evaluations (README).
+DDIM is reached with a third of its evaluations (docs/results.md).
 """
 
 from collections.abc import Iterable, Iterator

@@ -32,6 +32,19 @@ class Networks:
         return {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
 
 
+def describe(config: PretrainConfig, num_classes: int) -> str:
+    """How large what is trained is: the images' side, the latents, and each network's parameters. Allocates nothing."""
+    if config.init is not None:
+        channels, side, _ = read_card(config.init).latent_shape
+        return f"images of {config.image_size} pixels, latents {channels}x{side}x{side}, the networks of {config.init}"
+    shape = config.architecture
+    with torch.device("meta"):
+        networks = Networks(new_vae(shape), new_transformer(shape, num_classes), new_scheduler())
+    words = ", ".join(f"{name} of {count:,} parameters" for name, count in networks.parameters().items())
+    latents = f"{shape.latent_channels}x{shape.latent_side}x{shape.latent_side}"
+    return f"images of {shape.image_size} pixels, latents {latents}, {words}"
+
+
 def build(config: PretrainConfig, class_names: Sequence[str]) -> Networks:
     """New networks with seeded weights, or those of `config.init` with one class embedding per name."""
     if config.init is not None:

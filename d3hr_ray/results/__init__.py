@@ -1,0 +1,1 @@
+"""The project's own measurements: records under results/, from which docs/results.md is rendered."""

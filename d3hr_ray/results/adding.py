@@ -1,0 +1,68 @@
+"""A CSV that a job wrote => the columns and rows of a record."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from d3hr_ray.results.records import Cell
+
+ACCURACIES = {"set", "ipc", "arch", "protocol", "top1_last", "n"}  # of summary.csv and cells.csv
+DIGITS = 4  # significant ones, of figures that are shown as they are
+LEAST_SETS = 3  # below, there is no interval and the range is shown
+Row = dict[str, str]
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a CSV. Raises ValueError if there are none."""
+    with open(path, newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return rows
+
+
+def tabulate(rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
+    """Rows of a job's CSV => columns and rows: accuracies by IPC, anything else as it is."""
+    if rows[0].keys() >= ACCURACIES:
+        return accuracies(rows)
+    columns = tuple(rows[0])
+    return columns, tuple(tuple(_short(row[name]) for name in columns) for row in rows)
+
+
+def accuracies(rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
+    """Cells of accuracy => a row per set, student and protocol, a column per IPC ("" is the whole set); in percent.
+
+    Students, protocols and teachers of which there is one have no column. A name loses its IPC, which its column says.
+    """
+    varied = [name for name in ("arch", "protocol", "teacher") if len({row.get(name) for row in rows}) > 1]
+    ipcs = sorted({row["ipc"] for row in rows}, key=lambda ipc: (ipc == "", int(ipc or 0)))
+    table: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        own = table.setdefault((*(row[name] for name in varied), _name(row)), {})
+        if row["ipc"] in own:
+            raise ValueError(f"two cells of {_name(row)} at IPC {row['ipc']}: give CSVs of one evaluation or sweep")
+        own[row["ipc"]] = _accuracy(row)
+    columns = (*varied, "set", *(f"IPC {ipc}" if ipc else "all images" for ipc in ipcs))
+    return columns, tuple((*key, *(own.get(ipc) for ipc in ipcs)) for key, own in sorted(table.items()))
+
+
+def _name(row: Row) -> str:
+    guided = f" {float(row['inversion_guidance']):g}/{float(row['guidance']):g}" if row.get("guidance") else ""
+    return row["set"].replace(f"-ipc{row['ipc']}", "", 1) + guided
+
+
+def _accuracy(row: Row) -> str:
+    """65.0 ± 1.2, of two sets 65.0 (64.1, 65.9), of one 65.0: as the job prints it."""
+    mean, n = 100 * float(row["top1_last"]), int(row["n"])
+    if n >= LEAST_SETS:
+        return f"{mean:.1f} ± {100 * float(row['top1_last_ci95']):.1f}"
+    low, high = (100 * float(row[f"top1_last_{end}"]) for end in ("low", "high"))
+    return f"{mean:.1f} ({low:.1f}, {high:.1f})" if n > 1 else f"{mean:.1f}"
+
+
+def _short(text: str) -> Cell:
+    """A figure with few digits, any other word as it is, nothing as None."""
+    try:
+        return f"{float(text):.{DIGITS}g}" if "." in text else text or None
+    except ValueError:
+        return text
