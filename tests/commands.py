@@ -1,8 +1,10 @@
 """Commands of the documentation: where they stand, which are run, and whether the jobs know their flags."""
 
 import importlib
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,3 +86,24 @@ def _vary(variant: str) -> RunConfig:
     from d3hr_ray.cli.variants import vary
 
     return vary(PRESETS["digits"](), variant)
+
+
+def runnable(page: Path) -> list[Block]:
+    """The blocks of shell and Python that a page does not mark as not run, in their order."""
+    found = sorted([*blocks(page), *blocks(page, "python")], key=lambda block: block.line)
+    return [block for block in found if not block.why]
+
+
+def lay_out(folder: Path) -> None:
+    """Make an empty folder look like a new checkout, with an environment: what runs write stays in it."""
+    for path in ROOT.iterdir():
+        if path.name not in ("runs", ".git"):
+            (folder / path.name).symlink_to(path)
+
+
+def run(block: Block, folder: Path) -> None:
+    """A block's commands as a shell or Python takes them, in a folder that holds what the repository does."""
+    program = ["bash", "-euo", "pipefail", "-c"] if block.kind == "bash" else ["python", "-c"]
+    env = os.environ | {"PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}"}
+    done = subprocess.run([*program, block.text], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{block.page.name}, line {block.line}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

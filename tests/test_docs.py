@@ -1,12 +1,10 @@
 """README and docs: short, linked, for someone; the jobs know their commands, and `make docs-check` runs them."""
 
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
-from commands import PAGES, Block, blocks, check, commands
+from commands import PAGES, blocks, check, commands, lay_out, run, runnable
 from conftest import ROOT
 
 from d3hr_ray.results.render import anchor
@@ -57,21 +55,9 @@ def test_the_readmes_figures_are_those_of_the_records():
     assert len(figures) >= 3 and not [line for line in figures if line not in results]
 
 
-def run(block: Block, folder: Path) -> None:
-    """A block's commands as a shell or Python takes them, in a folder that holds what the repository does."""
-    program = ["bash", "-euo", "pipefail", "-c"] if block.kind == "bash" else ["python", "-c"]
-    env = os.environ | {"PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}"}
-    done = subprocess.run([*program, block.text], cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, f"{block.page.name}, line {block.line}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-
-
 @pytest.mark.docs
 @pytest.mark.parametrize("page", RUN, ids=ids)
 def test_the_commands_of_a_page_run_in_their_order(page, tmp_path):
-    todo = sorted([*blocks(page), *blocks(page, "python")], key=lambda block: block.line)
-    for path in ROOT.iterdir():
-        if path.name not in ("runs", ".git"):
-            (tmp_path / path.name).symlink_to(path)
-    for block in todo:
-        if not block.why:
-            run(block, tmp_path)
+    lay_out(tmp_path)
+    for block in runnable(page):
+        run(block, tmp_path)

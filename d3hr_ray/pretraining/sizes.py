@@ -20,7 +20,7 @@ def tiny(uri: str) -> PretrainConfig:
         dit_heads=4,
         dit_width=128,
     )
-    return PretrainConfig(DataConfig(uri), shape, Phase(800, 32, 2e-3), Phase(2500, 64, 1e-3), kl_weight=3e-3)
+    return PretrainConfig(DataConfig(uri), shape, Phase(600, 32, 2e-3), Phase(2000, 64, 1e-3), kl_weight=3e-3)
 
 
 def base(uri: str) -> PretrainConfig:
