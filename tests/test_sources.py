@@ -139,7 +139,7 @@ def test_an_empty_folder_beside_the_classes_that_are_named_is_passed_over(tmp_pa
     refuses("class folder 'annotations' holds no image", tmp_path)
     refuses("no webdataset file", tmp_path, format="webdataset")
     (tmp_path / "notes.txt").write_text("x")
-    refuses("not a .tar or .parquet", tmp_path / "notes.txt")
+    refuses("not a .tar, .parquet or idx file", tmp_path / "notes.txt")
 
 
 def test_unknown_and_single_image_classes_are_refused(tmp_path):

@@ -4,6 +4,7 @@ from typing import Any
 
 from d3hr_ray.config import DataConfig, settings_of
 from d3hr_ray.datasets.classes import read_classes
+from d3hr_ray.datasets.splits import to_test_on
 
 LAYOUT = ("format", "class_depth", "image_column", "label_column", "class_ids")
 
@@ -19,5 +20,5 @@ def data_of(flags: Any, uri: str, **others: Any) -> DataConfig:
 
 
 def test_data(flags: Any) -> DataConfig | None:
-    """The real images that --data names, to test on."""
-    return data_of(flags, flags.data) if flags.data else None
+    """The real images that --data names, to test on: of an idx set that it names as a whole, the test split."""
+    return to_test_on(data_of(flags, flags.data)) if flags.data else None

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from d3hr_ray.cli.distill_flags import DistillFlags
-from d3hr_ray.datasets.digits import NAMES
+from d3hr_ray.datasets.named import FASHION_MNIST, set_of
 from d3hr_ray.filesystems import absolute, split_query
 from d3hr_ray.models.card import locate
 from d3hr_ray.models.geometry import DIT_XL
@@ -18,14 +18,16 @@ def default_preset(flags: DistillFlags) -> str:
 
     Raises ValueError for own images without a model that knows them.
     """
-    own_data = flags.data is not None and _embedded(flags.data) is None
+    own_data = flags.data is not None and set_of(flags.data) is None
     if own_data and flags.model is None:
         raise ValueError(
             f"--model is needed with --data {flags.data}: the default model knows only digits. Train one of your "
             f"classes with jobs/pretrain.py --preset custom --data {flags.data} --out MODEL, and give --model MODEL; "
             "or give --preset imagenet1k for classes of ImageNet, --model digits for images of digits"
         )
-    if flags.model is None or _embedded(flags.model):
+    if FASHION_MNIST in (set_of(flags.data or ""), flags.model) and not own_data:
+        return FASHION_MNIST
+    if flags.model is None or set_of(flags.model):
         return "digits"
     if flags.model == DIT_XL:
         return "imagenet1k"
@@ -38,8 +40,8 @@ def default_out(flags: DistillFlags) -> str:
         return flags.from_gaussians
     if flags.preset:
         return f"runs/{Path(flags.preset).stem}"
-    given = (value for value in (flags.data, flags.model) if value and not _embedded(value))
-    return f"runs/{folder_name(next(given, 'digits'))}"
+    given = (value for value in (flags.data, flags.model) if value and not set_of(value))
+    return f"runs/{folder_name(next(given, None) or default_preset(flags))}"
 
 
 def folder_name(uri: str) -> str:
@@ -49,15 +51,9 @@ def folder_name(uri: str) -> str:
     return re.sub(r"[^\w.-]+", "-", telling[-1]).strip("-.") if telling else "own"
 
 
-def _embedded(name: str) -> str | None:
-    """The embedded set or model that a name is of, a split of it included."""
-    first = name.partition("/")[0]
-    return first if first in NAMES else None
-
-
 def _trained_on(model: str) -> str:
-    """The embedded set that a model of jobs/pretrain.py was trained on, which then are its images, too; else ""."""
+    """The named set that a model of jobs/pretrain.py was trained on, which then are its images, too; else ""."""
     file = Path(locate(model)) / "training.json"
     if not file.is_file():
         return ""
-    return _embedded(str(json.loads(file.read_text(encoding="utf-8"))["settings"]["data"]["uri"])) or ""
+    return set_of(str(json.loads(file.read_text(encoding="utf-8"))["settings"]["data"]["uri"])) or ""

@@ -4,6 +4,7 @@ from d3hr_ray.cli.data_flags import data_of, test_data
 from d3hr_ray.cli.evaluate_flags import EvaluateFlags
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import open_source
+from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.sets import find_sets, run_of, source_of
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.store import Store
@@ -22,8 +23,8 @@ def find_out(flags: EvaluateFlags) -> Store:
     missing = []
     if not flags.out and run is None:
         missing.append("--out FOLDER, for the results: the set lies in no run folder")
-    if not flags.data and (source is None or source.format != "digits"):
-        missing.append("--data URI, real test images of its classes: only the digits' are embedded")
+    if not flags.data and (source is None or held_out_of(source) is None):
+        missing.append("--data URI, real test images of its classes: only those of digits and idx sets are known")
     if (asked := wants_training(flags)) and not flags.train_data and source is None:
         missing.append(f"--train-data URI, real training images, for {asked}")
     if missing:

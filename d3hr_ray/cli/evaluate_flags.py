@@ -36,7 +36,7 @@ class EvaluateFlags:
         "Real test images, from any source of distill.py.",
         DATA,
         metavar="URI",
-        shown="the held-out split, for sets of the digits",
+        shown="the test split, for sets of the digits and of idx files",
     )
     train_data: str | None = setting(
         None,

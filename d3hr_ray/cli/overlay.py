@@ -7,9 +7,9 @@ from typing import Any
 from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.cli.flags import given
 from d3hr_ray.cli.presets import with_classifier
-from d3hr_ray.config import D3HR_QUIRKS, RunConfig, Setting, flag_of, settings_of
+from d3hr_ray.config import D3HR_QUIRKS, Format, RunConfig, Setting, flag_of, settings_of
 from d3hr_ray.datasets.classes import read_classes
-from d3hr_ray.datasets.digits import NAMES
+from d3hr_ray.datasets.named import set_of
 from d3hr_ray.filesystems import absolute
 
 SETTINGS: Mapping[str, Setting] = settings_of(RunConfig)
@@ -66,10 +66,9 @@ def _laid_over(base: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     return replace(base, **inner, **own)
 
 
-def written_out(uri: str, form: str | None) -> str:
-    """--data as any folder can say it again: an absolute path, or the name of an embedded set."""
-    is_name = form in (None, "auto", "digits") and uri.partition("/")[0] in NAMES
-    return uri if is_name else absolute(uri)
+def written_out(uri: str, form: Format | None) -> str:
+    """--data as any folder can say it again: an absolute path, or the name of a set."""
+    return uri if set_of(uri, form or "auto") else absolute(uri)
 
 
 def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:

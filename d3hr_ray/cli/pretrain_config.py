@@ -1,15 +1,22 @@
 """The flags of jobs/pretrain.py over a preset => its PretrainConfig; and the images that a model is checked on."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from d3hr_ray.cli.data_flags import data_of
 from d3hr_ray.cli.pretrain_flags import PretrainFlags
 from d3hr_ray.config import DataConfig, flag_of
-from d3hr_ray.datasets.digits import NAMES
+from d3hr_ray.datasets.splits import held_out_of, to_test_on
 from d3hr_ray.pretraining import settings
 from d3hr_ray.pretraining.settings import PretrainConfig
 from d3hr_ray.pretraining.sizes import SIZES
+
+EMBEDDED: dict[str, Callable[[], PretrainConfig]] = {
+    "digits": settings.digits,
+    "digits-affine": settings.digits_affine,
+    "fashion-mnist": settings.fashion_mnist,
+}
 
 
 def build_config(flags: PretrainFlags) -> PretrainConfig:
@@ -32,7 +39,7 @@ def build_config(flags: PretrainFlags) -> PretrainConfig:
     both = _given(batch_size=flags.batch_size, ema=flags.ema)
     return replace(
         config,
-        data=data_of(flags, flags.data or config.data.uri),
+        data=_data(flags, config.data),
         architecture=replace(config.architecture, **shape),
         vae=replace(config.vae, **both, **_given(steps=vae_steps, lr=flags.vae_lr)),
         dit=replace(config.dit, **both, **_given(steps=flags.dit_steps, lr=flags.dit_lr)),
@@ -46,9 +53,15 @@ def build_config(flags: PretrainFlags) -> PretrainConfig:
     )
 
 
+def _data(flags: PretrainFlags, preset: DataConfig) -> DataConfig:
+    """The images that are named, else the preset's, whose classes have its order unless others are asked for."""
+    given = data_of(flags, flags.data or preset.uri)
+    return given if flags.data or given.classes else replace(given, classes=preset.classes)
+
+
 def _preset(flags: PretrainFlags) -> PretrainConfig:
-    if flags.preset != "custom":
-        return settings.digits() if flags.preset == "digits" else settings.digits_affine()
+    if flags.preset in EMBEDDED:
+        return EMBEDDED[flags.preset]()
     if flags.data is None:
         raise ValueError("--preset custom needs --data: the training images")
     return SIZES[flags.size or "small"](flags.data)
@@ -60,11 +73,13 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def find_splits(model: str, held_out: str | None) -> tuple[DataConfig, DataConfig]:
-    """The data a model was trained on, and data it never saw: as given, or the embedded set's own test split."""
+    """The data a model was trained on, and data it never saw: as given, or the test split of the same set."""
     from d3hr_ray.pretraining.claim import trained_on
 
     data = trained_on(model)
-    name = data.uri.partition("/")[0]
-    if held_out is None and name not in NAMES:
+    if held_out is not None:
+        return data, to_test_on(replace(data, uri=held_out))
+    test = held_out_of(data)
+    if test is None:
         raise ValueError(f"--check {model}: {data.uri} has no known held-out split; name one with --data")
-    return data, replace(data, uri=held_out or f"{name}/test")
+    return data, replace(data, uri=test.uri)

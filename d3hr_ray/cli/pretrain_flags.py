@@ -41,15 +41,15 @@ def _defaults(paths: Sequence[str]) -> str:
 class PretrainFlags:
     """A flag that is not given takes the preset's value."""
 
-    preset: Literal["digits", "digits-affine", "custom"] = setting(
+    preset: Literal["digits", "digits-affine", "fashion-mnist", "custom"] = setting(
         "digits",
-        "digits and digits-affine are the embedded models' recipes; custom is for images of your own: see --size and "
-        "--init.",
+        "digits, digits-affine and fashion-mnist are the embedded models' recipes; custom is for images of your own: "
+        "see --size and --init.",
         DATA,
     )
     data: str | None = setting(
         None,
-        "Training images: a folder, file or URI, or digits, digits-affine (needed by --preset custom).",
+        "Training images: a folder, file or URI, or digits, digits-affine, fashion-mnist (needed by --preset custom).",
         DATA,
         metavar="URI",
         shown="the preset's",
@@ -115,7 +115,8 @@ class PretrainFlags:
     overwrite: bool = setting(False, "Delete the model and checkpoints in --out and start anew.", OUTPUT)
     check: str | None = setting(
         None,
-        "Train nothing: measure this trained model on held-out images (--data, or the digits' test split), print JSON.",
+        "Train nothing: measure this trained model on held-out images (--data, or the test split of digits and idx "
+        "sets), print JSON.",
         OUTPUT,
         metavar="FOLDER",
     )

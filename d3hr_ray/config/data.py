@@ -6,7 +6,7 @@ from typing import Literal
 
 from d3hr_ray.config.fields import DATA, MODEL, check, one_of, setting
 
-Format = Literal["auto", "imagefolder", "webdataset", "parquet", "digits"]
+Format = Literal["auto", "imagefolder", "webdataset", "parquet", "idx", "digits"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _data = partial(setting, group=DATA, upstream=True)

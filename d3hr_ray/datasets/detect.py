@@ -6,13 +6,17 @@ from collections.abc import Iterable
 import pyarrow.fs as pafs
 
 from d3hr_ray.config import Format
-from d3hr_ray.datasets import parquet, webdataset
-from d3hr_ray.datasets.files import get_kind, is_pattern, list_files
+from d3hr_ray.datasets import idxfolders, parquet, webdataset
+from d3hr_ray.datasets.files import find_files, get_kind, is_pattern
 from d3hr_ray.datasets.folders import Entry, list_folder
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES
 from d3hr_ray.filesystems import split_query
 
-SUFFIXES: dict[Format, tuple[str, ...]] = {"webdataset": webdataset.TARS, "parquet": parquet.SUFFIXES}
+SUFFIXES: dict[Format, tuple[str, ...]] = {
+    "webdataset": webdataset.TARS,
+    "parquet": parquet.SUFFIXES,
+    "idx": idxfolders.SUFFIXES,
+}
 SIDECAR = re.compile(r"metadata\.(parquet|csv|jsonl)")  # Hugging Face's, beside image folders; it holds no image
 LOOKED_AT = 5  # folders
 
@@ -24,8 +28,7 @@ def detect(uri: str) -> Format:
     something said of them. A single one may hold the files that the rows of a Parquet file name.
     """
     if is_pattern(uri):
-        found = list_files(uri, sum(SUFFIXES.values(), ()))
-        return _by_suffix(found[1] if found else []) or "imagefolder"
+        return _by_suffix(find_files(uri, sum(SUFFIXES.values(), ()))[1]) or "imagefolder"
     if get_kind(uri) != pafs.FileType.Directory:
         return _by_suffix([split_query(uri)[0]]) or "imagefolder"
     here = [entry for entry in list_folder(uri) if not entry.is_hidden]
@@ -33,7 +36,12 @@ def detect(uri: str) -> Format:
     inside = {folder: list_folder(uri, folder) for folder in folders}
     if sum(_has_images(uri, folder, entries) for folder, entries in inside.items()) > 1:
         return "imagefolder"
-    names = [_files(entries) for entries in (here, *inside.values())]
+    raw = [
+        list_folder(uri, f"{folder}/{idxfolders.RAW}")
+        for folder, entries in inside.items()
+        if idxfolders.has_raw(entries)
+    ]
+    names = [_files(entries) for entries in (here, *inside.values(), *raw)]
     return next((form for form in map(_by_suffix, names) if form), "imagefolder")
 
 

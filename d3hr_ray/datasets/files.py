@@ -34,17 +34,24 @@ def get_kind(uri: str) -> pafs.FileType:
 
 @patient
 def list_files(uri: str, suffixes: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
-    """A file, a pattern or a folder => (folder, sorted names in it); None without any. Hidden files are none.
-
-    Raises ValueError if the names tell of several splits, because mixing them would leak test images, if a
-    pattern's braces name a file that is not there, and for a name that is not UTF-8.
+    """As `find_files`; None without any. Raises ValueError, too, if the names tell of several splits, because mixing
+    them would leak test images.
     """
-    folder, names = _find(uri)
-    names = sorted(n for n in names if n.lower().endswith(suffixes) and not re.search(r"(^|/)\.", n))
+    folder, names = find_files(uri, suffixes)
+    _check_splits(uri, folder, names)
+    return (folder, names) if names else None
+
+
+def find_files(uri: str, suffixes: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """A file, a pattern or a folder => the folder, and the sorted names in it, of all splits. Hidden files are none.
+
+    Raises ValueError if a pattern's braces name a file that is not there, and for a name that is not UTF-8.
+    """
+    folder, found = _find(uri)
+    names = sorted(n for n in found if n.lower().endswith(suffixes) and not re.search(r"(^|/)\.", n))
     if bad := [n for n in names if not is_utf8(n)]:
         raise ValueError(f"--data {uri}: the name of {escaped(bad[0])} is not UTF-8; rename the file")
-    _check_splits(uri, folder, names)
-    return (folder, tuple(names)) if names else None
+    return folder, tuple(names)
 
 
 def _find(uri: str) -> tuple[str, list[str]]:

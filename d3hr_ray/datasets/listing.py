@@ -18,9 +18,11 @@ from d3hr_ray.datasets.classes import ClassMap, build_class_map, imagenet_wnids
 from d3hr_ray.datasets.columns import BY_NAME, Columns
 from d3hr_ray.datasets.detect import detect
 from d3hr_ray.datasets.files import get_kind, is_pattern
+from d3hr_ray.datasets.idx import list_idx
 from d3hr_ray.datasets.imagefolder import ImageFolder
 from d3hr_ray.datasets.imagenet import nfc
 from d3hr_ray.datasets.look import SHOWN, Look
+from d3hr_ray.datasets.named import open_named
 from d3hr_ray.datasets.parquet import list_parquet
 from d3hr_ray.datasets.source import Mapper, Source, scan_table, summary, thread_map
 from d3hr_ray.datasets.webdataset import list_tars
@@ -74,11 +76,10 @@ class Listing:
 @patient
 def open_source(data: DataConfig) -> Source:
     """Find the source that `data.format` names, or detect it. Raises ValueError if there is none."""
-    name, _, split = data.uri.partition("/")
-    if data.format == "digits" or (data.format == "auto" and name in digits.NAMES):
-        if name not in digits.NAMES:
-            raise ValueError(f"--data {data.uri}: --format digits has {' and '.join(digits.NAMES)}")
-        return digits.Digits(name, split or "train")
+    if (named := open_named(data)) is not None:
+        return named
+    if data.format == "digits":
+        raise ValueError(f"--data {data.uri}: --format digits has {' and '.join(digits.NAMES)}")
     uri = absolute(data.uri)
     pattern = is_pattern(uri)
     kind = pafs.FileType.Unknown if pattern else get_kind(uri)
@@ -92,6 +93,7 @@ def open_source(data: DataConfig) -> Source:
     finders: dict[str, Callable[[str], Source | None]] = {
         "webdataset": list_tars,
         "parquet": partial(list_parquet, columns=columns),
+        "idx": list_idx,
     }
     if form in finders:
         source = finders[form](uri)
@@ -99,7 +101,7 @@ def open_source(data: DataConfig) -> Source:
             raise ValueError(f"--data {data.uri}: no {form} file in it; check the path or --format")
         return source
     if kind != pafs.FileType.Directory:
-        found = "no .tar or .parquet file matches" if pattern else "not a .tar or .parquet file"
+        found = "no .tar, .parquet or idx file matches" if pattern else "not a .tar, .parquet or idx file"
         raise ValueError(f"--data {data.uri}: {found}; give one of these or an image folder")
     return ImageFolder(uri, not data.classes, data.class_depth)
 

@@ -15,6 +15,7 @@ from d3hr_ray.datasets.look import SHOWN, STORED, Look
 from d3hr_ray.datasets.normalisation import are_digits
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
+from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.baselines import DRAWN
 from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, image_side, load_set
@@ -99,7 +100,7 @@ def open_comparison(
     glyphs: bool | None,
     recipe: Recipe,
 ) -> Comparison:
-    """Load sets and test images. `data` None means the held-out split of the digits, `side` None the sets' own.
+    """Load sets and test images. `data` None means the test split of their own set, `side` None the sets' own.
 
     Raises ValueError for sets that do not belong together, or for a test set without one of their classes.
     """
@@ -117,9 +118,11 @@ def open_comparison(
             )
     source = first.source
     if data is None:
-        if source is None or source.format != "digits":
-            raise ValueError("--data is needed: the real test images of these classes (only the digits' are embedded)")
-        data = DataConfig(f"{source.uri.partition('/')[0]}/test", "digits")
+        data = held_out_of(source) if source else None
+    if data is None:
+        raise ValueError(
+            "--data is needed: real test images of these classes (only those of digits and idx sets are known)"
+        )
     listing = replace(list_real(data, first.images.classes, first.wnids), look=look_beside(sets))
     test = hold(replace(Reading.of(listing, first.images.classes, side), context=True).load)
     is_glyphs = isinstance(listing.source, Digits) if glyphs is None else glyphs

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from d3hr_ray.config import DataConfig
+from d3hr_ray.datasets.idxclasses import FASHION
 from d3hr_ray.models.card import read_card
 
 SCRATCH = ".training"  # in the run folder: checkpoints and rejected images, until the model is complete
@@ -131,6 +132,26 @@ def digits_affine() -> PretrainConfig:
     4e-3 98 %.
     """
     return _embedded("digits-affine", vae_steps=2500, dit=Phase(32000, 64, 4e-3))
+
+
+def fashion_mnist() -> PretrainConfig:
+    """28x28 garments at 32x32, 60,000 images: latents 8x8x8 and a DiT of 4 layers, two hours of two cores."""
+    return PretrainConfig(
+        DataConfig("fashion-mnist", classes=FASHION),
+        Architecture(
+            image_size=32,
+            latent_channels=8,
+            vae_channels=(16, 32, 32),
+            vae_layers=1,
+            patch_size=2,
+            dit_layers=4,
+            dit_heads=4,
+            dit_width=192,
+        ),
+        vae=Phase(2000, 64, 2e-3),
+        dit=Phase(16000, 64, 2e-3),
+        kl_weight=1e-3,
+    )
 
 
 def custom(uri: str) -> PretrainConfig:
