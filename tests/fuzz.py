@@ -6,6 +6,7 @@ exception, a crash, a hang of over LIMIT seconds, a file outside the inputs' fol
 
 import argparse
 import faulthandler
+import gzip
 import io
 import json
 import resource
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from idx_files import pack
 from PIL import Image
 
 from d3hr_ray.config import DataConfig
@@ -28,7 +30,8 @@ from d3hr_ray.datasets.source import thread_map
 
 LIMIT = 20.0  # seconds for one input
 MEMORY = 6 << 30  # bytes of address space: what asks for more fails here as it would on a small node
-TARS_AND_TABLES = ("tar", "parquet")
+NAMES = {"tar": "x.tar", "parquet": "x.parquet", "idx": "train-images-idx3-ubyte"}  # of what is listed
+IDX_IMAGES = 3
 
 
 def image(draw: np.random.Generator, form: str) -> bytes:
@@ -61,12 +64,19 @@ def parquet(draw: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
+def idx(draw: np.random.Generator) -> bytes:
+    """Images of a set of idx files, packed or not; whatever becomes of them, their labels are sound."""
+    data = pack(draw.integers(0, 256, (IDX_IMAGES, *draw.integers(1, 30, 2)), np.uint8))
+    return gzip.compress(data) if draw.integers(2) else data
+
+
 MAKERS: dict[str, Callable[[np.random.Generator], bytes]] = {
     "jpeg": lambda draw: image(draw, "JPEG"),
     "png": lambda draw: image(draw, "PNG"),
     "webp": lambda draw: image(draw, "WEBP"),
     "tar": tar,
     "parquet": parquet,
+    "idx": idx,
 }
 NUMBERS = [bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\0\0\0\x80", b"\xff" * 8, b"777777777777"]
 
@@ -98,10 +108,11 @@ def mutate(good: bytes, draw: np.random.Generator) -> bytes:
 
 def meet(kind: str, data: bytes, folder: Path) -> str:
     """Read one input as a run would. Returns accepted, rejected or refused."""
-    if kind not in TARS_AND_TABLES:
+    if kind not in NAMES:
         return "accepted" if taken(data) else "rejected"
-    path = folder / f"x.{kind}"
+    path = folder / NAMES[kind]
     path.write_bytes(data)
+    (folder / "train-labels-idx1-ubyte").write_bytes(pack(np.arange(IDX_IMAGES, dtype=np.uint8)))
     try:
         found = list_images(DataConfig(str(path)), 1000, None, thread_map)
         read = list(found.source.read(found.entries))

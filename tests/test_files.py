@@ -81,7 +81,7 @@ def test_braces_are_a_shells_and_every_file_they_name_must_be_there(tmp_path):
         list_files(f"{tmp_path}/x-{{0..3}}.tar", BOTH)
     with pytest.raises(ValueError, match=r"more than 100,000; use \*"):
         list_files(f"{tmp_path}/x-{{0..99999999}}.tar", BOTH)
-    with pytest.raises(ValueError, match=r"no \.tar or \.parquet file matches"):
+    with pytest.raises(ValueError, match=r"no \.tar, \.parquet or idx file matches"):
         open_source(DataConfig(f"{tmp_path}/y-?.tar"))
 
 

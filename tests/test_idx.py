@@ -3,13 +3,13 @@
 import gzip
 import pickle
 import string
-import struct
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import make_images, write_imagefolder
+from idx_files import pack, pixels, write_set, write_split
 
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets import idxfiles, named
@@ -18,33 +18,6 @@ from d3hr_ray.datasets.detect import detect
 from d3hr_ray.datasets.idxclasses import FASHION, HIRAGANA
 from d3hr_ray.datasets.listing import Listing, list_images, open_source
 from d3hr_ray.datasets.splits import held_out_of, to_test_on
-
-PLAIN = {"train": 20, "t10k": 10}
-
-
-def pack(array: np.ndarray, kind: int = 8) -> bytes:
-    """An array of bytes as an idx file."""
-    return struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape) + array.tobytes()
-
-
-def pixels(count: int, shape: tuple[int, int] = (4, 3)) -> np.ndarray:
-    return np.random.default_rng(count).integers(0, 256, (count, *shape), np.uint8)
-
-
-def write_split(folder: Path, split: str, count: int, packed: bool = False, labels: np.ndarray | None = None) -> None:
-    """Images and labels of a split; labels are 0 to 9 over and over."""
-    folder.mkdir(parents=True, exist_ok=True)
-    labels = np.arange(count) % 10 if labels is None else labels
-    for kind, array in (("images-idx3", pixels(count)), ("labels-idx1", labels.astype(np.uint8))):
-        data = pack(array)
-        path = folder / f"{split}-{kind}-ubyte{'.gz' if packed else ''}"
-        path.write_bytes(gzip.compress(data) if packed else data)
-
-
-def write_set(folder: Path, packed: bool = False) -> str:
-    for split, count in PLAIN.items():
-        write_split(folder, split, count, packed)
-    return str(folder)
 
 
 def listing(uri: object, known: int = 10, **options) -> Listing:
@@ -103,6 +76,13 @@ def test_a_packed_file_is_unpacked_once_in_a_process_until_it_is_written_again(t
     write_split(tmp_path, "train", 30, packed=True)
     again = listing(tmp_path)
     assert len(again) == 30 and again.entries["version"][0] != found.entries["version"][0]
+
+
+def test_images_that_are_gone_since_they_were_listed_are_said(tmp_path):
+    found = listing(write_set(tmp_path))
+    write_split(tmp_path, "train", 10)
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte had more than 10 images when it was listed"):
+        list(found.source.read(found.entries))
 
 
 def test_torchvisions_root_is_taken_if_it_holds_one_set(tmp_path):

@@ -12,9 +12,13 @@ from d3hr_ray.cli.distill_config import build_config
 from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.presets import PRESETS, as_official
+from d3hr_ray.cli.pretrain_config import build_config as pretraining_config
+from d3hr_ray.cli.pretrain_config import find_splits
+from d3hr_ray.cli.pretrain_flags import PretrainFlags
 from d3hr_ray.cli.resolve import on_grid, resolve_auto
 from d3hr_ray.cli.variants import vary
 from d3hr_ray.config import ModelConfig, as_dict
+from d3hr_ray.datasets.idxclasses import FASHION
 from d3hr_ray.models.card import sampling_grid
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.store import Store
@@ -33,6 +37,8 @@ OUTS = {
     "--data /data/flowers/train/ --model m": "flowers", "--data s3://bucket/train?scheme=http --model m": "bucket",
     "--data /x/pets.parquet --model m": "pets", "--data '/x/pets/train-*.parquet' --model m": "pets",
     "--data /x/pets --model digits": "pets", "--method dit --model ./my-dit": "my-dit",
+    "--data fashion-mnist": "fashion-mnist", "--preset fashion-mnist --data /x/y": "fashion-mnist",
+    "--data fashion-mnist --model m": "m", "--model fashion-mnist": "fashion-mnist",
     "--data /train --model m": "own", "--data '/x/my pets' --model m": "my-pets",
 }  # fmt: skip
 
@@ -73,6 +79,22 @@ def test_a_model_of_digits_brings_their_images_and_another_asks_for_its_own(tmp_
     assert (made.inversion.guidance, made.synthesis.guidance) == (1.0, 4.0)  # ImageNet's
 
 
+def test_a_named_set_brings_its_preset_and_its_classes_in_order(tmp_path):
+    made, named = PRESETS["fashion-mnist"](), build_config(DistillFlags(data="fashion-mnist"))
+    assert replace(named, data=replace(named.data, format="idx")) == made and made.data.classes == FASHION
+    elsewhere = build_config(DistillFlags(preset="fashion-mnist", data=str(tmp_path)))
+    assert elsewhere == replace(made, data=replace(made.data, uri=str(tmp_path), format="auto"))
+    pretrained = pretraining_config(PretrainFlags(preset="fashion-mnist"))
+    assert (pretrained.data.uri, pretrained.data.classes) == ("fashion-mnist", FASHION)
+    assert pretraining_config(PretrainFlags(preset="fashion-mnist", classes=("Bag", "Coat"))).data.classes == (
+        "Bag", "Coat",
+    )  # fmt: skip
+    assert pretraining_config(PretrainFlags(preset="fashion-mnist", data=str(tmp_path))).data.classes == ()
+    (tmp_path / "training.json").write_text(json.dumps({"settings": as_dict(pretrained)}))
+    assert find_splits(str(tmp_path), None) == (pretrained.data, replace(pretrained.data, uri="fashion-mnist/test"))
+    assert build_config(DistillFlags(model=str(tmp_path))).data == made.data
+
+
 def test_flags_override_the_preset_and_nothing_else():
     base, ours = PRESETS["digits"](), build_config(DistillFlags(ipc=(3,), guidance=2.0, search="random"))
     assert ours.search.ipc == (3,) and ours.synthesis.guidance == 2.0
@@ -111,9 +133,9 @@ def test_stage_2_is_on_for_cao2_and_off_for_d3hr_cao2_unless_asked_for(tmp_path)
         steps(method="d3hr+cao2", linf=1.0)
 
 
-@pytest.mark.parametrize("preset", ["digits", "digits-affine"])
+@pytest.mark.parametrize("preset", ["digits", "digits-affine", "fashion-mnist"])
 @pytest.mark.parametrize("method", ["d3hr", "cao2"])
-def test_the_digits_keep_their_guidance_under_official(preset, method):
+def test_the_embedded_sets_keep_their_guidance_under_official(preset, method):
     """The authors have none for them; another one would confound a comparison with `fixed`."""
     own, asked = PRESETS[preset](), {"preset": preset, "method": method, "fidelity": "official"}
     made = build_config(DistillFlags(**asked))
@@ -140,6 +162,6 @@ def test_data_is_one_place_however_it_is_written(tmp_path, monkeypatch, spelling
     assert resolve_auto(config, None, Actors((1, 1), 0)).data.uri == f"{tmp_path}/images"
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-affine/test", "s3://bucket/images"])
+@pytest.mark.parametrize("name", ["digits", "digits-affine/test", "fashion-mnist/test", "s3://bucket/images"])
 def test_names_and_uris_of_data_stay_as_they_are(name):
     assert build_config(DistillFlags(data=name, model="digits")).data.uri == name

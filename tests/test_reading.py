@@ -7,6 +7,7 @@ import pytest
 from conftest import encode, make_images, write_imagefolder, write_parquet, write_webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from idx_files import pixels, write_split
 
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets import parquetread, reading
@@ -29,10 +30,17 @@ def sources(tmp_path_factory) -> dict[str, tuple[Listing, list[bytes]]]:
     for name in ("digits", "digits-affine"):
         listing = list_images(DataConfig(name), 10, None)
         found[name] = (listing, [next(listing.source.read(listing.entries.slice(i, 1))) for i in range(27)])
+    for name in ("idx", "idx packed"):
+        write_split(root / name, "train", 27, packed=name == "idx packed")
+        found[name] = (list_images(DataConfig(str(root / name)), 10, None), [pgm(image) for image in pixels(27)])
     return found
 
 
-@pytest.mark.parametrize("form", [*WRITERS, "digits", "digits-affine"])
+def pgm(image: np.ndarray) -> bytes:
+    return f"P5 {image.shape[1]} {image.shape[0]} 255\n".encode() + image.tobytes()
+
+
+@pytest.mark.parametrize("form", [*WRITERS, "digits", "digits-affine", "idx", "idx packed"])
 @settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.integers(0, 26), max_size=40), held=st.sampled_from([0, 3000, 1 << 20]))
 def test_entries_come_back_in_the_order_asked(sources, form, rows, held):

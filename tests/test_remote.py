@@ -1,12 +1,17 @@
 """Runs and data on S3, against a server in this process that throttles and fails."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 from conftest import DIGITS, make_images, run, snapshot, write_imagefolder, write_parquet, write_webdataset
+from idx_files import write_set
 from s3_server import s3_server
 
 from d3hr_ray.config import DataConfig
+from d3hr_ray.datasets.idxclasses import FASHION
 from d3hr_ray.datasets.listing import list_images
+from d3hr_ray.datasets.splits import to_test_on
 from d3hr_ray.filesystems import absolute, is_passing, resolve
 from d3hr_ray.lock import driving
 from d3hr_ray.runtime.tasks import ray_map
@@ -91,6 +96,19 @@ def test_ray_tasks_list_s3_as_threads_do(ray_session, s3, tmp_path, form):
     WRITERS[form](tmp_path / "data", IMAGES)
     uri = upload(s3, tmp_path / "data", f"tasks-{form}")
     assert list_images(DataConfig(uri), 1000, None, ray_map).digest == list_images(DataConfig(uri), 1000, None).digest
+
+
+def test_idx_files_are_read_from_busy_s3(busy, tmp_path):
+    share, busy.share = busy.share, 0
+    uri = upload(busy, Path(write_set(tmp_path, packed=True)), "FashionMNIST")
+    busy.share = share
+    found, local = list_images(DataConfig(uri), 10, None), list_images(DataConfig(str(tmp_path), "idx"), 10, None)
+    assert found.digest != local.digest  # its folder says which set it is
+    assert set(found.classes.sources) == set(FASHION)
+    assert list(found.source.read(found.entries)) == list(local.source.read(local.entries))
+    test = to_test_on(DataConfig(uri))
+    assert test.uri == busy.uri("FashionMNIST/t10k-images-idx3-ubyte.gz")
+    assert len(list_images(test, 10, None)) == 10
 
 
 def test_a_pattern_and_a_single_file_keep_their_endpoint(s3, tmp_path):

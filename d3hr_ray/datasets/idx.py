@@ -11,7 +11,7 @@ from d3hr_ray.datasets.idxclasses import is_transposed, recognise
 from d3hr_ray.datasets.idxfiles import read_idx
 from d3hr_ray.datasets.idxfolders import find_split, join
 from d3hr_ray.datasets.source import SCAN_SCHEMA, Mapper, Scan, file_version, join_scans
-from d3hr_ray.filesystems import resolve, split_query
+from d3hr_ray.filesystems import patient, resolve, split_query
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,21 @@ class IdxImages:
         return join_scans(each(_scan, [self]))
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
-        """PGM files of the stored bytes, upright."""
-        images = read_idx(self.uri, self.images, 3)
+        """PGM files of the stored bytes, upright. Raises ValueError for images that are there no more."""
+        images, rows = read_idx(self.uri, self.images, 3), entries["start"].to_pylist()
+        if rows and max(rows) >= len(images):
+            raise ValueError(
+                f"--data {self.uri}: {self.images} had more than {len(images):,} images when it was listed; start again"
+            )
         _, height, width = images.shape
         if is_transposed(self.prefix):
             images, height, width = images.transpose(0, 2, 1), width, height
         header = f"P5 {width} {height} 255\n".encode()
-        for index in entries["start"].to_pylist():
-            yield header + images[index].tobytes()
+        for row in rows:
+            yield header + images[row].tobytes()
 
 
+@patient
 def _scan(source: IdxImages) -> Scan:
     images, labels = read_idx(source.uri, source.images, 3), read_idx(source.uri, source.labels, 1)
     if len(images) != len(labels):

@@ -21,6 +21,7 @@ KEPT = 4  # files per process: images and labels of two splits
 _reading = Lock()  # threads read one set side by side: the first of them unpacks it
 
 
+@patient
 def read_idx(uri: str, file: str, sizes: int) -> np.ndarray:
     """A file of unsigned bytes => its array of `sizes` dimensions, read-only.
 
@@ -41,7 +42,6 @@ def _read(uri: str, file: str, sizes: int, *written: int) -> np.ndarray:
         raise ValueError(f"--data {uri}: {file} {error}") from error
 
 
-@patient
 def _bytes_of(uri: str, file: str) -> pa.Buffer:
     filesystem, root = resolve(uri)
     with filesystem.open_input_file(f"{root}/{file}") as raw:

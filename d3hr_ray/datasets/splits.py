@@ -9,7 +9,7 @@ from d3hr_ray.datasets.detect import detect
 from d3hr_ray.datasets.files import get_kind, is_pattern
 from d3hr_ray.datasets.idx import list_idx
 from d3hr_ray.datasets.named import FASHION_MNIST, FORMATS, set_of
-from d3hr_ray.filesystems import absolute
+from d3hr_ray.filesystems import absolute, patient
 
 
 def held_out_of(data: DataConfig) -> DataConfig | None:
@@ -27,6 +27,7 @@ def to_test_on(data: DataConfig) -> DataConfig:
     return replace(data, uri=test.uri, format=test.format) if test else data
 
 
+@patient
 def _idx_test(data: DataConfig) -> DataConfig | None:
     """The images file of the test split in a folder of idx files; None for any other data."""
     uri = absolute(data.uri)
