@@ -9,12 +9,13 @@ import torch
 from conftest import PIPELINE
 from test_ddim import data, gaussian, slope
 
+from d3hr_ray.benchmarks.peers import DpmSolver
 from d3hr_ray.cli.presets import PRESETS, as_official
 from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.closed_form import GaussianDenoiser
 from d3hr_ray.numerics import adams, ddim
-from d3hr_ray.numerics.grids import even_grid, leading_grid
+from d3hr_ray.numerics.grids import even_grid, leading_grid, power_grid
 from d3hr_ray.numerics.schedule import Schedule, linear_alphas
 from d3hr_ray.stages.invert import InversionJob, InvertShard
 from d3hr_ray.store import Store
@@ -84,6 +85,31 @@ def test_even_grid_holds_600_and_is_the_leading_grid_where_that_is_even():
     assert 600 in even_grid(1000, 15)
     assert 600 not in leading_grid(1000, 15)
     assert even_grid(1000, 15)[0] == 0 and even_grid(1000, 15)[-1] < 1000
+
+
+def test_a_power_grid_ends_at_its_top_and_lies_denser_near_0():
+    grid = power_grid(600, 10, 1.25)
+    steps = np.diff(grid)
+    assert (grid[0], grid[-1], len(grid)) == (0, 600, 10) and (np.diff(steps) > 0).all()
+    assert power_grid(600, 31, 1) == even_grid(1000, 50)[:31]
+
+
+@pytest.mark.filterwarnings("ignore:.*dpmsolver.*:FutureWarning", "ignore:__array__:DeprecationWarning")
+@pytest.mark.parametrize("karras", [False, True])
+def test_diffusers_solver_ends_at_t_and_converges_to_the_same_map(karras):
+    """The yardstick of `bench.py solver`, on the grids that it is measured on."""
+    steps, found, calls = (10, 25, 50), [], []
+    for n in steps:
+        denoise, x0 = gaussian(n), data().double()
+        counted = lambda x, t, denoise=denoise: calls.append(t) or denoise(x, t)  # noqa: E731
+        calls.clear()
+        noised = DpmSolver(karras).invert(counted, x0, denoise.schedule, [600])[600]
+        assert len(calls) == denoise.schedule.position(600) + 1
+        back = DpmSolver(karras).sample(denoise, noised, to_zero(denoise), 600)
+        exact = denoise.transport(x0, 0, 600)
+        found.append((float((noised - exact).abs().mean()), float((back - x0).abs().mean())))
+    inversions, trips = zip(*found, strict=True)
+    assert slope(steps, inversions) < -1 and slope(steps, trips) < -1  # of first order at least
 
 
 def test_official_refuses_it_by_flag():

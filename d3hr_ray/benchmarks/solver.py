@@ -1,15 +1,15 @@
 """bench solver: round trip, moments' error and accuracy on digits against network evaluations, per solver and grid."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 from d3hr_ray.benchmarks.measure import Result
+from d3hr_ray.benchmarks.peers import DpmSolver
 from d3hr_ray.config import DataConfig
 from d3hr_ray.models.autoencoder import Autoencoder, to_images, to_pixels
 from d3hr_ray.models.card import read_card
@@ -19,14 +19,22 @@ from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.loading import load_networks, load_schedule
 from d3hr_ray.numerics import adams, ddim, groups
 from d3hr_ray.numerics.ddim import Denoise
-from d3hr_ray.numerics.grids import leading_grid
+from d3hr_ray.numerics.grids import leading_grid, power_grid
 from d3hr_ray.numerics.schedule import Schedule, linear_alphas
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.pretraining.check import load_set, psnr
 
 MODEL, T, GUIDANCE, IPC = "digits", 600, 2.0, 10  # the preset's
-WALKS: dict[str, ModuleType] = {"ddim": ddim, "adams": adams}
-GRIDS = {"ddim": (50, 25, 20, 10), "adams": (50, 25, 20, 15, 10)}  # 600 is on all of them
+POWER = 1.25  # of the grid that is denser where there is little noise
+WALKS: dict[str, Any] = {
+    "ddim": ddim,
+    "adams": adams,
+    f"adams, t^{POWER}": adams,
+    "DPM-Solver": DpmSolver(),
+    "DPM-Solver, Karras": DpmSolver(karras=True),
+}
+GRIDS = {"ddim": (50, 25, 20, 10)} | dict.fromkeys(list(WALKS)[1:], (50, 25, 20, 15, 10))  # 600 is on all of them
+ORDERS = ("ddim", "adams")  # of the walks whose order of convergence is measured
 JUDGED = (("ddim", 50), ("ddim", 10), ("adams", 15), ("adams", 10))  # by a classifier too, which takes a minute
 REFERENCE = 200  # steps of the adams walk that moments are compared with
 
@@ -45,7 +53,7 @@ def run(quick: bool) -> Result:
     """Measure; `quick` is for tests: few images, two grids, no classifier."""
     torch.set_num_threads(1)
     digits = _load(40 if quick else 500)
-    grids = {"ddim": (10,), "adams": (10,)} if quick else GRIDS
+    grids = dict.fromkeys(WALKS, (10,)) if quick else GRIDS
     reference = _moments(digits, _invert(digits, "adams", 20 if quick else REFERENCE)[0])
     rows = []
     for solver, steps in ((s, n) for s, numbers in grids.items() for n in numbers):
@@ -66,6 +74,8 @@ def run(quick: bool) -> Result:
 
 
 NOTES = [
+    "DPM-Solver: diffusers', second order, predicting noise, with as many evaluations, on an even or Karras' grid",
+    f"adams, t^{POWER}: points at T (i / n)^{POWER}, denser where there is little noise",
     f"digits model, t = {T}, guidance {GUIDANCE:g} both ways; evaluations up and down (two passes each)",
     "round trip: PSNR against the VAE's own decoding; errors of per-class mean and std against adams with 200 steps",
     f"accuracy: ConvNet trained on the {IPC} images per class made by exact matching; test split; 3 seeds",
@@ -83,7 +93,11 @@ def _load(count: int) -> Digits:
 
 
 def _schedule(solver: str, steps: int) -> Schedule:
-    return load_schedule(MODEL, steps, "adams" if solver == "adams" else "ddim")
+    """Of ours, the grid that the engine walks; others have as many points up to T."""
+    even = load_schedule(MODEL, steps, "ddim" if solver == "ddim" else "adams")
+    if solver != f"adams, t^{POWER}":
+        return even
+    return replace(even, grid=power_grid(T, even.position(T) + 1, POWER))
 
 
 class _Counted:
@@ -150,10 +164,10 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     enough = [r for r in rows if r["solver"] == "adams" and r["round trip dB"] >= base["round trip dB"]]
     share = min((r["evaluations"] for r in enough), default=float("nan")) / base["evaluations"]
     ratios = {"evaluations_share": share}
-    return ratios | {f"slope_{name}": _slope(walk) for name, walk in WALKS.items()}
+    return ratios | {f"slope_{name}": _slope(WALKS[name]) for name in ORDERS}
 
 
-def _slope(walk: ModuleType) -> float:
+def _slope(walk: Any) -> float:
     """Of log error against log steps of the inversion of Gaussian data, whose exact map is known."""
     steps, errors = (100, 200, 500, 1000), []
     for n in steps:

@@ -39,6 +39,11 @@ def even_grid(train_steps: int, steps: int) -> tuple[int, ...]:
     return tuple(round(i * train_steps / steps) for i in range(steps))
 
 
+def power_grid(top: int, points: int, power: float) -> tuple[int, ...]:
+    """`points` steps top (i / (points - 1)) ** power, rounded, from 0 to `top`; above 1 they lie denser near 0."""
+    return tuple(round(top * (i / (points - 1)) ** power) for i in range(points))
+
+
 def ancestral_grid(train_steps: int, steps: int) -> tuple[int, ...]:
     """`steps` points from 0 to the last training step, evenly spaced to rounding: DiT's and CaO2's respacing.
 
