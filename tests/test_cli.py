@@ -174,7 +174,8 @@ PRESET_TYPOS = {
     "cifar": ["cifar10", "cifar100"],
     "digit": ["digits", "digits-affine"],
     "imagewof": ["imagewoof"],
-    "mnist": [],
+    "mnist": ["fashion-mnist"],
+    "coco": [],
 }
 
 

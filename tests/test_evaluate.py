@@ -126,7 +126,7 @@ def paths(tmp_path):
 
 NEEDED = (
     "needs more: --out FOLDER, for the results: the set lies in no run folder; --data URI, real test images of its "
-    "classes: only the digits' are embedded"
+    "classes: only those of digits and idx sets are known"
 )
 
 
