@@ -7,7 +7,7 @@ checkpoints are not used: a crash within its controller's polling interval loses
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -23,15 +23,15 @@ from torch import nn
 
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.images import Images, Loadable
+from d3hr_ray.evaluation.steps import counting_steps
 from d3hr_ray.evaluation.testing import preflight
 from d3hr_ray.evaluation.training import Share
 from d3hr_ray.evaluation.trials import LOOKS, SCRATCH, Trial, run_trial, stopped_rows, untrained
-from d3hr_ray.layout import RECORDS, stopped_folder
+from d3hr_ray.layout import stopped_folder
 from d3hr_ray.models.teachers import Target, load_teachers
 from d3hr_ray.runtime.capacity import Ask, claim, warn_while_unschedulable
 from d3hr_ray.runtime.failures import failure
 from d3hr_ray.runtime.objects import lend
-from d3hr_ray.runtime.progress import counting
 from d3hr_ray.runtime.tasks import fetch
 from d3hr_ray.store import Store
 
@@ -125,7 +125,7 @@ def launch(
         ),
     )
     try:
-        with _counting(store, trials, title), warn_while_unschedulable(title, workers.gpus):
+        with counting_steps(store, trials, title), warn_while_unschedulable(title, workers.gpus):
             trainer.fit()
     except train.TrainingFailedError as error:
         raise failure(title, error) from error
@@ -223,7 +223,7 @@ def tune_trials(
         ),
     )
     try:
-        bar = _counting(store, trials, "sweep") if scheduler == "grid" else nullcontext()
+        bar = counting_steps(store, trials, "sweep") if scheduler == "grid" else nullcontext()
         with bar, warn_while_unschedulable("sweep", gpus):
             results = tuner.fit()
     except (RayError, tune.TuneError) as error:
@@ -264,12 +264,6 @@ def _train_one(config: dict[str, Any], work: Work, looks: bool, device: str) -> 
 def _resources(gpus: float) -> dict[str, float]:
     """Of a student: one CPU, and its share of a GPU."""
     return {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
-
-
-def _counting(store: Store, trials: Sequence[Trial], title: str) -> AbstractContextManager[None]:
-    """A progress bar of the trials that have a record, wherever they are trained."""
-    wanted = {t.record.rpartition("/")[2] for t in trials}
-    return counting(lambda: len(wanted.intersection(store.list(RECORDS))), len(wanted), title, "student")
 
 
 def check_teachers(names: tuple[str, ...], target: Target, test: Loadable, workers: Workers) -> float:

@@ -182,7 +182,7 @@ def check_alike(stores: Sequence[Store], sets: Sequence[DistilledSet], manifests
 def score_all(scoring: Scoring, real: Measured) -> list[dict[str, Any]]:
     """A row of scores per set. Networks that sets share are opened once."""
     rows, networks = [], cache(open_networks)
-    with progress(len(scoring.sets), "score", "set", False) as bar:
+    with progress(len(scoring.sets), "score", "set") as bar:
         for found, run, manifest in zip(scoring.sets, scoring.runs, scoring.manifests, strict=True):
             spec = spec_of(manifest["config"])
             model = partial(open_model, spec.config, scoring.device, networks)

@@ -30,6 +30,7 @@ from d3hr_ray.store import Store
 CONFUSION_CLASSES = 100  # a larger confusion is not kept: 1,000 classes would be 8 MB a trial
 SCRATCH = f"{EVALUATIONS}/.training"  # what is left of trials that are under way
 CHECKPOINT_SECONDS = 60.0
+NOTE_SECONDS = 2.0, 10.0  # between two notes of the epochs done: on disks, on object stores
 WORDS = (
     "kind", "method", "search", "timestep", "ipc", "candidates", "components", "rank", "guidance", "inversion_guidance",
     "score", "fidelity", "settings", "config",
@@ -100,6 +101,11 @@ class Trial:
         """Where a long trial is saved as it goes."""
         return f"{SCRATCH}/{self.key}.pt"
 
+    @property
+    def note(self) -> str:
+        """Where it says how many epochs are done."""
+        return f"{SCRATCH}/{self.key}.json"
+
 
 def make_trial(
     found: DistilledSet,
@@ -150,9 +156,9 @@ def run_trial(
     share: Share | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Train, test and record. The seed of a draw is (repeat, set seed, arch): repeats differ, and so do sets."""
+    """Train, test and record."""
     about, leads = dict(trial.about), share is None or share.rank == 0
-    seed = digest(repr(("student", trial.seed, about["set_seed"], trial.arch)).encode())
+    seed = student_seed(trial.seed, about["set_seed"], trial.arch)
     hooks = Hooks(lambda: load_state(store, trial, device), Saver(store, trial, leads))
     if report:
         hooks = replace(hooks, report=report, looks=LOOKS)
@@ -163,8 +169,14 @@ def run_trial(
             facts = {"top1": row["top1_last"]}
             save_teacher(Store(trial.keep), trial.arch, images.classes, images.side, outcome.weights, facts)
         store.write_json(trial.record, row)
-        store.delete(trial.checkpoint)
+        for left in (trial.checkpoint, trial.note):
+            store.delete(left)
     return row
+
+
+def student_seed(seed: int, set_seed: int, arch: str) -> int:
+    """Of a student's draws, by its repeat, the seed of its set and its architecture: repeats differ, and so do sets."""
+    return digest(repr(("student", seed, set_seed, arch)).encode())
 
 
 def describe(trial: Trial) -> dict[str, Any]:
@@ -199,19 +211,27 @@ def _row(trial: Trial, outcome: Outcome) -> dict[str, Any]:
 
 
 class Saver:
-    """Saves a trial in training every minute, so that a killed worker loses no more than that."""
+    """Saves a trial in training every minute, so that a killed worker loses no more than that; notes how far it is."""
 
     def __init__(self, store: Store, trial: Trial, leads: bool, every: float = CHECKPOINT_SECONDS) -> None:
         self.store, self.trial, self.leads, self.every = store, trial, leads, every
-        self.saved = time.monotonic()
+        self.saved = self.noted = time.monotonic()
 
     def __call__(self, state: Callable[[], State]) -> None:
         """Called after every epoch."""
+        if self.leads and time.monotonic() - self.noted >= note_seconds(self.store):
+            self.store.write_json(self.trial.note, {"epochs": state().epoch})
+            self.noted = time.monotonic()
         if self.leads and time.monotonic() - self.saved >= self.every:
             data = io.BytesIO()
             torch.save(vars(state()), data)
             self.store.write_bytes(self.trial.checkpoint, pa.py_buffer(data.getbuffer()))
             self.saved = time.monotonic()
+
+
+def note_seconds(store: Store) -> float:
+    """Between two notes of a trial, or two looks at them."""
+    return NOTE_SECONDS["://" in store.uri]
 
 
 def load_state(store: Store, trial: Trial, device: str) -> State | None:

@@ -78,7 +78,7 @@ class _Once:
     def __call__(self, function: Any, items: Any) -> list[Any]:
         if self._found is None:
             found = []
-            with progress(len(items), "listing", "part", False) as bar:
+            with progress(len(items), "listing", "part") as bar:
                 for part in thread_map(function, items):
                     found.append(part)
                     bar.update()

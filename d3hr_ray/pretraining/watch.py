@@ -10,7 +10,7 @@ from tqdm import tqdm
 from d3hr_ray.beside import beside
 from d3hr_ray.pretraining.settings import SCRATCH
 from d3hr_ray.pretraining.state import Seldom, State, Tell
-from d3hr_ray.runtime.progress import progress
+from d3hr_ray.runtime.progress import make_bar
 from d3hr_ray.store import Store
 
 FILE = f"{SCRATCH}/state.json"
@@ -28,7 +28,7 @@ class Bars:
         """Draw a state. A phase that starts again, as after a restart, gets a new bar."""
         if self.last is None or self.last.phase != state.phase or state.done < self.last.done:
             self.close()
-            self.bar = progress(state.total, state.phase, state.unit, False, state.done)
+            self.bar = make_bar(state.total, state.phase, state.unit, done=state.done)
         assert self.bar is not None
         self.last = state
         if state.loss is not None:

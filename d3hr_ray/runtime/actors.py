@@ -100,10 +100,10 @@ def run_units(
     for function, options in steps:
         work, options = _measured(function, options, title, limit)
         dataset = dataset.map_batches(work, batch_size=1, batch_format="pyarrow", **options)
-    bar = progress(total, title, unit_name, False, done)
+    shown = progress(total, title, unit_name, done=done)
     last = steps[-1][1]
     waiting = capacity.warn_while_unschedulable(title, last.get("num_gpus") or 0)
-    with bar, costing(title, last["compute"].max_size) as cost, waiting:
+    with shown as bar, costing(title, last["compute"].max_size) as cost, waiting:
         try:
             for row in dataset.iter_rows():
                 if row["error"]:

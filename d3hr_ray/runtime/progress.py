@@ -4,12 +4,12 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
 from d3hr_ray.beside import beside
-from d3hr_ray.runtime.console import LOG
+from d3hr_ray.runtime.console import LOG, QUIET, is_quiet, say
 
 
 class _Lines:
@@ -21,10 +21,7 @@ class _Lines:
         """Print what tqdm draws, without its carriage returns."""
         line = text.strip()
         if line and line != self.last:
-            if LOG.isEnabledFor(logging.INFO):
-                LOG.info(line)
-            else:
-                print(line, file=sys.stderr)
+            say(line)
             self.last = line
 
     def flush(self) -> None:
@@ -32,34 +29,56 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress(total: int, title: str, unit: str, hide: bool, done: int = 0) -> tqdm:
-    """A progress bar: live on a terminal, a line every 10 seconds in a job's log."""
-    live = sys.stderr.isatty() and not LOG.isEnabledFor(logging.INFO)
+def _is_live() -> bool:
+    return sys.stderr.isatty() and not LOG.isEnabledFor(logging.INFO)
+
+
+def make_bar(total: int, title: str, unit: str, hide: bool = False, done: int = 0) -> tqdm:
+    """A progress bar: live on a terminal, a line every few seconds in a job's log; drawn only when it is updated."""
+    live = _is_live()
     return tqdm(
         total=total,
         desc=title,
         unit=f" {unit}",
         initial=done,
         disable=hide,
-        mininterval=0.1 if live else 10,
+        mininterval=0.1 if live else QUIET,
         delay=0 if live else 0.5,
         file=None if live else _Lines(),
         bar_format=None
         if live
-        else "{desc}: {n_fmt}/{total_fmt}{unit}s, {rate_fmt}, {elapsed} elapsed, {remaining} left",
+        else "{desc}: {n_fmt}/{total_fmt}{unit}s, {rate_fmt}, {elapsed} elapsed, {remaining} left{postfix}",
     )
 
 
-def counting(count: Callable[[], int], total: int, title: str, unit: str) -> contextlib.AbstractContextManager[None]:
-    """A progress bar of work that is done elsewhere; `count` says every 2 seconds how much is."""
+@contextlib.contextmanager
+def progress(total: int, title: str, unit: str, hide: bool = False, done: int = 0) -> Iterator[tqdm]:
+    """A progress bar that shows the time that goes by even while nothing is finished: workers take seconds to start."""
+    with make_bar(total, title, unit, hide, done) as bar, contextlib.nullcontext() if hide else beside(_keep, bar):
+        yield bar
+
+
+def _keep(bar: tqdm, stop: threading.Event) -> None:
+    live = _is_live()
+    while not stop.wait(1):
+        if live or is_quiet():
+            bar.refresh()
+
+
+def counting(
+    count: Callable[[], tuple[int, str]], total: int, title: str, unit: str, every: float = 2.0
+) -> contextlib.AbstractContextManager[None]:
+    """A progress bar of work that is done elsewhere; `count` says every few seconds how much is, and more in words."""
 
     def watch(stop: threading.Event) -> None:
-        done = count()
+        done, words = count()
         with progress(total, title, unit, False, done) as bar:
-            while not stop.wait(2):
-                now = count()
-                bar.update(now - done)
-                done = now
-            bar.update(count() - done)
+            ended = False
+            while not ended:
+                bar.set_postfix_str(words, refresh=False)
+                ended = stop.wait(every)
+                done, words = count()
+                bar.update(done - bar.n)
+            bar.set_postfix_str(words, refresh=False)
 
     return beside(watch)

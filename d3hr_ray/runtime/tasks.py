@@ -38,8 +38,8 @@ def bounded(
     task = deferred(function)
     waiting: dict[Any, Any] = {}
     upcoming = iter(jobs)
-    bar = progress(len(jobs), title or "", "task", title is None)
-    with bar, capacity.warn_while_unschedulable(title or LISTING, 0):
+    shown = progress(len(jobs), title or "", "task", title is None)
+    with shown as bar, capacity.warn_while_unschedulable(title or LISTING, 0):
         for _ in jobs:
             limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # the cluster may grow meanwhile
             while len(waiting) < limit and (job := next(upcoming, None)) is not None:

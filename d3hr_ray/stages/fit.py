@@ -39,7 +39,7 @@ def fit_tree(store: Store, groups: list[list[str]], t: int) -> PerClass:
     """
     partial = deferred(partial_moments)
     root = merge_tree([partial(store, group, t) for group in groups], deferred(merge))
-    with progress(1, f"fit t={t}", "tree", False) as bar:
+    with progress(1, f"fit t={t}", "tree") as bar:
         moments: PerClass = fetch(root, f"fit t={t}")
         bar.update()
     return moments
