@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from d3hr_ray.library.gaussian import Gaussian, fit_gaussian, match_moments, matching_loss, random_search
     from d3hr_ray.library.images import ImageSet, load_set
     from d3hr_ray.library.model import Model, load_model
+    from d3hr_ray.library.students import train_student
     from d3hr_ray.models.autoencoder import to_images, to_pixels
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "random_search",
     "to_images",
     "to_pixels",
+    "train_student",
 ]
 
 _HOMES = {
@@ -37,6 +39,7 @@ _HOMES = {
     "library.gaussian": ("Gaussian", "fit_gaussian", "match_moments", "matching_loss", "random_search"),
     "library.images": ("ImageSet", "load_set"),
     "library.model": ("Model", "load_model"),
+    "library.students": ("train_student",),
     "models.autoencoder": ("to_images", "to_pixels"),
 }
 

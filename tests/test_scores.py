@@ -23,6 +23,7 @@ from d3hr_ray.numerics.distances import coverage, diversity, frechet, kernel_dis
 from d3hr_ray.report.tables import format_scores, write_scores
 from d3hr_ray.runs import base_of
 from d3hr_ray.sets import sets_of, spec_of
+from d3hr_ray.stages.card import Origin
 from d3hr_ray.stages.images import IMAGE_SCHEMA
 from d3hr_ray.stages.judge import Judge, load_judge
 from d3hr_ray.stages.publish import run_publish
@@ -54,7 +55,7 @@ def publish(root, config: RunConfig = DIGITS, classes: str = "0123456789", side:
         )
     store.write_table("classes.parquet", table)
     inputs = {"images": 1, "listing": "0", "classes": "0", "model": read_card(config.model.name).digest}
-    run_publish(store, spec, table, inputs, pa.Table.from_pylist(rows, IMAGE_SCHEMA))
+    run_publish(store, spec, table, inputs, pa.Table.from_pylist(rows, IMAGE_SCHEMA), Origin())
     return f"{store.uri}/distilled/{spec.name}"
 
 

@@ -36,6 +36,7 @@ SCAN_SCHEMA = pa.schema(
 
 READERS = 16  # threads, where storage is remote and each file waits for an answer
 Passed = Mapping[str, tuple[int, str]]  # what was not taken (".gif", "dead links") => how many, and the first's name
+GENERIC = ("train", "training", "val", "validation", "test", "images", "data")  # folders that name no dataset
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,12 @@ def summary(passed: Passed) -> Iterator[str]:
     """'3 .gif (first: a/x.gif)' for each kind of what was passed over, the most frequent first."""
     for kind, (count, first) in sorted(passed.items(), key=lambda item: (-item[1][0], item[0])):
         yield f"{count:,} {kind} (first: {first})"
+
+
+def data_name(uri: str) -> str:
+    """What pages and cards call a dataset: the last folder of its path that is not called train, data or the like."""
+    parts = [part for part in uri.partition("?")[0].rpartition("://")[2].split("/") if part]
+    return next((part for part in reversed(parts) if part.lower() not in GENERIC), "".join(parts[-1:]))
 
 
 def suffix_of(name: str) -> str:

@@ -18,6 +18,7 @@ from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.stages import contents
 from d3hr_ray.stages.candidates import run_candidates
+from d3hr_ray.stages.card import UNKNOWN, Origin
 from d3hr_ray.stages.choose import run_choose
 from d3hr_ray.stages.fit import run_fit
 from d3hr_ray.stages.invert import run_invert
@@ -42,6 +43,7 @@ class Run:
     actors: Actors
     latents: Store  # the run folder whose latents/ mixtures are fitted to
     pools: Store  # the folder where pools/ are drawn and judged
+    origin: Origin = UNKNOWN  # of the real images, for the cards of the sets
 
 
 def start_run(
@@ -140,7 +142,7 @@ def make_together(run: Run, specs: Sequence[SetSpec]) -> None:
         find_subsets(run, run.store, specs)
     run_synthesize(run.store, specs, run.classes, run.actors)
     for spec in specs:
-        run_publish(run.store, spec, run.classes, run.inputs, None)
+        run_publish(run.store, spec, run.classes, run.inputs, None, run.origin)
 
 
 def find_subsets(run: Run, store: Store, specs: Sequence[SetSpec]) -> None:
@@ -171,7 +173,7 @@ def pick_reals(run: Run, listing: Listing) -> None:
     for spec in sets_of(run.config):
         claim_recipe(run.store, spec.recipe(run.inputs))
         images = run_reals(run.store, spec, listing, run.classes, size, look_of(run.config.fidelity))
-        run_publish(run.store, spec, run.classes, run.inputs, images)
+        run_publish(run.store, spec, run.classes, run.inputs, images, run.origin)
 
 
 def distill(run: Run, listing: Listing) -> None:

@@ -1,45 +1,22 @@
 """publish: a set's images => a dataset that loads by itself: metadata.parquet, a card, and last manifest.json."""
 
 import hashlib
+import io
 from collections import defaultdict
 from typing import Any
 
 import pyarrow as pa
+from PIL import Image
 
 from d3hr_ray.layout import CARD, METADATA, manifest_file, set_folder
 from d3hr_ray.runs import versions
 from d3hr_ray.runtime.console import LOG
 from d3hr_ray.sets import SetSpec
+from d3hr_ray.stages.card import PREVIEW, Looks, Origin, card_text
 from d3hr_ray.stages.synthesize import written_images
 from d3hr_ray.store import Store
 
 LISTED = 20  # classes with repeated pictures that are named
-TEXT = """---
-pretty_name: {name}
-task_categories:
-- image-classification
-tags:
-- dataset-distillation
-- {method}
----
-# {name}
-
-{images} images, {ipc} per class of {classes} classes, distilled by d3hr_ray (method `{method}`).
-
-| | |
-|---|---|
-| source data | `{data}` |
-| generator | `{model}` |
-| fitted at timestep | {timestep} |
-| inversion / sampling guidance | {inversion} / {guidance} |
-| search | {search} |
-| seed | {seed} |
-| set hash | `{set_hash}` |
-
-Load it with `torchvision.datasets.ImageFolder("train")` or `datasets.load_dataset("imagefolder", data_dir=".")`.
-Both number the classes by sorted folder name. `metadata.parquet` holds the run's own labels, which differ from that
-if wnids were given in another order. `manifest.json` is the whole recipe, with a hash of every image.
-"""
 
 
 def run_publish(
@@ -48,6 +25,7 @@ def run_publish(
     classes: pa.Table,
     inputs: dict[str, Any],
     images: pa.Table | None,
+    origin: Origin,
 ) -> str:
     """Write a set's metadata, card and manifest, and return the set's hash. `images` if not by synthesis."""
     table = written_images(store, spec, len(classes)) if images is None else images
@@ -57,9 +35,11 @@ def run_publish(
     lines = sorted(f"{r['sha256']}  {r['file_name']}" for r in table.select(["sha256", "file_name"]).to_pylist())
     set_hash = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     store.write_table(f"{folder}/{METADATA}", table)
-    store.write_bytes(f"{folder}/{CARD}", _card(spec, len(classes), len(table), set_hash).encode())
     files = {line[66:]: line[:64] for line in lines}
     manifest = spec.recipe(inputs) | {"set": spec.about, "set_hash": set_hash}
+    if said := _origin(store, spec, origin):
+        manifest["origin"] = said
+    store.write_bytes(f"{folder}/{CARD}", card_text(manifest, looks_of(store.at(folder), table)).encode())
     store.write_json(manifest_file(spec), manifest | {"versions": versions(), "files": files})
     return set_hash
 
@@ -82,20 +62,15 @@ def repeats_text(images: pa.Table) -> str:
     return ", ".join([*named[:LISTED], *more]) + fix if named else ""
 
 
-def _card(spec: SetSpec, classes: int, images: int, set_hash: str) -> str:
-    config = spec.config
-    return TEXT.format(
-        name=spec.name,
-        method=config.method,
-        images=images,
-        ipc=spec.ipc,
-        classes=classes,
-        data=config.data.uri,
-        model=config.model.name,
-        timestep="none" if spec.timestep is None else spec.timestep,
-        inversion=config.inversion.guidance,
-        guidance=config.synthesis.guidance,
-        search=spec.search or "none",
-        seed=spec.seed,
-        set_hash=set_hash,
-    )
+def looks_of(own: Store, images: pa.Table) -> Looks:
+    """What the card of a set says of its images, IMAGE_SCHEMA rows in its folder: the size is that of the first."""
+    with Image.open(io.BytesIO(own.read_bytes(images["file_name"][0].as_py()))) as image:
+        side = int(image.width)
+    return Looks(len(images), len(images["label"].unique()), side, own.exists(PREVIEW))
+
+
+def _origin(store: Store, spec: SetSpec, given: Origin) -> dict[str, str]:
+    """What is said now of the images' origin, over what was said when the set was published before."""
+    file = manifest_file(spec)
+    before = store.read_json(file).get("origin", {}) if store.exists(file) else {}
+    return before | given.plain

@@ -53,13 +53,7 @@ def write_class(
     """
     rows: list[dict[str, object]] = []
     met = []
-    for data in _in_order(source, entries, spec.ipc):
-        if len(rows) == spec.ipc:
-            break
-        try:
-            pixels, seen = decode_seen(data, size, look)
-        except RejectedImage:
-            continue
+    for pixels, seen in readable(source, entries, spec.ipc, size, look):
         met.append(seen.plain())
         file, data = f"{IMAGES}/{folder}/{len(rows)}.png", png(pixels, None)
         store.write_bytes(f"{set_folder(spec)}/{file}", data)
@@ -77,6 +71,20 @@ def write_class(
     if len(rows) < spec.ipc:
         raise RunError(f"class {name!r} has {len(rows)} readable images, fewer than --ipc {spec.ipc}")
     return pa.Table.from_pylist(rows, IMAGE_SCHEMA), Seen.total(met).plain()
+
+
+def readable(source: Source, entries: pa.Table, count: int, size: int, look: Look) -> Iterator[tuple[np.ndarray, Seen]]:
+    """The first `count` of the entries that are images, cropped to `size`, with what was seen in each."""
+    found = 0
+    for data in _in_order(source, entries, count):
+        try:
+            image = decode_seen(data, size, look)
+        except RejectedImage:
+            continue
+        yield image
+        found += 1
+        if found == count:
+            return
 
 
 def _in_order(source: Source, entries: pa.Table, at_once: int) -> Iterator[bytes]:
