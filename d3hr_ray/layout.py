@@ -22,6 +22,7 @@ RECORDS = f"{EVALUATIONS}/runs"  # a file per student
 RESULTS = f"{EVALUATIONS}/results.parquet"
 SWEEPS = "sweeps"  # a folder per sweep
 REPORT = "report"
+REALS = f"{REPORT}/real.parquet"  # a few real images per class, for its page
 PROBES = f"{MARKS}/probes"  # VAE latents of the images whose normality is tested
 VERSIONS = f"{MARKS}/versions.parquet"  # of the images' files
 # All that a run may write; --overwrite deletes these and nothing else.

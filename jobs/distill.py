@@ -23,7 +23,7 @@ from d3hr_ray.methods.inputs import check_data, check_timesteps, count_images, l
 from d3hr_ray.report.status import status
 from d3hr_ray.runs import require_run, stored_config
 from d3hr_ray.runtime.cluster import connect
-from d3hr_ray.runtime.console import announce
+from d3hr_ray.runtime.console import announce, waiting
 from d3hr_ray.store import Store
 
 
@@ -54,19 +54,22 @@ def main() -> None:
         from d3hr_ray.methods.plan import plan
 
         return print(plan(config, card, grid, *counted, flags.tflops))
-    from d3hr_ray.methods import d3hr
-    from d3hr_ray.report.distilled import report
-    from d3hr_ray.runtime.actors import find_actors
-    from d3hr_ray.runtime.capacity import PATIENCE
-    from d3hr_ray.runtime.summary import recording
-    from d3hr_ray.stages.judge import judge_id
+    if flags.data and not config.lists_images:
+        announce(f"--data is not read: --method {config.method} makes the model's classes; --classes chooses some")
+    with waiting(f"loading torch and Ray, for {store.uri}"):
+        from d3hr_ray.methods import d3hr
+        from d3hr_ray.report.distilled import report
+        from d3hr_ray.runtime.actors import find_actors
+        from d3hr_ray.runtime.capacity import PATIENCE
+        from d3hr_ray.runtime.summary import recording
+        from d3hr_ray.stages.card import Origin
+        from d3hr_ray.stages.judge import judge_id
 
+        with refusing():
+            if config.has_pool and config.cao2.select != "none":
+                judge_id(config)  # a classifier that is not there is said before anything is computed
+            cluster = connect(flags.address, flags.log_format)
     with refusing():
-        if flags.data and not config.lists_images:
-            announce(f"--data is not read: --method {config.method} makes the model's classes; --classes chooses some")
-        if config.has_pool and config.cao2.select != "none":
-            judge_id(config)  # a classifier that is not there is said before anything is computed
-        cluster = connect(flags.address, flags.log_format)
         actors = find_actors(flags.actors, flags.gpus_per_actor, PATIENCE if cluster else 0)
         actors = replace(actors, limit=flags.task_timeout)
         if source is None:
@@ -79,13 +82,16 @@ def main() -> None:
             else:
                 assert source is not None, "what is not listed comes from Gaussians"
                 run = d3hr.reopen_run(store, source, config, card, actors)
+        run = replace(run, origin=Origin(flags.card_license, flags.card_source))
         read = f"{run.inputs['images']:,} images of " if run.inputs["images"] else ""
         announce(f"{read}{len(run.classes)} classes -> {store.uri}, on {actors}")
         if listing is not None:
             d3hr.distill(run, listing)  # images => latents => gaussians => subsets => distilled
         else:
             d3hr.make_sets(run)  # gaussians => subsets => distilled
-        print(report(run))
+        with waiting("writing the report"):
+            text = report(run, listing, not flags.no_real_images)
+        print(text)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from d3hr_ray.cli.parsing import parse
 from d3hr_ray.layout import EVALUATIONS
 from d3hr_ray.lock import driving
 from d3hr_ray.runtime.cluster import connect
-from d3hr_ray.runtime.console import announce
+from d3hr_ray.runtime.console import announce, waiting
 
 
 def main() -> None:
@@ -24,32 +24,42 @@ def main() -> None:
         check_flags(flags)
         store = find_out(flags)
 
-    # Imported late: torch and timm take seconds, and --help or a wrong flag or path should not wait for them.
-    from d3hr_ray.cli.evaluate_inputs import add_baselines, make_teachers, open_all, protocols
-    from d3hr_ray.evaluation.schedule import find_workers, launch
-    from d3hr_ray.evaluation.trials import rows_of
-    from d3hr_ray.models.teachers import teacher_id
-    from d3hr_ray.report.page import report_evaluation
-    from d3hr_ray.report.tables import format_summary, write_summary
-    from d3hr_ray.runtime.capacity import PATIENCE
+    with waiting(f"loading torch and Ray, for {' '.join(flags.distilled)} -> {store.uri}"):
+        # Imported late: torch and timm take seconds, and --help or a wrong flag or path should not wait for them.
+        from d3hr_ray.cli.evaluate_inputs import add_baselines, make_teachers, open_all, protocols
+        from d3hr_ray.evaluation.schedule import find_workers, launch
+        from d3hr_ray.evaluation.steps import trained_already
+        from d3hr_ray.evaluation.trials import rows_of
+        from d3hr_ray.models.teachers import teacher_id
+        from d3hr_ray.report.cards import write_cards
+        from d3hr_ray.report.meaning import after_evaluating, meaning
+        from d3hr_ray.report.page import report_evaluation
+        from d3hr_ray.report.tables import format_summary, write_summary
+        from d3hr_ray.runtime.capacity import PATIENCE
 
-    with refusing():
-        patience = PATIENCE if connect(flags.address) else 0
-        workers = find_workers(flags.workers, flags.gpus_per_worker, flags.workers_per_student, patience)
+        with refusing():
+            patience = PATIENCE if connect(flags.address) else 0
+            workers = find_workers(flags.workers, flags.gpus_per_worker, flags.workers_per_student, patience)
+    with waiting("reading the sets and real images"), refusing():
         comparison, listing, full = open_all(flags)
     with driving(store):
         with refusing():
             teachers, top1 = make_teachers(flags, store, comparison, full, workers)
+            yours = len(comparison.sets)
             comparison = add_baselines(flags, comparison, listing, full)
             names = teacher_id(teachers) if teachers else None
             trials = comparison.trials(flags.arch, protocols(flags), flags.repeats, teachers, names)
-        tested = f"{len(comparison.test):,} real images"
-        announce(f"{len(comparison.sets)} sets, {len(trials)} students on {tested} -> {store.uri}/{EVALUATIONS}")
+        compared = f"{yours} sets of yours, {len(comparison.sets) - yours} baselines"
+        students = f"{len(trials)} students{trained_already(store, trials)}"
+        announce(f"{compared}: {students}, tested on {len(comparison.test):,} real images -> {store.uri}/{EVALUATIONS}")
         launch(store, trials, comparison.images(), comparison.test, comparison.target, workers, {teachers: top1})
         rows = rows_of(store, trials)
         print(format_summary(rows))
         write_summary(store, rows)
-        print(report_evaluation(store, comparison.test, rows, comparison.sets))
+        with waiting("writing the report"):
+            write_cards(store, comparison.sets)
+            text = report_evaluation(store, comparison.test, rows, comparison.sets, not flags.no_real_images)
+        print("\n".join(["", *meaning(rows), "", text, *after_evaluating(store)]))
 
 
 if __name__ == "__main__":

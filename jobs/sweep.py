@@ -15,7 +15,7 @@ from d3hr_ray.cli.sweep_flags import SweepFlags, check_flags
 from d3hr_ray.config import RunError
 from d3hr_ray.lock import driving
 from d3hr_ray.runtime.cluster import connect
-from d3hr_ray.runtime.console import announce
+from d3hr_ray.runtime.console import announce, waiting
 
 
 def main() -> None:
@@ -25,17 +25,19 @@ def main() -> None:
         check_flags(flags)
         flags, store = open_sweep(flags)
 
-    # Imported late: torch and Ray take seconds, and --help or a wrong flag or path should not wait for them.
-    from d3hr_ray.cli.sweep_plan import compare, plan_sweep, trial_gpus, write_pools
-    from d3hr_ray.evaluation.schedule import tune_trials
-    from d3hr_ray.evaluation.trials import rows_of
-    from d3hr_ray.methods.sweep import invert_all, synthesise_all
-    from d3hr_ray.report.page import report_evaluation
-    from d3hr_ray.report.tables import format_summary, write_sweep
-    from d3hr_ray.runtime.capacity import PATIENCE
+    with waiting(f"loading torch and Ray, for {store.uri}"):
+        # Imported late: torch and Ray take seconds, and --help or a wrong flag or path should not wait for them.
+        from d3hr_ray.cli.sweep_plan import compare, plan_sweep, trial_gpus, write_pools
+        from d3hr_ray.evaluation.schedule import tune_trials
+        from d3hr_ray.evaluation.steps import trained_already
+        from d3hr_ray.evaluation.trials import rows_of
+        from d3hr_ray.methods.sweep import invert_all, synthesise_all
+        from d3hr_ray.report.page import report_evaluation
+        from d3hr_ray.report.tables import format_summary, write_sweep
+        from d3hr_ray.runtime.capacity import PATIENCE
 
-    with refusing():
-        patience = PATIENCE if connect(flags.address) else 0
+        with refusing():
+            patience = PATIENCE if connect(flags.address) else 0
     with driving(store):
         with refusing():
             sweep = plan_sweep(flags, store, patience)
@@ -47,7 +49,7 @@ def main() -> None:
             comparison, trials, top1 = compare(flags, sweep, list(sets), gpus)
         images, test = comparison.images(), comparison.test
         tested = f"{len(test):,} real images of {flags.data or sweep.base.data.uri}"
-        announce(f"{len(sets)} sets, {len(trials)} students on {tested}")
+        announce(f"{len(sets)} sets: {len(trials)} students{trained_already(store, trials)}, tested on {tested}")
         stopped, failed = tune_trials(
             store, trials, images, test, comparison.target, top1, flags.scheduler, gpus, flags.at_once, sweep.name
         )

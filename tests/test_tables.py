@@ -11,8 +11,9 @@ from d3hr_ray.config import as_dict
 from d3hr_ray.evaluation.ranking import ranking, summarise
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import SCHEMA
+from d3hr_ray.report.accuracy import accuracy_table
 from d3hr_ray.report.names import disambiguate, disambiguate_sets, label_of
-from d3hr_ray.report.page import _table, report_evaluation
+from d3hr_ray.report.page import report_evaluation
 from d3hr_ray.report.tables import all_trials, format_ranking, format_summary, write_summary
 from d3hr_ray.store import Store
 
@@ -124,7 +125,7 @@ def test_sets_that_others_made_are_told_apart_however_they_are_called():
     assert len({label_of(row) for row in theirs}) == len(names)
     scores = {s["set"]: s["HLR"] for s in ranking(disambiguate_sets(rows + theirs))}
     assert scores == pytest.approx({name: 0.95 - top1 for name, top1 in (names | {"mine": 0.5}).items()})
-    page = _table(theirs)
+    page = accuracy_table(theirs)
     assert all(f"<td>{name}</td>" in page and f">{100 * top1:.1f}" in page for name, top1 in names.items())
     assert [c["top1_last"] for c in summarise(theirs, ["set"])] == pytest.approx(list(names.values()))
     again = [r | {"settings": "0123abcd"} for r in theirs[:6]] + [r | {"settings": "4567abcd"} for r in theirs[:6]]

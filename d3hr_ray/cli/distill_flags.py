@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from d3hr_ray.cli import machine_flags
 from d3hr_ray.cli.flags import with_settings
-from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import RunConfig, flag_of, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, OUTPUT
 from d3hr_ray.runtime.cluster import LogFormat
@@ -18,8 +17,8 @@ class DistillFlags:
 
     preset: str | None = setting(
         None,
-        f"Dataset, model and settings; other flags override it: {', '.join(PRESETS)}, or a file of jobs/sweep.py "
-        "(best.json).",
+        "Dataset, model and settings; other flags override it: digits, digits-affine, imagenet1k, imagewoof, "
+        "imagenette, imagenet100, tinyimagenet, cifar10, cifar100, or a file of jobs/sweep.py (best.json).",
         DATA,
         metavar="NAME|FILE",
         shown="digits; for data and a model of one's own, none: t = 600 and guidance 2 both ways",
@@ -41,6 +40,21 @@ class DistillFlags:
     dry_run: bool = setting(
         False, "Print the plan (images, forwards, FLOP, time, bytes per stage) and run nothing.", OUTPUT
     )
+    card_license: str | None = setting(
+        None,
+        "Licence of the images, for the cards of the sets: an identifier of the Hugging Face hub, or words.",
+        OUTPUT,
+        metavar="TEXT",
+        shown="what an earlier run said, else that none is stated",
+    )
+    card_source: str | None = setting(
+        None,
+        "Where the images come from, for the cards of the sets.",
+        OUTPUT,
+        metavar="TEXT",
+        shown="what an earlier run said, else the name of --data",
+    )
+    no_real_images: bool = machine_flags.no_real_images()
     tflops: float | None = setting(
         None,
         "Sustained TFLOP/s of one device, for the times of --dry-run.",

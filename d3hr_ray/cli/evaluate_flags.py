@@ -111,6 +111,7 @@ class EvaluateFlags:
     out: str | None = setting(
         None, "Where evaluations/ goes.", OUTPUT, metavar="URI", shown="the run folder of the first set"
     )
+    no_real_images: bool = machine_flags.no_real_images()
     address: str | None = machine_flags.address()
 
 

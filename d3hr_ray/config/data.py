@@ -23,8 +23,7 @@ class DataConfig:
 
     uri: str = _data(
         MISSING,
-        "Images: a folder, a .tar, a .parquet, or an s3:// or gs:// URI. Needed for all presets but the digits and "
-        "fashion-mnist.",
+        "Images: a folder, a .tar, a .parquet, or an s3:// or gs:// URI. Needed for all presets but the digits.",
         name="data",
         metavar="URI",
         shown="the embedded digits",
@@ -89,11 +88,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """`name` is an embedded model such as digits, a diffusers DiTPipeline folder or a hub id."""
+    """`name` is an embedded model (digits, digits-affine), a diffusers DiTPipeline folder or a hub id."""
 
     name: str = setting(
         MISSING,
-        "diffusers DiTPipeline: a folder, a hub id, or an embedded model (digits, digits-affine, fashion-mnist).",
+        "diffusers DiTPipeline: a folder, a hub id, or an embedded model (digits, digits-affine).",
         MODEL,
         name="model",
         metavar="FOLDER|ID",

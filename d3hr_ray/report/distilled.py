@@ -2,13 +2,18 @@
 
 import numpy as np
 
+from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import Seen, look_of
 from d3hr_ray.evaluation.latents import MIN_IMAGES, matching_table, normality_table, probe_latents
-from d3hr_ray.layout import MANIFEST, METADATA, PROBES, REJECTED, REPORT, RUN, finished, set_folder
+from d3hr_ray.evaluation.trials import records
+from d3hr_ray.layout import MANIFEST, METADATA, PROBES, REALS, REJECTED, REPORT, RUN, finished, set_folder
 from d3hr_ray.methods.d3hr import Run
+from d3hr_ray.report.cards import write_card
+from d3hr_ray.report.meaning import after_distilling
 from d3hr_ray.report.page import write_page
 from d3hr_ray.report.plots import normality_figure, tsne_figure
 from d3hr_ray.report.sheets import contact_sheet
+from d3hr_ray.report.shots import keep_reals
 from d3hr_ray.report.tables import chosen_table, chosen_text, matching_text
 from d3hr_ray.runs import close_run
 from d3hr_ray.runtime.summary import format_summary, summary
@@ -16,17 +21,23 @@ from d3hr_ray.sets import sets_of
 from d3hr_ray.store import Store
 
 
-def report(run: Run) -> str:
-    """Write report/, close the run, and return the summary as text."""
+def report(run: Run, listing: Listing | None, show_reals: bool = True) -> str:
+    """Write report/, close the run, and return the summary as text.
+
+    Real images are read from the `listing`, or are those of the run whose Gaussians this one has, if they may be shown.
+    """
+    _write_reals(run, listing, show_reals)
     names = run.classes["name"].to_pylist()
     rejected = _rejected_per_class(run.store, len(names))
     if run.store.exists(PROBES) and not run.store.exists(f"{REPORT}/normality.csv"):
         _write_normality(run, names)
-    lines, sets = [], {}
+    lines, sets, rows = [], {}, records(run.store)
     for spec in sets_of(run.config):
         folder = set_folder(spec)
         images = run.store.read_table(f"{folder}/{METADATA}")
-        run.store.write_bytes(f"{REPORT}/{spec.name}.png", contact_sheet(run.store, spec, images))
+        sheet = contact_sheet(run.store, spec, images)
+        run.store.write_bytes(f"{REPORT}/{spec.name}.png", sheet)
+        write_card(run.store.at(folder), rows, sheet)
         lines += ["", f"{spec.name}: {len(images)} images in {run.store.uri}/{folder}"]
         if run.config.has_pool:
             chosen = chosen_table(run.store, spec, names)
@@ -46,10 +57,20 @@ def report(run: Run) -> str:
     stages = summary()
     lines += ["", format_summary(stages)] if stages else []
     costs = {"stages": stages} if stages else {}
-    facts = {"counts": counts, "seen": seen.plain() if done else None}
+    facts = {"counts": counts, "seen": seen.plain() if done else None, "real_images": show_reals}
     close_run(run.store, facts | {"sets": recorded | sets} | costs)
     lines.append(f"report: {write_page(run.store)}")
+    lines.append(after_distilling(run.store, run.config.data.format == "digits"))
     return "\n".join(lines)
+
+
+def _write_reals(run: Run, listing: Listing | None, show: bool) -> None:
+    if not show:
+        run.store.delete(REALS)
+    elif listing is not None and len(listing):
+        keep_reals(run.store, run.config, listing, run.config.synthesis.image_size or run.card.image_size)
+    elif run.latents != run.store and run.latents.exists(REALS):
+        run.store.write_bytes(REALS, run.latents.read_bytes(REALS))
 
 
 def _rejected_per_class(store: Store, classes: int) -> list[int]:

@@ -10,6 +10,10 @@ from d3hr_ray.config import RunConfig, settings_of
 # Of a config's field, the flag of jobs/distill.py that sets it; fields without one are called as they are.
 FLAGS = {s.path: s.name.replace("_", "-") for s in settings_of(RunConfig).values()}
 LISTED = 4  # items of a longer list are counted
+METHODS = {
+    "d3hr": "D3HR", "cao2": "CaO2", "d3hr+cao2": "D3HR and CaO2", "gaussian": "a random draw of the Gaussians",
+    "dit": "plain sampling", "random": "a random choice of real images",
+}  # fmt: skip
 
 
 def label_of(row: dict[str, Any]) -> str:

@@ -1,56 +1,62 @@
 """report/index.html: one page that holds everything, images embedded, readable on a phone, no script and no network."""
 
-import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
 import pyarrow as pa
 
 from d3hr_ray.datasets.images import Loadable
-from d3hr_ray.evaluation.ranking import ranking, summarise
+from d3hr_ray.datasets.source import data_name
+from d3hr_ray.evaluation.ranking import ranking
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import records
-from d3hr_ray.layout import CLASSES, DISTILLED, REPORT, RUN
-from d3hr_ray.report import plots
-from d3hr_ray.report.names import disambiguate, disambiguate_sets, label_of
+from d3hr_ray.layout import CARD, CLASSES, DISTILLED, EVALUATIONS, GAUSSIANS, MANIFEST, REALS, REPORT, RESULTS, RUN
+from d3hr_ray.report.accuracy import accuracy_sections
+from d3hr_ray.report.html import document, figure, link, table
+from d3hr_ray.report.names import METHODS, disambiguate, disambiguate_sets
 from d3hr_ray.report.sheets import SHEETS, sheet_of, write_sheets
-from d3hr_ray.report.tables import accuracy_of, format_ranking
+from d3hr_ray.report.shots import grid, real_shots, set_shots, shown_sets
+from d3hr_ray.report.tables import format_ranking, matching_rows
 from d3hr_ray.store import Store
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1100px;padding:1rem;color:#1c2330;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #d5dae3;padding-bottom:.2rem}
-img{max-width:100%;height:auto;display:block}figure{margin:1rem 0}figcaption{color:#566;font-size:.9rem}
-.pair{display:flex;flex-wrap:wrap;gap:1rem}.pair figure{flex:1 1 320px;margin:0;min-width:0}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e6e9ef;white-space:nowrap}
-th:first-child,td:first-child,.facts td{text-align:left}.facts td{white-space:normal}
-tr:hover td{background:#f4f6fa}.best{font-weight:700}
-code{background:#f0f2f6;padding:0 .25rem;border-radius:3px}
-@media(prefers-color-scheme:dark){body{background:#12161d;color:#dde3ee}th,td,h2{border-color:#333c4a}
-tr:hover td{background:#1b212b}code{background:#222936}img{background:#fff}figcaption{color:#9ab}}
-"""
-
-
 PAGE = f"{REPORT}/index.html"
+TESTED = f"{REPORT}/real.png"  # real test images, where no training images were kept
+NORMALITY = {
+    "normality.png": "How far latent dimensions are from normal, before and after inversion.",
+    "tsne.png": "t-SNE of one class, before and after inversion (the paper's Figure 1).",
+}
 
 
 def report_evaluation(
-    store: Store, real: Loadable, rows: Sequence[dict[str, Any]], sets: Sequence[DistilledSet]
+    store: Store,
+    real: Loadable,
+    rows: Sequence[dict[str, Any]],
+    sets: Sequence[DistilledSet],
+    show_reals: bool = True,
 ) -> str:
     """Write report/ of an evaluation or a sweep and say where.
 
-    That is the page, contact sheets of `sets` and of real images, and DD-Ranking's scores. The scores are of `rows`
-    alone; the page's tables are of all records in the folder.
+    That is the page, contact sheets of `sets`, DD-Ranking's scores, and real images if they may be shown. The scores
+    are of `rows` alone; the page's tables are of all records in the folder.
     """
     lines = []
-    store.write_bytes(f"{REPORT}/real.png", sheet_of(real.load(glance=True), "real test images"))
-    write_sheets(store, rows, sets)
+    show_reals = show_reals and may_show_reals(store)
+    if show_reals and not store.exists(REALS):
+        store.write_bytes(TESTED, sheet_of(real.load(glance=True), "real test images"))
+    elif not show_reals:
+        for name in (TESTED, REALS):
+            store.delete(name)
+    write_sheets(store, rows, sets, show_reals)
     if scores := ranking(disambiguate_sets(rows)):
         store.write_csv(f"{REPORT}/ranking.csv", pa.Table.from_pylist(scores))
         lines = [format_ranking(scores)]
     return "\n".join([*lines, f"report: {write_page(store)}"])
+
+
+def may_show_reals(store: Store) -> bool:
+    """Whether the run of a folder was not distilled with --no-real-images."""
+    return not store.exists(RUN) or bool(store.read_json(RUN).get("real_images", True))
 
 
 def write_page(store: Store) -> str:
@@ -58,24 +64,117 @@ def write_page(store: Store) -> str:
     rows = disambiguate([r for r in records(store) if r["protocol"] != "teacher"])
     run = store.read_json(RUN) if store.exists(RUN) else None
     classes = store.read_table(CLASSES)["name"].to_pylist() if store.exists(CLASSES) else []
-    # Not the folder's name where there is a run: equal runs have equal reports, wherever they lie.
-    name = f"{run['config']['data']['uri']}, {run['config']['method']}" if run else store.name
-    body = [f"<h1>{escape(name)}</h1>", _facts(run, rows), *_accuracy(store, rows, classes), *_sheets(store)]
-    body += _stored(store)
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{escape(name)}: d3hr_ray report</title><style>{STYLE}</style></head>'
-        f"<body>{''.join(body)}</body></html>"
-    )
-    store.write_bytes(PAGE, page.encode())
+    title = _title(run, rows)
+    body = [f"<h1>{escape(title)}</h1>", *_lead(run, len(classes))]
+    body += [*accuracy_sections(store, rows, classes), *_next(store, run, bool(rows))]
+    body += [*_images(store, run, classes), *_sheets(store), *_matching(store, run), *_normality(store)]
+    body += [*_files(store, run), *_facts(run, rows)]
+    store.write_bytes(PAGE, document(f"{title}: d3hr_ray report", body))
     return f"{store.uri}/{PAGE}"
+
+
+def _title(run: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> str:
+    """Not a path, and not the folder's name: equal runs have equal reports, wherever they lie."""
+    if run:
+        name, method = data_name(run["config"]["data"]["uri"]), METHODS[run["config"]["method"]]
+        return f"{name}, distilled by {method}" if name else f"Images by {method}"
+    return "Accuracy on " + ", ".join(sorted({data_name(str(r.get("data"))) for r in rows}))
+
+
+def _lead(run: dict[str, Any] | None, classes: int) -> Iterator[str]:
+    if run:
+        sizes = " or ".join(map(str, sorted(run["config"]["search"]["ipc"])))
+        images = run["inputs"]["images"]
+        source = f"{images:,} real images of {classes} classes" if images else f"{classes} classes of the model"
+        yield f"<p>{source}, and in their place small sets to train on: {sizes} images per class.</p>"
+
+
+def _next(store: Store, run: dict[str, Any] | None, evaluated: bool) -> Iterator[str]:
+    """The next command to type; RUN stands for the folder, whose name the page does not know."""
+    if not run:
+        return
+    if not evaluated:
+        data = "" if run["config"]["data"]["format"] == "digits" else " --data TEST_IMAGES"
+        command = f"python jobs/evaluate.py --distilled RUN{data}"
+        yield "<h2>Accuracy</h2><p>Not measured yet. Next, train students on the sets and on as many real images:</p>"
+    elif store.list(GAUSSIANS):
+        command = "python jobs/distill.py --from-gaussians RUN --ipc 20 50 --out NEW"
+        yield "<p>Next, sets of other sizes, without a look at the images:</p>"
+    else:
+        return
+    yield f'<pre>{escape(command)}</pre><p class="note">RUN is the folder that this report/ lies in.</p>'
+
+
+def _images(store: Store, run: dict[str, Any] | None, classes: Sequence[str]) -> Iterator[str]:
+    """Real images beside those of a few of the run's sets, class by class."""
+    names = [n for n in store.at(DISTILLED).folders() if store.exists(f"{DISTILLED}/{n}/{MANIFEST}")] if run else []
+    if not names:
+        return
+    found = {name: set_shots(store, name) for name in names}
+    shown = shown_sets({name: ipc for name, (ipc, _) in found.items()})
+    reals = real_shots(store)
+    yield "<h2>Images</h2>"
+    beside = "Left: real images of the training data, not distilled ones. " if reals else ""
+    yield f"<p>{beside}Each row is a class{': the first 20 are shown' if len(classes) > 20 else ''}.</p>"
+    columns = [("real", reals)] * bool(reals) + [(f"IPC {found[name][0]}", found[name][1]) for name in shown]
+    yield from grid(columns, classes)
+
+
+def _sheets(store: Store) -> Iterator[str]:
+    """Contact sheets of what was evaluated last, two and two, the best first; those of the run itself are above."""
+    captions = {}
+    if store.exists(f"{SHEETS}/names.json"):
+        captions = {f"{SHEETS}/{file}": name for file, name in store.read_json(f"{SHEETS}/names.json").items()}
+    if captions:
+        yield "<h2>Images of what was compared</h2>"
+    if store.exists(TESTED):
+        captions = {TESTED: "real images: the first of each class in the test set"} | captions
+    sheets = [figure(store.read_bytes(file), caption) for file, caption in captions.items()]
+    for at in range(0, len(sheets), 2):
+        yield f'<div class="pair">{"".join(sheets[at : at + 2])}</div>'
+
+
+def _matching(store: Store, run: dict[str, Any] | None) -> Iterator[str]:
+    """How well each set's latents match the Gaussians of their classes."""
+    there = [n for n in store.list(REPORT) if n.startswith("matching-") and n.endswith(".csv")] if run else []
+    if not there:
+        return
+    yield "<h2>Matching</h2><p>Loss: how far the mean and std of a class's chosen latents are from those of its "
+    yield "Gaussian. Random draw: the same of a random draw from that Gaussian. Ratio: loss over random draw; "
+    yield "the smaller, the better the few images stand for the class.</p>"
+    head = ("class", "images", "rejected", "loss", "random draw", "ratio")
+    for at, name in enumerate(there):
+        rows = matching_rows(store.read_csv(f"{REPORT}/{name}", ("class",)).to_pylist())
+        opened, title = " open" * (at == 0), name.removeprefix("matching-").removesuffix(".csv")
+        yield f"<details{opened}><summary>{escape(title)}</summary>{table(head, rows, 'names')}</details>"
+
+
+def _normality(store: Store) -> Iterator[str]:
+    """What the distill run measured of its latents."""
+    there = [n for n in NORMALITY if store.exists(f"{REPORT}/{n}")]
+    if there:
+        yield "<h2>Normality</h2><p>Why it matters: a class is kept as a Gaussian, so the nearer its latents are to "
+        yield "normal, the more of the class a draw from that Gaussian shows.</p>"
+    for name in there:
+        yield figure(store.read_bytes(f"{REPORT}/{name}"), NORMALITY[name])
+
+
+def _files(store: Store, run: dict[str, Any] | None) -> Iterator[str]:
+    """Links to what lies beside the page."""
+    items = [link(f"../{n}", n) for n in (f"{EVALUATIONS}/summary.csv", RESULTS) if store.exists(n)]
+    items += [link(n, f"{REPORT}/{n}") for n in store.list(REPORT) if n.endswith(".csv")]
+    for name in store.at(DISTILLED).folders() if run else []:
+        folder = f"{DISTILLED}/{name}"
+        parts = [link(f"../{folder}/{file}", text) for file, text in ((CARD, "card"), (MANIFEST, "manifest"))]
+        items.append(f"{link(f'../{folder}/', folder)}: {', '.join(parts)}")
+    if items:
+        yield f"<h2>Files</h2><ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
 
 
 GUIDED = ("inversion", "synthesis")
 
 
-def _facts(run: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> str:
+def _facts(run: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     facts: list[tuple[str, object]] = []
     if run:
         config = run["config"]
@@ -93,110 +192,4 @@ def _facts(run: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> str:
         teachers = sorted({f"{r['teacher']} ({r['teacher_top1']:.1%})" for r in rows if r["teacher"]})
         facts += [("students trained", len(rows)), ("teachers", ", ".join(teachers) or "none")]
         facts += [("tested on", ", ".join(sorted({str(r.get("data")) for r in rows})))]
-    cells = "".join(f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>" for k, v in facts)
-    return f'<table class="facts">{cells}</table>'
-
-
-def _accuracy(store: Store, rows: list[dict[str, Any]], classes: list[str]) -> Iterable[str]:
-    """A section per test set: the sweep's and the held-out one's numbers never mix."""
-    for data in sorted({str(r.get("data")) for r in rows}):
-        here = [r for r in rows if str(r.get("data")) == data]
-        slug = "".join(c if c.isalnum() else "-" for c in data.rpartition("://")[2])[-40:].strip("-")
-        yield f"<h2>Accuracy on {escape(data)}</h2>"
-        yield "<p>Last-epoch top-1 in percent, mean ± 95 % interval over sets (of one set: over students), "
-        yield "of two sets: both values. Bold: a column's best.</p>"
-        yield _table(here)
-        names = classes or [str(k) for k in range(len(here[0]["per_class"]))]
-        drawn = {
-            "accuracy-by-ipc": (
-                "Accuracy by images per class, each kind at its best setting.",
-                plots.by_ipc(here),
-            ),
-            "accuracy-by-timestep": ("Accuracy against the timestep of the Gaussians.", plots.by_timestep(here)),
-            "seeds": ("Spread over seeds: searches beside random draws and real images.", plots.boxes(here)),
-            "matching-and-accuracy": ("Matching loss and accuracy of each set.", plots.against_loss(here)),
-            "per-class": ("Accuracy per class.", plots.per_class(here, names)),
-            "confusion": ("Which class is taken for which.", plots.confusions(here, names)),
-        }
-        for name, (caption, png) in drawn.items():
-            if png is not None:
-                store.write_bytes(f"{REPORT}/{slug}-{name}.png", png)
-                yield figure(png, caption)
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """Sets down, student x protocol x IPC across."""
-    columns = sorted({(r["arch"], r["protocol"], r["ipc"] or 0) for r in rows if r["method"] != "real-full"})
-    cells = {}
-    for cell in summarise(rows, SHOWN):
-        cells[_kind(cell), cell["arch"], cell["protocol"], cell["ipc"] or 0] = cell
-    full = {(k[1], k[2]): c for k, c in cells.items() if c["method"] == "real-full"}
-    kinds = sorted({k[0] for k, c in cells.items() if c["method"] != "real-full"})
-    best = {c: max((cells[k, *c]["top1_last"] for k in kinds if (k, *c) in cells), default=0) for c in columns}
-    head = "".join(f"<th>{escape(a)}<br>{escape(p)}<br>IPC {i}</th>" for a, p, i in columns)
-    lines = []
-    for kind in kinds:
-        line = "".join(_cell(cells.get((kind, *c)), best[c]) for c in columns)
-        lines.append(f"<tr><td>{escape(kind)}</td>{line}</tr>")
-    if full:
-        lines.append("<tr><td>real-full</td>" + "".join(_cell(full.get(c[:2]), 2.0) for c in columns) + "</tr>")
-    return f'<div class="wide"><table><tr><th>set</th>{head}</tr>{"".join(lines)}</table></div>'
-
-
-SHOWN = (
-    "set", "kind", "fidelity", "method", "search", "guidance", "inversion_guidance", "timestep", "arch", "protocol",
-    "ipc",
-)  # fmt: skip
-
-
-def _kind(cell: dict[str, Any]) -> str:
-    name = label_of(cell)
-    if cell["timestep"] is not None:
-        name += f" t={cell['timestep']}"
-    if cell["guidance"] is not None and cell["method"] not in ("random", "real-random"):
-        name += f" w={cell['inversion_guidance']:g}/{cell['guidance']:g}"
-    return name
-
-
-def _cell(cell: dict[str, Any] | None, best: float) -> str:
-    if cell is None:
-        return "<td></td>"
-    strong = ' class="best"' if cell["top1_last"] >= best else ""
-    return f'<td{strong} title="n = {cell["n"]}">{accuracy_of(cell)}</td>'
-
-
-def _sheets(store: Store) -> Iterable[str]:
-    """Contact sheets, two and two: real images, the run's sets, then those evaluated last, the best first."""
-    drawn = set(store.list(REPORT))
-    captions = {f"{REPORT}/{name}.png": name for name in store.at(DISTILLED).folders() if f"{name}.png" in drawn}
-    if store.exists(f"{SHEETS}/names.json"):
-        captions |= {f"{SHEETS}/{file}": name for file, name in store.read_json(f"{SHEETS}/names.json").items()}
-    if captions:
-        yield "<h2>Images</h2>"
-    if captions and store.exists(f"{REPORT}/real.png"):
-        captions = {f"{REPORT}/real.png": "real images: the first of each class in the test set"} | captions
-    sheets = [figure(store.read_bytes(file), caption) for file, caption in captions.items()]
-    for at in range(0, len(sheets), 2):
-        yield f'<div class="pair">{"".join(sheets[at : at + 2])}</div>'
-
-
-def _stored(store: Store) -> Iterable[str]:
-    """What the distill run measured of its latents."""
-    wanted = {
-        "normality.png": "How far latent dimensions are from normal, before and after inversion.",
-        "tsne.png": "t-SNE of one class, before and after inversion (the paper's Figure 1).",
-    }
-    there = [n for n in wanted if store.exists(f"{REPORT}/{n}")]
-    if there:
-        yield "<h2>Normality</h2>"
-    for name in there:
-        yield figure(store.read_bytes(f"{REPORT}/{name}"), wanted[name])
-
-
-def figure(png: bytes, caption: str) -> str:
-    """An image with its caption, the bytes inside the page."""
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    yield f"<h2>How it was made</h2>{table((), facts, 'facts')}"

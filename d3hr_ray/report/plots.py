@@ -17,12 +17,14 @@ matplotlib.use("Agg")
 import numpy as np
 import pyarrow as pa
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullLocator
 
 from d3hr_ray.evaluation.baselines import DRAWN
 from d3hr_ray.evaluation.ranking import spread, summarise
 from d3hr_ray.report.names import label_of
 
 Rows = Sequence[dict[str, Any]]
+TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # images per class
 MOST_CLASSES = 30  # in plots that show every class
 LINE = ("set", "inversion_guidance", "guidance", "arch", "protocol")  # what a line of by_timestep is of
 
@@ -120,8 +122,10 @@ def by_ipc(rows: Rows) -> bytes | None:
             else:
                 _line(axis, [c["ipc"] for c in cells], cells, kind, colours[kind])
         axis.set(xscale="log", title=f"{panel[0]}, {panel[1]}", xlabel="images per class", ylabel="top-1 (%)")
-        ticks = sorted({r["ipc"] for r in here if r["method"] != "real-full"})
-        axis.set_xticks(ticks, [str(t) for t in ticks], minor=False)
+        ends = [r["ipc"] for r in here if r["method"] != "real-full"]
+        ticks = [t for t in TICKS if min(ends) <= t <= max(ends)] or sorted(set(ends))
+        axis.set_xticks(ticks, [str(t) for t in ticks])
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
     _legend(figure)
     return save_figure(figure)
@@ -191,8 +195,7 @@ def per_class(rows: Rows, classes: Sequence[str]) -> bytes | None:
         x = np.arange(len(classes)) + (i - (len(chosen) - 1) / 2) * 0.38
         axis.bar(x, mean, 0.36, yerr=ends, label=kind, capsize=2)
     axis.set_xticks(range(len(classes)), classes, rotation=45 if max(map(len, classes)) > 3 else 0)
-    low = min(min(m["per_class"]) for members in chosen.values() for m in members)
-    axis.set(ylabel="accuracy (%)", ylim=(max(0, 100 * low - 10), 101))
+    axis.set(ylabel="accuracy (%)", ylim=(0, 101))
     axis.legend(fontsize=8, loc="lower right")
     axis.grid(alpha=0.3, axis="y")
     return save_figure(figure)

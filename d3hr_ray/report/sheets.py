@@ -10,6 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from d3hr_ray.datasets.images import GLANCE, Images
+from d3hr_ray.evaluation.baselines import DRAWN
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.layout import REPORT, RUN, set_folder
 from d3hr_ray.report.names import disambiguate_sets, name_of
@@ -57,14 +58,17 @@ def _draw(rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: str) -> bytes
     return save_figure(figure)
 
 
-def write_sheets(store: Store, rows: Sequence[dict[str, Any]], sets: Sequence[DistilledSet]) -> None:
+def write_sheets(
+    store: Store, rows: Sequence[dict[str, Any]], sets: Sequence[DistilledSet], show_reals: bool = True
+) -> None:
     """report/sheets/: a sheet for each kind of set at one IPC, the best kinds first; older sheets are deleted.
 
-    The IPC is 10 or the nearest to it, the seed the first. What jobs/distill.py made a sheet of is left out.
+    The IPC is 10 or the nearest to it, the seed the first. What jobs/distill.py made a sheet of is left out, and
+    baselines of real images unless they may be shown.
     """
     store.delete(SHEETS)
     there = set(store.read_json(RUN).get("sets", {}).values()) if store.exists(RUN) else set()
-    rows = [row for row in rows if row["method"] != "real-full"]
+    rows = [row for row in rows if row["method"] != "real-full" and (show_reals or row["method"] not in DRAWN)]
     ipc = min({row["ipc"] for row in rows}, key=lambda n: (abs(n - 10), n), default=None)
     kinds: dict[str, list[dict[str, Any]]] = {}
     for row in disambiguate_sets([row for row in rows if row["ipc"] == ipc]):

@@ -234,17 +234,32 @@ def chosen_text(table: pa.Table) -> str:
     return "\n".join([*lines, *([f"  and {len(short) - LISTED} more classes"] if len(short) > LISTED else [])])
 
 
-def matching_text(table: pa.Table, limit: int = 20) -> str:
-    """How well subsets match their Gaussians, as text; above `limit` classes, their totals and means."""
-    rows = table.to_pylist()
+def matching_rows(rows: Sequence[dict[str, Any]], limit: int = LISTED) -> list[tuple[str, str, str, str, str, str]]:
+    """How well subsets match their Gaussians, in words: class, images, rejected, loss, random draw, their ratio.
+
+    Above `limit` classes, one row of their totals and means.
+    """
     if len(rows) > limit:
         total = {key: sum(r[key] for r in rows) for key in ("images", "rejected")}
         means = {key: sum(r[key] for r in rows) / len(rows) for key in ("loss", "random_loss")}
         rows = [{"class": f"all {len(rows)} classes"} | total | means]
-    lines = [f"{'class':<22} {'images':>8} {'rejected':>8} {'loss':>10} {'random draw':>11} {'ratio':>8}"]
-    lines += [
-        f"{r['class'][:22]:<22} {r['images']:>8} {r['rejected']:>8} {r['loss']:>10.3g} {r['random_loss']:>11.4g} "
-        f"{r['loss'] / r['random_loss'] if r['random_loss'] else float('nan'):>8.1e}"
+    return [
+        (
+            str(r["class"]),
+            str(r["images"]),
+            str(r["rejected"]),
+            f"{r['loss']:.3g}",
+            f"{r['random_loss']:.4g}",
+            f"{r['loss'] / r['random_loss'] if r['random_loss'] else float('nan'):.1e}",
+        )
         for r in rows
     ]
-    return "\n".join(lines)
+
+
+def matching_text(table: pa.Table) -> str:
+    """How well subsets match their Gaussians, as text."""
+    head = ("class", "images", "rejected", "loss", "random draw", "ratio")
+    return "\n".join(
+        f"{name[:22]:<22} {images:>8} {rejected:>8} {loss:>10} {draw:>11} {ratio:>8}"
+        for name, images, rejected, loss, draw, ratio in (head, *matching_rows(table.to_pylist()))
+    )
