@@ -1,22 +1,14 @@
 """The flags of jobs/pretrain.py over a preset => its PretrainConfig; and the images that a model is checked on."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from d3hr_ray.cli.data_flags import data_of
-from d3hr_ray.cli.pretrain_flags import PretrainFlags
+from d3hr_ray.cli.pretrain_flags import RECIPES, PretrainFlags
 from d3hr_ray.config import DataConfig, flag_of
 from d3hr_ray.datasets.splits import held_out_of, to_test_on
-from d3hr_ray.pretraining import settings
 from d3hr_ray.pretraining.settings import PretrainConfig
 from d3hr_ray.pretraining.sizes import SIZES
-
-EMBEDDED: dict[str, Callable[[], PretrainConfig]] = {
-    "digits": settings.digits,
-    "digits-affine": settings.digits_affine,
-    "fashion-mnist": settings.fashion_mnist,
-}
 
 
 def build_config(flags: PretrainFlags) -> PretrainConfig:
@@ -60,8 +52,8 @@ def _data(flags: PretrainFlags, preset: DataConfig) -> DataConfig:
 
 
 def _preset(flags: PretrainFlags) -> PretrainConfig:
-    if flags.preset in EMBEDDED:
-        return EMBEDDED[flags.preset]()
+    if flags.preset != "custom":
+        return RECIPES[flags.preset]
     if flags.data is None:
         raise ValueError("--preset custom needs --data: the training images")
     return SIZES[flags.size or "small"](flags.data)

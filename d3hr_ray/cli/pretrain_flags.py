@@ -13,9 +13,10 @@ from d3hr_ray.pretraining import settings
 from d3hr_ray.pretraining.sizes import SIZES
 
 SAMPLES = 500  # that --check draws
-RECIPES = {
+RECIPES = {  # --preset, and --size of the custom one
     "digits": settings.digits(),
     "digits-affine": settings.digits_affine(),
+    "fashion-mnist": settings.fashion_mnist(),
     **{size: make("") for size, make in SIZES.items()},
 }
 
