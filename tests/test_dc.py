@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -311,6 +312,16 @@ def test_rd3_is_one_protocol_for_all_but_for_the_cosine():
     assert (resnet.rate, other.rate) == ("cosine", "half-cosine") and replace(other, rate="cosine") == resnet
     assert resnet.augment == Augment(crop_scale=(0.5, 1.0), flip=True, mix="cutmix")
     assert [name for name in PROTOCOLS if is_soft(name)] == ["d3hr-soft", "rded-soft", "fixed-soft", "rd3"]
+
+
+def test_training_on_a_cpu_keeps_freed_memory_where_the_library_can(monkeypatch):
+    told = []
+    libraries = iter((SimpleNamespace(mallopt=lambda *args: told.append(args)), SimpleNamespace()))
+    monkeypatch.setattr(training.ctypes, "CDLL", lambda name: next(libraries))
+    protocol = replace(Recipe().make("dc", FASHION), epochs=1)
+    kept, left = (train_student(STUDENT, protocol, clothes(2), clothes(2), None, 0) for _ in range(2))
+    assert told == [(-4, 0), (-1, -1)]  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    assert all(torch.equal(kept.weights[k], v) for k, v in left.weights.items())
 
 
 # Of the loop as it was before dc, dsa and rd3, temperature 1: within rounding on any CPU.
