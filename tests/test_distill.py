@@ -50,7 +50,7 @@ def test_the_run_folder_is_the_contracts(digits):
     assert subset.schema.names == ["label", "index", "seed", "score", "latent"]
     assert len(subset) == 50
     report = {p.name for p in (digits / "report").iterdir()}
-    assert report >= {f"{name}.png" for name in sets} | {"normality.csv", "normality.png", "tsne.png"}
+    assert report >= {f"{name}.png" for name in sets} | {"normality.csv", "normality.png", "tsne.png", "real.parquet"}
 
 
 def test_gaussians_are_the_latents_moments(digits):

@@ -62,7 +62,7 @@ def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(f"<tr><td>{escape(kind)}</td>{line}</tr>")
     if full:
         lines.append("<tr><td>real-full</td>" + "".join(_cell(full.get(c[:2]), 2.0) for c in columns) + "</tr>")
-    return f'<div class="wide"><table><tr><th>set</th>{head}</tr>{"".join(lines)}</table></div>'
+    return f'<div class="wide"><table class="narrow"><tr><th>set</th>{head}</tr>{"".join(lines)}</table></div>'
 
 
 SHOWN = (

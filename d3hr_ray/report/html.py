@@ -15,14 +15,14 @@ h1{font-size:1.5rem;line-height:1.25}h2{font-size:1.15rem;margin-top:2.2rem;bord
 img{max-width:100%;height:auto;display:block}figure{margin:1rem 0}figcaption,.note{color:#566;font-size:.9rem}
 .pair{display:flex;flex-wrap:wrap;gap:1rem}.pair figure{flex:1 1 320px;margin:0;min-width:0}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e6e9ef;white-space:nowrap}
+th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e6e9ef;white-space:nowrap;overflow-wrap:normal}
 th:first-child,td:first-child,.facts td{text-align:left}.facts td,.names td:first-child{white-space:normal}
 .facts td:first-child{min-width:6rem}
 tr:hover td{background:#f4f6fa}.best{font-weight:700}summary{cursor:pointer}
 code,pre{background:#f0f2f6;padding:0 .25rem;border-radius:3px}pre{padding:.6rem;white-space:pre-wrap}
 .shots{display:grid;grid-template-columns:max-content var(--cells);gap:3px;align-items:center}
-.shots img{width:100%}.shots b{font-weight:400;padding-right:.5rem}.pixels img{image-rendering:pixelated}
-@media(max-width:600px){th{white-space:normal}th,td{padding:.25rem .3rem;font-size:.85rem}
+.shots img{width:100%}.shots b{font-weight:400;white-space:nowrap}.pixels img{image-rendering:pixelated}
+@media(max-width:600px){th,.narrow td{white-space:normal}th,td{padding:.25rem .3rem;font-size:.85rem}
 .long{grid-template-columns:0 var(--cells)}.long .name{grid-column:1/-1}.long .name+*{grid-column-start:2}}
 @media(prefers-color-scheme:dark){body{background:#12161d;color:#dde3ee}th,td,h2{border-color:#333c4a}a{color:#8ab4f8}
 tr:hover td{background:#1b212b}code,pre{background:#222936}figure img{background:#fff}figcaption,.note{color:#9ab}}

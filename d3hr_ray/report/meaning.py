@@ -26,7 +26,7 @@ def meaning(rows: Sequence[dict[str, Any]]) -> list[str]:
         if made:
             images = "1 image" if ipc == 1 else f"{ipc} images"
             beside = f"; on as many random real images {accuracy_of(real)} %: {_difference(made, real)}" if real else ""
-            trained = f"{arch}, {protocol}, trained on {images} per class of {made['set']}"
+            trained = f"{arch} (protocol {protocol}) trained on {images} per class of {made['set']}"
             lines.append(f"{trained} reaches {accuracy_of(made)} %{beside}.")
     return lines
 

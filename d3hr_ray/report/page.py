@@ -145,7 +145,7 @@ def _matching(store: Store, run: dict[str, Any] | None) -> Iterator[str]:
     head = ("class", "images", "rejected", "loss", "random draw", "ratio")
     for at, name in enumerate(there):
         rows = matching_rows(store.read_csv(f"{REPORT}/{name}", ("class",)).to_pylist())
-        opened, title = " open" * (at == 0), name.removeprefix("matching-").removesuffix(".csv")
+        opened, title = " open" * (at == len(there) - 1), name.removeprefix("matching-").removesuffix(".csv")
         yield f"<details{opened}><summary>{escape(title)}</summary>{table(head, rows, 'names')}</details>"
 
 

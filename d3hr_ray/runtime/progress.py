@@ -42,7 +42,7 @@ def make_bar(total: int, title: str, unit: str, hide: bool = False, done: int = 
         unit=f" {unit}",
         initial=done,
         disable=hide,
-        mininterval=0.1 if live else QUIET,
+        mininterval=0.1 if live else 0.75 * QUIET,  # sooner than a reminder
         delay=0 if live else 0.5,
         file=None if live else _Lines(),
         bar_format=None
