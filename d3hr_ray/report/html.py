@@ -22,7 +22,7 @@ tr:hover td{background:#f4f6fa}.best{font-weight:700}summary{cursor:pointer}
 code,pre{background:#f0f2f6;padding:0 .25rem;border-radius:3px}pre{padding:.6rem;white-space:pre-wrap}
 .shots{display:grid;grid-template-columns:max-content var(--cells);gap:3px;align-items:center}
 .shots img{width:100%}.shots b{font-weight:400;white-space:nowrap}.pixels img{image-rendering:pixelated}
-@media(max-width:600px){th,.narrow td{white-space:normal}th,td{padding:.25rem .3rem;font-size:.85rem}
+@media(max-width:600px){th,.narrow td{white-space:normal}th,td{padding:.25rem .2rem;font-size:.8rem}
 .long{grid-template-columns:0 var(--cells)}.long .name{grid-column:1/-1}.long .name+*{grid-column-start:2}}
 @media(prefers-color-scheme:dark){body{background:#12161d;color:#dde3ee}th,td,h2{border-color:#333c4a}a{color:#8ab4f8}
 tr:hover td{background:#1b212b}code,pre{background:#222936}figure img{background:#fff}figcaption,.note{color:#9ab}}
