@@ -392,3 +392,14 @@ def test_test_images_are_the_centre_of_a_larger_resize(tmp_path):
     pixels = replace(Reading.of(listing, ("a", "b"), 64), context=True).load().pixels
     expected = np.asarray(Image.fromarray(wide).resize((144, 72), Image.Resampling.BILINEAR))[4:68, 40:104]
     np.testing.assert_allclose(pixels[0].astype(int), expected.astype(int), atol=2)
+
+
+@pytest.mark.parametrize("side", [28, 32, 56])
+def test_small_test_images_are_tested_whole(side, tmp_path):
+    pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "x.png")
+    reading = Reading.of(list_real(DataConfig(str(tmp_path)), ("a", "b"), None), ("a", "b"), side)
+    np.testing.assert_array_equal(replace(reading, context=True).load().pixels, reading.load().pixels)
+    np.testing.assert_array_equal(reading.load().pixels[1], pixels)
