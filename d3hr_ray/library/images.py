@@ -33,8 +33,9 @@ def load_set(path: str | Path, side: int | None = None, as_test: bool = False) -
 
     Any URI that pyarrow.fs resolves. Images come at `side` pixels: resized and cropped if they have another size; None
     is the first image's. `as_test` is for real images to test on: the field's transform, the centre of images that are
-    resized to side // 7 * 8, or whole ones below 64 pixels. Files of ours are checked against their hashes. Raises ValueError if there is no set, an
-    unfinished one or more than one, RunError for an image that is broken or not the one that was made.
+    resized to side // 7 * 8, or whole ones below 64 pixels. Files of ours are checked against their hashes. Raises
+    ValueError if there is no set, an unfinished one or more than one, RunError for an image that is broken or not the
+    one that was made.
     """
     with naming_arguments():
         stores = sets.find_sets((str(path),))
