@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from d3hr_ray.cli import machine_flags
 from d3hr_ray.cli.flags import with_settings
+from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import RunConfig, flag_of, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, OUTPUT
 from d3hr_ray.runtime.cluster import LogFormat
@@ -17,8 +18,8 @@ class DistillFlags:
 
     preset: str | None = setting(
         None,
-        "Dataset, model and settings; other flags override it: digits, digits-affine, imagenet1k, imagewoof, "
-        "imagenette, imagenet100, tinyimagenet, cifar10, cifar100, or a file of jobs/sweep.py (best.json).",
+        f"Dataset, model and settings; other flags override it: {', '.join(PRESETS)}, or a file of jobs/sweep.py "
+        "(best.json).",
         DATA,
         metavar="NAME|FILE",
         shown="digits; for data and a model of one's own, none: t = 600 and guidance 2 both ways",

@@ -23,7 +23,8 @@ class DataConfig:
 
     uri: str = _data(
         MISSING,
-        "Images: a folder, a .tar, a .parquet, or an s3:// or gs:// URI. Needed for all presets but the digits.",
+        "Images: a folder, a .tar, a .parquet, or an s3:// or gs:// URI. Needed for all presets but the digits and "
+        "fashion-mnist.",
         name="data",
         metavar="URI",
         shown="the embedded digits",
@@ -88,11 +89,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """`name` is an embedded model (digits, digits-affine), a diffusers DiTPipeline folder or a hub id."""
+    """`name` is an embedded model such as digits, a diffusers DiTPipeline folder or a hub id."""
 
     name: str = setting(
         MISSING,
-        "diffusers DiTPipeline: a folder, a hub id, or an embedded model (digits, digits-affine).",
+        "diffusers DiTPipeline: a folder, a hub id, or an embedded model (digits, digits-affine, fashion-mnist).",
         MODEL,
         name="model",
         metavar="FOLDER|ID",
