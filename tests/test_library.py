@@ -190,7 +190,10 @@ def test_more_candidates_never_lose(n):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, x: d3.load_model("digit"), r"model digit: no such folder; .*\(digits, digits-affine, fashion-mnist\)"),
+        (
+            lambda m, x: d3.load_model("digit"),
+            r"model digit: no such folder; .*\(digits, digits-affine, fashion-mnist\)",
+        ),
         (lambda m, x: d3.load_model("./nowhere"), "model ./nowhere: no such folder"),
         (lambda m, x: d3.load_model("digits", steps=2000), "steps = 2000 is more than the model's 1000"),
         (lambda m, x: m.invert(x, 0, 610), "t = 610 is not on the 50-step grid; its neighbours are 600 and 620"),
