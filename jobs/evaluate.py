@@ -46,7 +46,8 @@ def main() -> None:
         with refusing():
             teachers, top1 = make_teachers(flags, store, comparison, full, workers)
             yours = len(comparison.sets)
-            comparison = add_baselines(flags, comparison, listing, full)
+            with waiting("drawing baselines"):
+                comparison = add_baselines(flags, comparison, listing, full)
             names = teacher_id(teachers) if teachers else None
             trials = comparison.trials(flags.arch, protocols(flags), flags.repeats, teachers, names)
         compared = f"{yours} sets of yours, {len(comparison.sets) - yours} baselines"

@@ -55,5 +55,5 @@ def _predictions(net: nn.Module, test: Images, device: str) -> Iterator[tuple[to
     size = max(8, min(TEST_BATCH, TEST_BATCH * TEST_SIDE**2 // test.side**2))
     for at in range(0, len(test), size):
         pixels = torch.tensor(test.pixels[at : at + size]).to(device)  # a copy: Ray's objects are read-only
-        labels = torch.from_numpy(test.labels[at : at + size]).to(device)
+        labels = torch.tensor(test.labels[at : at + size]).to(device)
         yield net(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1), labels

@@ -195,8 +195,9 @@ class _Run:
         norm: Normalisation,
     ) -> None:
         self.protocol, self.seed, self.device, self.share, self.teacher = protocol, seed, device, share, teacher
-        self.pixels = torch.from_numpy(train.pixels).permute(0, 3, 1, 2).contiguous().to(device)
-        self.targets = functional.one_hot(torch.from_numpy(train.labels), len(train.classes)).float().to(device)
+        # Copied by numpy: Ray's objects are read-only, of which torch warns.
+        self.pixels = torch.from_numpy(np.array(train.pixels.transpose(0, 3, 1, 2), order="C")).to(device)
+        self.targets = functional.one_hot(torch.tensor(train.labels), len(train.classes)).float().to(device)
         self.net = build_student(arch, len(train.classes), train.side, _start(seed), norm).to(device)
         self.module = share.wrap(self.net)
         self.optimizer = _optimizer(self.net, protocol)
