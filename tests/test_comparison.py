@@ -32,8 +32,8 @@ from d3hr_ray.models.teachers import (
     save_teacher,
     teacher_id,
 )
+from d3hr_ray.report.accuracy import accuracy_table
 from d3hr_ray.report.names import disambiguate_sets
-from d3hr_ray.report.page import _table
 from d3hr_ray.report.tables import accuracy_of, format_summary
 from d3hr_ray.runtime.objects import lend
 from d3hr_ray.sets import about_of, sets_of, without_axes
@@ -350,7 +350,7 @@ def test_fewer_than_three_sets_have_no_interval(top1, said):
     (cell,) = summarise(rows)
     assert accuracy_of(cell) == said
     assert f" {said} " in format_summary(rows).splitlines()[1]
-    assert f">{said}</td>" in _table(rows)
+    assert f">{said}</td>" in accuracy_table(rows)
     if len(top1) < 3:
         assert np.isnan(cell["top1_last_ci95"])
         assert (cell["top1_last_low"], cell["top1_last_high"]) == (min(top1), max(top1))
