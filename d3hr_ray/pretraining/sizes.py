@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from d3hr_ray.config import DataConfig
-from d3hr_ray.pretraining.settings import Architecture, Phase, PretrainConfig, custom
+from d3hr_ray.pretraining.settings import Architecture, Phase, PretrainConfig, custom, small_networks
 
 
 def tiny(uri: str) -> PretrainConfig:
@@ -11,15 +11,7 @@ def tiny(uri: str) -> PretrainConfig:
 
     Most of a CPU's time is spent at the VAE's full resolution, which therefore has 8 channels only.
     """
-    shape = Architecture(
-        image_size=32,
-        latent_channels=8,
-        vae_channels=(8, 16, 32, 32),
-        vae_layers=1,
-        dit_layers=4,
-        dit_heads=4,
-        dit_width=128,
-    )
+    shape = small_networks(32, dit_width=128, vae_channels=(8, 16, 32, 32))
     return PretrainConfig(DataConfig(uri), shape, Phase(600, 32, 2e-3), Phase(2000, 64, 1e-3), kl_weight=3e-3)
 
 
