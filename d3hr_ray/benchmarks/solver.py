@@ -26,10 +26,11 @@ from d3hr_ray.pretraining.check import load_set, psnr
 
 MODEL, T, GUIDANCE, IPC = "digits", 600, 2.0, 10  # the preset's
 POWER = 1.25  # of the grid that is denser where there is little noise
+DENSE = f"adams, t^{POWER}"
 WALKS: dict[str, Any] = {
     "ddim": ddim,
     "adams": adams,
-    f"adams, t^{POWER}": adams,
+    DENSE: adams,
     "DPM-Solver": DpmSolver(),
     "DPM-Solver, Karras": DpmSolver(karras=True),
 }
@@ -75,7 +76,7 @@ def run(quick: bool) -> Result:
 
 NOTES = [
     "DPM-Solver: diffusers', second order, predicting noise, with as many evaluations, on an even or Karras' grid",
-    f"adams, t^{POWER}: points at T (i / n)^{POWER}, denser where there is little noise",
+    f"{DENSE}: points at T (i / n)^{POWER}, denser where there is little noise",
     f"digits model, t = {T}, guidance {GUIDANCE:g} both ways; evaluations up and down (two passes each)",
     "round trip: PSNR against the VAE's own decoding; errors of per-class mean and std against adams with 200 steps",
     f"accuracy: ConvNet trained on the {IPC} images per class made by exact matching; test split; 3 seeds",
@@ -95,7 +96,7 @@ def _load(count: int) -> Digits:
 def _schedule(solver: str, steps: int) -> Schedule:
     """Of ours, the grid that the engine walks; others have as many points up to T."""
     even = load_schedule(MODEL, steps, "ddim" if solver == "ddim" else "adams")
-    if solver != f"adams, t^{POWER}":
+    if solver != DENSE:
         return even
     return replace(even, grid=power_grid(T, even.position(T) + 1, POWER))
 

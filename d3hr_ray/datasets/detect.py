@@ -36,12 +36,8 @@ def detect(uri: str) -> Format:
     inside = {folder: list_folder(uri, folder) for folder in folders}
     if sum(_has_images(uri, folder, entries) for folder, entries in inside.items()) > 1:
         return "imagefolder"
-    raw = [
-        list_folder(uri, f"{folder}/{idxfolders.RAW}")
-        for folder, entries in inside.items()
-        if idxfolders.has_raw(entries)
-    ]
-    names = [_files(entries) for entries in (here, *inside.values(), *raw)]
+    raw = idxfolders.raw_folders(uri, inside)
+    names = [_files(entries) for entries in (here, *inside.values(), *raw.values())]
     return next((form for form in map(_by_suffix, names) if form), "imagefolder")
 
 

@@ -9,7 +9,7 @@ A folder stands for its training split. A pattern or a file names a split: 'DIR/
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -72,9 +72,10 @@ def find_split(uri: str, test: bool) -> tuple[str, str, str, str] | None:
     return where, images, labels, part.prefix
 
 
-def has_raw(entries: Iterable[Entry]) -> bool:
-    """Whether a folder holds torchvision's folder of files."""
-    return any(entry.name == RAW and entry.is_folder for entry in entries)
+def raw_folders(uri: str, inside: Mapping[str, Iterable[Entry]]) -> dict[str, list[Entry]]:
+    """Of a folder's own folders, those that hold torchvision's folder of files => what lies in that."""
+    holders = (name for name, own in inside.items() if any(e.name == RAW and e.is_folder for e in own))
+    return {f"{name}/{RAW}": list_folder(uri, f"{name}/{RAW}") for name in holders}
 
 
 def join(uri: str, folder: str) -> str:
@@ -87,8 +88,8 @@ def _in_folder(uri: str) -> tuple[str, list[Part]]:
     """The files in a folder; if there are none, those in the folders within it, and in these folders' own `raw`."""
     here = list_folder(uri)
     inside = {entry.name: list_folder(uri, entry.name) for entry in here if _is_open(entry)} if not _parts(here) else {}
-    raw = {f"{name}/{RAW}": list_folder(uri, f"{name}/{RAW}") for name, own in inside.items() if has_raw(own)}
-    return uri, [part for folder, own in ({"": here} | inside | raw).items() for part in _parts(own, folder)]
+    folders = {"": here} | inside | raw_folders(uri, inside)
+    return uri, [part for folder, own in folders.items() for part in _parts(own, folder)]
 
 
 def _is_open(entry: Entry) -> bool:
