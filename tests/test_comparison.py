@@ -19,7 +19,14 @@ from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.baselines import centres, herd, k_centers, make_baseline, nearest_to_centres, random_set
 from d3hr_ray.evaluation.comparison import list_real, open_comparison
 from d3hr_ray.evaluation.protocols import Recipe
-from d3hr_ray.evaluation.ranking import augmentation_robust_score, label_robust_score, robust, spread, summarise
+from d3hr_ray.evaluation.ranking import (
+    accuracy_of,
+    augmentation_robust_score,
+    label_robust_score,
+    robust,
+    spread,
+    summarise,
+)
 from d3hr_ray.evaluation.sets import DistilledSet, _names, find_sets, image_side, load_set
 from d3hr_ray.evaluation.testing import evaluate, preflight
 from d3hr_ray.evaluation.training import train_student
@@ -34,7 +41,7 @@ from d3hr_ray.models.teachers import (
 )
 from d3hr_ray.report.accuracy import accuracy_table
 from d3hr_ray.report.names import disambiguate_sets
-from d3hr_ray.report.tables import accuracy_of, format_summary
+from d3hr_ray.report.tables import format_summary
 from d3hr_ray.runtime.objects import lend
 from d3hr_ray.sets import about_of, sets_of, without_axes
 from d3hr_ray.store import Store

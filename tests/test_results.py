@@ -109,3 +109,8 @@ def test_one_command_turns_a_jobs_csv_into_a_record(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as stop:
         job.main()
     assert stop.value.code == 2 and "section.json is not there" in capsys.readouterr().err
+    beside = ["--beside", "results/mine/published.json"]
+    monkeypatch.setattr(sys, "argv", ["results", *words.split(), "--command", "python jobs/evaluate.py", *beside])
+    with pytest.raises(SystemExit):
+        job.main()
+    assert f"--beside {beside[1]}: no file of {section}; give its name there" in capsys.readouterr().err

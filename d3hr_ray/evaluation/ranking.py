@@ -53,6 +53,14 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, std, half, mean - half, mean + half)
 
 
+def accuracy_of(cell: Mapping[str, Any]) -> str:
+    """A cell's last-epoch top-1 in percent: 65.0 ± 1.2, of two sets 65.0 (64.1, 65.9), of one 65.0."""
+    mean, low, high, half = (100 * cell[f"top1_last{end}"] for end in ("", "_low", "_high", "_ci95"))
+    if cell["n"] >= LEAST_SETS:
+        return f"{mean:.1f} ± {half:.1f}"
+    return f"{mean:.1f} ({low:.1f}, {high:.1f})" if cell["n"] > 1 else f"{mean:.1f}"
+
+
 def summarise(rows: Iterable[dict[str, Any]], by: Sequence[str] = CELL) -> list[dict[str, Any]]:
     """One row per cell: n sets, and over them mean, std, ci95, low and high of top1_last, top1_best and top5_last.
 

@@ -5,13 +5,12 @@ from html import escape
 from typing import Any
 
 from d3hr_ray.datasets.source import data_name
-from d3hr_ray.evaluation.ranking import summarise
+from d3hr_ray.evaluation.ranking import accuracy_of, summarise
 from d3hr_ray.layout import REPORT
 from d3hr_ray.report import plots
 from d3hr_ray.report.html import figure
 from d3hr_ray.report.meaning import meaning
 from d3hr_ray.report.names import label_of
-from d3hr_ray.report.tables import accuracy_of
 from d3hr_ray.store import Store
 
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from d3hr_ray.datasets.source import data_name
-from d3hr_ray.evaluation.ranking import LEAST_SETS, summarise
+from d3hr_ray.evaluation.ranking import LEAST_SETS, accuracy_of, summarise
 from d3hr_ray.evaluation.sets import DistilledSet, Made
 from d3hr_ray.evaluation.trials import records
 from d3hr_ray.layout import CARD, MANIFEST, METADATA
-from d3hr_ray.report.tables import accuracy_of, in_order
+from d3hr_ray.report.tables import in_order
 from d3hr_ray.stages.card import PREVIEW, arguments, card_text
 from d3hr_ray.stages.publish import looks_of
 from d3hr_ray.store import Store

@@ -60,7 +60,7 @@ def report(run: Run, listing: Listing | None, show_reals: bool = True) -> str:
     facts = {"counts": counts, "seen": seen.plain() if done else None, "real_images": show_reals}
     close_run(run.store, facts | {"sets": recorded | sets} | costs)
     lines.append(f"report: {write_page(run.store)}")
-    lines.append(after_distilling(run.store, run.config.data.format == "digits"))
+    lines.append(after_distilling(run.store, run.config.data.format))
     return "\n".join(lines)
 
 

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from d3hr_ray.evaluation.baselines import DRAWN
-from d3hr_ray.evaluation.ranking import LEAST_SETS, summarise
+from d3hr_ray.evaluation.ranking import LEAST_SETS, accuracy_of, summarise
 from d3hr_ray.layout import GAUSSIANS
 from d3hr_ray.report.names import label_of
-from d3hr_ray.report.tables import accuracy_of
 from d3hr_ray.store import Store
 
 MORE_IPC = (20, 50)
@@ -41,18 +40,25 @@ def _difference(made: dict[str, Any], real: dict[str, Any]) -> str:
     return text if apart else f"{text}, within their intervals"
 
 
-def after_distilling(store: Store, is_digits: bool) -> str:
+def evaluating(folder: str, data_format: str) -> str:
+    """The command that evaluates the sets of a run folder, whose images are of this format."""
+    test = "" if data_format == "digits" else " --data TEST_IMAGES"
+    return f"python jobs/evaluate.py --distilled {folder}{test}"
+
+
+def resizing(folder: str) -> str:
+    """The command that makes sets of other sizes of a run folder's Gaussians."""
+    return f"python jobs/distill.py --from-gaussians {folder} --ipc {' '.join(map(str, MORE_IPC))} --out NEW"
+
+
+def after_distilling(store: Store, data_format: str) -> str:
     """What to type next, for a terminal."""
-    test = "" if is_digits else " --data TEST_IMAGES"
-    return f"next: python jobs/evaluate.py --distilled {shown(store)}{test}"
+    return f"next: {evaluating(shown(store), data_format)}"
 
 
 def after_evaluating(store: Store) -> list[str]:
     """What to type next, for a terminal; nothing where nothing is known to follow."""
-    if not store.list(GAUSSIANS):
-        return []
-    more = " ".join(map(str, MORE_IPC))
-    return [f"next, other sizes: python jobs/distill.py --from-gaussians {shown(store)} --ipc {more} --out NEW"]
+    return [f"next, other sizes: {resizing(shown(store))}"] if store.list(GAUSSIANS) else []
 
 
 def shown(store: Store) -> str:

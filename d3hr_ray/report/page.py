@@ -14,9 +14,10 @@ from d3hr_ray.evaluation.trials import records
 from d3hr_ray.layout import CARD, CLASSES, DISTILLED, EVALUATIONS, GAUSSIANS, MANIFEST, REALS, REPORT, RESULTS, RUN
 from d3hr_ray.report.accuracy import accuracy_sections
 from d3hr_ray.report.html import document, figure, link, table
+from d3hr_ray.report.meaning import evaluating, resizing
 from d3hr_ray.report.names import METHODS, disambiguate, disambiguate_sets
 from d3hr_ray.report.sheets import SHEETS, sheet_of, write_sheets
-from d3hr_ray.report.shots import grid, real_shots, set_shots, shown_sets
+from d3hr_ray.report.shots import SHOWN, grid, real_shots, set_shots, shown_sets
 from d3hr_ray.report.tables import format_ranking, matching_rows
 from d3hr_ray.store import Store
 
@@ -94,11 +95,10 @@ def _next(store: Store, run: dict[str, Any] | None, evaluated: bool) -> Iterator
     if not run:
         return
     if not evaluated:
-        data = "" if run["config"]["data"]["format"] == "digits" else " --data TEST_IMAGES"
-        command = f"python jobs/evaluate.py --distilled RUN{data}"
+        command = evaluating("RUN", run["config"]["data"]["format"])
         yield "<h2>Accuracy</h2><p>Not measured yet. Next, train students on the sets and on as many real images:</p>"
     elif store.list(GAUSSIANS):
-        command = "python jobs/distill.py --from-gaussians RUN --ipc 20 50 --out NEW"
+        command = resizing("RUN")
         yield "<p>Next, sets of other sizes, without a look at the images:</p>"
     else:
         return
@@ -115,7 +115,7 @@ def _images(store: Store, run: dict[str, Any] | None, classes: Sequence[str]) ->
     reals = real_shots(store)
     yield "<h2>Images</h2>"
     beside = "Left: real images of the training data, not distilled ones. " if reals else ""
-    yield f"<p>{beside}Each row is a class{': the first 20 are shown' if len(classes) > 20 else ''}.</p>"
+    yield f"<p>{beside}Each row is a class{f': the first {SHOWN} are shown' if len(classes) > SHOWN else ''}.</p>"
     columns = [("real", reals)] * bool(reals) + [(f"IPC {found[name][0]}", found[name][1]) for name in shown]
     yield from grid(columns, classes)
 

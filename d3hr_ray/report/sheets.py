@@ -26,16 +26,25 @@ MOST_SHEETS = 12
 
 def contact_sheet(store: Store, spec: SetSpec, images: pa.Table) -> bytes:
     """IMAGE_SCHEMA rows of a set => PNG with the first images of the first classes."""
-    shown: dict[int, list[np.ndarray]] = defaultdict(list)
-    names = {}
-    for r in images.sort_by([("label", "ascending"), ("index", "ascending")]).to_pylist():
-        if r["label"] < ROWS and r["index"] < COLUMNS:
-            data = store.read_bytes(f"{set_folder(spec)}/{r['file_name']}")
-            shown[r["label"]].append(np.asarray(Image.open(io.BytesIO(data))))
-            names[r["label"]] = r["class_name"]
+    shown = first_images(store.at(set_folder(spec)), images, ROWS, COLUMNS)
+    names = dict(zip(images["label"].to_pylist(), images["class_name"].to_pylist(), strict=True))
     classes = len(set(images["label"].to_pylist()))
     title = f"{spec.name}: {len(images)} images, {classes} classes"
     return _draw([(names[label], pixels) for label, pixels in shown.items()], title)
+
+
+def first_images(own: Store, images: pa.Table, classes: int, each: int) -> dict[int, list[np.ndarray]]:
+    """IMAGE_SCHEMA rows of a set in its folder => RGB pixels of the first images of the first classes, by label."""
+    found: dict[int, list[np.ndarray]] = defaultdict(list)
+    for row in images.sort_by([("label", "ascending"), ("index", "ascending")]).to_pylist():
+        if row["label"] < classes and row["index"] < each:
+            found[row["label"]].append(pixels_of(own.read_bytes(row["file_name"])))
+    return found
+
+
+def pixels_of(image: bytes) -> np.ndarray:
+    """An encoded image => its pixels (H, W, 3)."""
+    return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
 
 
 def sheet_of(images: Images, title: str) -> bytes:

@@ -1,12 +1,10 @@
 """A few images of each class to look at: real ones, kept when a run is distilled, beside those of its sets."""
 
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.listing import Listing
@@ -14,11 +12,12 @@ from d3hr_ray.datasets.look import look_of
 from d3hr_ray.layout import DISTILLED, METADATA, REALS
 from d3hr_ray.numerics.seeds import generator
 from d3hr_ray.report.html import PIXEL_ART, escape, picture
+from d3hr_ray.report.sheets import first_images, pixels_of
 from d3hr_ray.stages.images import png
 from d3hr_ray.stages.reals import readable
 from d3hr_ray.store import Store
 
-CLASSES, EACH = 20, 5  # shown: the first classes, so many images of each
+SHOWN, EACH = 20, 5  # the first classes, so many images of each
 CELLS = 12  # side by side at most, on a phone 28 pixels each
 MOST_SETS = 3
 SCHEMA = pa.schema([("label", pa.int32()), ("image", pa.binary())])
@@ -29,7 +28,7 @@ Shots = Mapping[int, Sequence[np.ndarray]]  # by label
 def keep_reals(store: Store, config: RunConfig, listing: Listing, size: int) -> None:
     """Read a few real images per class into report/real.parquet, cropped to `size`: the first of --method random."""
     labels, rows = listing.entries["label"].to_numpy(), []
-    for label in range(min(CLASSES, len(listing.classes))):
+    for label in range(min(SHOWN, len(listing.classes))):
         order = generator("reals", config.seed, label).permutation(np.flatnonzero(labels == label))
         found = readable(listing.source, listing.entries.take(order), EACH, size, look_of(config.fidelity))
         rows += [{"label": label, "image": png(pixels, None)} for pixels, _ in found]
@@ -40,18 +39,15 @@ def real_shots(store: Store) -> Shots:
     """What `keep_reals` kept; nothing if it kept nothing."""
     shots: dict[int, list[np.ndarray]] = defaultdict(list)
     for row in store.read_table(REALS).to_pylist() if store.exists(REALS) else []:
-        shots[row["label"]].append(_pixels(row["image"]))
+        shots[row["label"]].append(pixels_of(row["image"]))
     return shots
 
 
 def set_shots(store: Store, name: str) -> tuple[int, Shots]:
     """A distilled set of a run => its images per class, and the first ones of the first classes."""
-    own, shots = store.at(f"{DISTILLED}/{name}"), defaultdict(list)
-    table = own.read_table(METADATA).sort_by([("label", "ascending"), ("index", "ascending")])
-    for row in table.to_pylist():
-        if row["label"] < CLASSES and row["index"] < EACH:
-            shots[row["label"]].append(_pixels(own.read_bytes(row["file_name"])))
-    return len(table) // len(table["label"].unique()), shots
+    own = store.at(f"{DISTILLED}/{name}")
+    table = own.read_table(METADATA)
+    return len(table) // len(table["label"].unique()), first_images(own, table, SHOWN, EACH)
 
 
 def shown_sets(sizes: Mapping[str, int]) -> list[str]:
@@ -66,13 +62,13 @@ def grid(columns: Sequence[tuple[str, Shots]], names: Sequence[str]) -> Iterator
     each = max(k for k in range(1, EACH + 1) if k == 1 or sum(_widths(columns, k)) <= CELLS)
     widths = _widths(columns, each)
     pixel_art = all(image.shape[0] <= PIXEL_ART for _, shots in columns for found in shots.values() for image in found)
-    long = any(len(name) > 3 for name in names[:CLASSES])
+    long = any(len(name) > 3 for name in names[:SHOWN])
     kinds = " ".join(["shots", *["pixels"] * pixel_art, *["long"] * long])
     cells = " ".join(f"8px repeat({width},minmax(0,64px))" for width in widths)
     yield f'<div class="{kinds}" style="--cells:{cells}"><b class="name"></b>'
     for (title, _), width in zip(columns, widths, strict=True):
         yield f'<i></i><b style="grid-column:span {width}">{escape(title)}</b>'
-    for label, name in enumerate(names[:CLASSES]):
+    for label, name in enumerate(names[:SHOWN]):
         yield f'<b class="name">{escape(name)}</b>'
         for (title, shots), width in zip(columns, widths, strict=True):
             found = [picture(pixels, f"{title}, class {name}") for pixels in shots.get(label, [])[:width]]
@@ -82,7 +78,3 @@ def grid(columns: Sequence[tuple[str, Shots]], names: Sequence[str]) -> Iterator
 
 def _widths(columns: Sequence[tuple[str, Shots]], each: int) -> list[int]:
     return [min(each, max(map(len, shots.values()), default=0)) for _, shots in columns]
-
-
-def _pixels(image: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from d3hr_ray.config import RunConfig, as_dict
-from d3hr_ray.evaluation.ranking import LEAST_SETS, Accuracy, correlate, summarise
+from d3hr_ray.evaluation.ranking import LEAST_SETS, Accuracy, accuracy_of, correlate, summarise
 from d3hr_ray.evaluation.scores import COLUMNS
 from d3hr_ray.evaluation.trials import SCHEMA
 from d3hr_ray.layout import EVALUATIONS, REPORT, run_at, sweep_folder
@@ -43,14 +43,6 @@ def cells_table(summary: Iterable[dict[str, Any]]) -> pa.Table:
 def in_order(summary: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cells by student, protocol and IPC, the best first."""
     return sorted(summary, key=lambda s: (s["arch"], s["protocol"], s["ipc"] or 0, -s["top1_last"]))
-
-
-def accuracy_of(cell: dict[str, Any]) -> str:
-    """A cell's last-epoch top-1 in percent: 65.0 ± 1.2, of two sets 65.0 (64.1, 65.9), of one 65.0."""
-    mean, low, high, half = (100 * cell[f"top1_last{end}"] for end in ("", "_low", "_high", "_ci95"))
-    if cell["n"] >= LEAST_SETS:
-        return f"{mean:.1f} ± {half:.1f}"
-    return f"{mean:.1f} ({low:.1f}, {high:.1f})" if cell["n"] > 1 else f"{mean:.1f}"
 
 
 def format_summary(rows: Sequence[dict[str, Any]]) -> str:

@@ -61,6 +61,10 @@ def add_record(flags: ResultsFlags) -> None:
         (path.parent / ABOUT).is_file(),
         f'--record {path}: {path.parent / ABOUT} is not there; write {{"title": ..., "place": ...}} to it first',
     )
+    check(
+        flags.beside in ("", *(file.name for file in path.parent.glob("*.json"))),
+        f"--beside {flags.beside}: no file of {path.parent}; give its name there, such as published.json",
+    )
     sources = [Path(table) for table in flags.add]
     rows = [row for source in sources for row in read_csv(source)]
     columns, cells = tabulate(rows)

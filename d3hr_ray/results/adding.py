@@ -4,11 +4,11 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from d3hr_ray.evaluation.ranking import accuracy_of
 from d3hr_ray.results.records import Cell
 
 ACCURACIES = {"set", "ipc", "arch", "protocol", "top1_last", "n"}  # of summary.csv and cells.csv
 DIGITS = 4  # significant ones, of figures that are shown as they are
-LEAST_SETS = 3  # below, there is no interval and the range is shown
 Row = dict[str, str]
 
 
@@ -52,12 +52,9 @@ def _name(row: Row) -> str:
 
 
 def _accuracy(row: Row) -> str:
-    """65.0 ± 1.2, of two sets 65.0 (64.1, 65.9), of one 65.0: as the job prints it."""
-    mean, n = 100 * float(row["top1_last"]), int(row["n"])
-    if n >= LEAST_SETS:
-        return f"{mean:.1f} ± {100 * float(row['top1_last_ci95']):.1f}"
-    low, high = (100 * float(row[f"top1_last_{end}"]) for end in ("low", "high"))
-    return f"{mean:.1f} ({low:.1f}, {high:.1f})" if n > 1 else f"{mean:.1f}"
+    """As the job prints it; what was not to be said, such as an interval of two sets, is empty."""
+    names = ("n", *(f"top1_last{end}" for end in ("", "_low", "_high", "_ci95")))
+    return accuracy_of({name: float(row.get(name) or "nan") for name in names})
 
 
 def _short(text: str) -> Cell:

@@ -23,7 +23,9 @@ def page(root: Path) -> str:
         lines += ["", f"## {section.title}", *([""] if section.intro else []), *section.intro.splitlines()]
         named = {path.name: record for path, record in records}
         for path, record in records:
-            below = named[record.beside] if record.beside else None
+            if record.beside and record.beside not in named:
+                raise ValueError(f"{path}: beside is {record.beside!r}; it is a file of its folder: {', '.join(named)}")
+            below = named.get(record.beside)
             lines += ["", *record_lines(record, f"../results/{path.parent.name}", below)]
     return "\n".join(lines) + "\n"
 
