@@ -255,10 +255,10 @@ def drawn(monkeypatch):
     """What progress bars draw, every state of them."""
     text = io.StringIO()
 
-    def draw(total, title, unit, hide, done=0):
+    def draw(total, title, unit, hide=False, done=0):
         return tqdm(total=total, desc=title, unit=f" {unit}", initial=done, file=text, mininterval=0, miniters=1)
 
-    monkeypatch.setattr(watch, "progress", draw)
+    monkeypatch.setattr(watch, "make_bar", draw)
     monkeypatch.setattr(claim, "progress", draw)
     return text
 
