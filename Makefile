@@ -8,6 +8,8 @@ SOURCES := d3hr_ray jobs tests
 help:  ## what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
+# Compiled once here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each process would compile torch anew,
+# which costs every worker 15 seconds.
 install: .venv/.installed  ## make .venv with pinned versions (uv if present, else pip brings it)
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -15,12 +17,12 @@ install: .venv/.installed  ## make .venv with pinned versions (uv if present, el
 		{ echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
 	@if command -v uv >/dev/null; then \
 		test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) .venv; \
-		uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+		uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
 	else \
 		test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 			{ echo "cannot make .venv; on Debian: apt-get install python3-venv"; exit 1; }; \
 		$(BIN)/python -m pip install --quiet uv && \
-		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+		$(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
 	fi
 	@touch $@
 
