@@ -126,9 +126,14 @@ class SetSpec:
         if not self.config.has_mixture:
             return ()
         components = search.components if ipc is None or search.components != "ipc" else ipc
-        where = () if cluster is None or components in (1, "ipc") else (f"c{cluster}",)
-        single = ("medoid",) if search.single == "medoid" else ()
-        return (f"k{components}", *where, *single, *((f"r{search.rank}",) if search.rank else ()))
+        words = (
+            f"k{components}",
+            None if cluster is None or components in (1, "ipc") else f"c{cluster}",
+            f"p{search.cluster_pool}" if search.cluster_pool > 1 and components != 1 else None,
+            "medoid" if search.single == "medoid" else None,
+            f"r{search.rank}" if search.rank else None,
+        )
+        return tuple(word for word in words if word)
 
     @property
     def _cao2_words(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from d3hr_ray.cli.proposing import proposing
 from d3hr_ray.cli.resolve import on_grid, resolve_auto
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.lock import driving
-from d3hr_ray.methods.inputs import check_data, check_timesteps, count_images, list_data, list_early, read_model
+from d3hr_ray.methods.inputs import check_data, check_fit, count_images, list_data, list_early, read_model
 from d3hr_ray.report.status import status
 from d3hr_ray.runs import require_run, stored_config
 from d3hr_ray.runtime.cluster import connect
@@ -42,7 +42,7 @@ def main() -> None:
         card, grid = read_model(config, planning=flags.dry_run)
         if not (source or flags.timesteps or flags.preset or default_preset(flags)):
             config = on_grid(config, grid)
-        check_timesteps(config, grid)
+        check_fit(config, card, grid)
         if not (source or flags.dry_run or flags.overwrite):
             with proposing():
                 require_run(store, resolve_auto(config, stored_config(store), None))

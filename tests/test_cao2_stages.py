@@ -241,6 +241,8 @@ def test_names_tell_every_setting_apart():
     mixed = replace(CONFIG, method="d3hr", search=SearchConfig((2,), components="ipc", single="medoid", rank=4))
     mixed = replace(mixed, inversion=InversionConfig(cluster_timestep=100))
     assert sets_of(mixed)[0].name == "d3hr-moments-k2-c100-medoid-r4-t600-ipc2-seed0"
+    pooled = replace(mixed, search=replace(mixed.search, components=2, cluster_pool=2))
+    assert sets_of(pooled)[0].name == "d3hr-moments-k2-c100-p2-medoid-r4-t600-ipc2-seed0"
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ MISTAKES = {
     "--method cao3": "invalid choice 'cao3'",
     "--timesteps 601": "--timesteps 601 is not on the 50-step grid; its neighbours are 600 and 620",
     "--timesteps 1000": "--timesteps 1000 is outside the schedule",
+    "--components 2 --cluster-pool 3": "--cluster-pool 3 does not divide the model's latents of 4x4",
     "--timesteps 0": "--timesteps 0 is before the first inversion step",
     "--ddim-steps 5000": "--ddim-steps 5000 is more than the model's 1000",
     "--fidelity official --search moments": "--search random",

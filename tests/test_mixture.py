@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from d3hr_ray.config import InversionConfig, RunError, SearchConfig
 from d3hr_ray.numerics import groups
-from d3hr_ray.numerics.mixture import LEAST_SHARE, fit_mixture, match_mixture, share_out
+from d3hr_ray.numerics.mixture import LEAST_SHARE, fit_mixture, match_mixture, pooled, share_out
 from d3hr_ray.stages import mixture as stage
 from d3hr_ray.store import Store
 
+SHAPE = (6, 2, 2)
 D = 24
 
 
@@ -45,6 +46,31 @@ def test_images_are_clustered_at_one_timestep_and_fitted_at_another():
     found = fit_mixture(near, far, 2, 0, 0)
     means = torch.stack([far[labels == i].mean(0) for i in range(2)])
     assert min(float((found.mean_CD - m).abs().max()) for m in (means, means.flip(0))) < 1e-5
+
+
+def test_pooled_latents_are_the_means_of_their_cells():
+    z = torch.arange(2 * 2 * 4 * 4.0).reshape(2, 2, 4, 4)
+    assert torch.equal(pooled(z.flatten(1), (2, 4, 4), 1), z.flatten(1))
+    assert torch.equal(pooled(z.flatten(1), (2, 4, 4), 4), z.mean((2, 3)))
+    quarters = z.reshape(2, 2, 2, 2, 2, 2).mean((3, 5)).flatten(1)
+    assert torch.equal(pooled(z.flatten(1), (2, 4, 4), 2), quarters)
+
+
+def test_pooling_clusters_by_content_and_not_by_place(tmp_path):
+    """Two contents, each shown at one of four places: far apart as latents, equal once they are averaged."""
+    draw, rows = torch.Generator().manual_seed(0), torch.arange(80)
+    content, place = rows % 2, (rows // 2) % 4
+    z = 0.1 * torch.randn(80, *SHAPE, generator=draw)
+    z[rows, content, place // 2, place % 2] += 8.0
+    z = z.flatten(1).half()
+    store = store_with(tmp_path, [0] * 80, 2, {100: z, 600: z})
+    means, off = torch.stack([z[content == c].float().mean(0) for c in (0, 1)]), {}
+    for pool in (1, 2):
+        kind = stage.MixtureKind(600, 100, 2, 0, 0, pool)
+        stage.write_mixtures(store, store, kind, range(1), SHAPE)
+        found = stage.read_mixtures(store, kind, range(1))[0].mean_CD
+        off[pool] = min(float((found - wanted).abs().max()) for wanted in (means, means.flip(0)))
+    assert off[2] < 0.01 < 1 < off[1]
 
 
 def test_low_rank_and_the_diagonal_add_up_to_the_variance():
@@ -109,9 +135,9 @@ def test_shares_add_up_follow_weights_and_never_shrink(counts, n):
         assert all(b >= a for a, b in zip(shares, more, strict=True))
 
 
-def store_with(tmp_path, labels: list[int], files: int) -> Store:
+def store_with(tmp_path, labels: list[int], files: int, z: dict[int, torch.Tensor] | None = None) -> Store:
     store = Store(str(tmp_path))
-    z = {t: latents(len(labels), seed=t).half() for t in (100, 600)}
+    z = z or {t: latents(len(labels), seed=t).half() for t in (100, 600)}
     table = pa.table({"image_id": [str(i) for i in range(len(labels))], "label": pa.array(labels, pa.int32())})
     for t, values in z.items():
         column = pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().reshape(-1)), D)
@@ -159,8 +185,8 @@ def test_thinned_classes_are_said_once_and_recorded(tmp_path, monkeypatch, caplo
     store.write_table(stage.gaussian_file(600), pa.table(counts))
     monkeypatch.setattr(stage, "CLASS_BYTES", 30 * D * 4)
     with caplog.at_level(logging.WARNING, "d3hr_ray"):
-        stage.run_mixtures(store, store, kinds)
-        stage.run_mixtures(store, store, kinds)
+        stage.run_mixtures(store, store, kinds, SHAPE)
+        stage.run_mixtures(store, store, kinds, SHAPE)
     (said,) = [r.getMessage() for r in caplog.records]
     assert "class 0: 26 of 101" in said and "class 1" not in said
     rows = store.read_table(kinds[1].folder).to_pylist()
@@ -171,7 +197,7 @@ def test_thinned_classes_are_said_once_and_recorded(tmp_path, monkeypatch, caplo
 def test_whole_classes_need_no_word(tmp_path, caplog, inline):
     store, kind = store_with(tmp_path, [0] * 20, 1), stage.MixtureKind(600, 100, 2, 0, 0)
     store.write_table(stage.gaussian_file(600), pa.table({"label": [0], "count": [20], "mean": [[0.0] * D]}))
-    stage.run_mixtures(store, store, [kind])
+    stage.run_mixtures(store, store, [kind], SHAPE)
     assert not caplog.records
     assert {r["images"] for r in store.read_table(kind.folder).to_pylist()} == {20}
 
@@ -179,7 +205,7 @@ def test_whole_classes_need_no_word(tmp_path, caplog, inline):
 def test_files_from_before_thinning_was_recorded_are_read_beside_new_ones(tmp_path):
     store, kind = store_with(tmp_path, [i % 2 for i in range(40)], 1), stage.MixtureKind(600, 100, 2, 0, 0)
     for labels in (range(0, 1), range(1, 2)):
-        stage.write_mixtures(store, store, kind, labels, D)
+        stage.write_mixtures(store, store, kind, labels, SHAPE)
     new = stage.read_mixtures(store, kind, range(2))
     old = stage.part_file(kind, range(0, 1))
     store.write_table(old, store.read_table(old).drop_columns(["images"]))
@@ -191,7 +217,7 @@ def test_a_class_with_too_few_images_is_named(tmp_path):
     store = store_with(tmp_path, [0] * 9 + [1], 1)
     kind = stage.MixtureKind(600, 100, 5, 0, 0)
     with pytest.raises(RunError, match="class 1: 1 image has no variance"):
-        stage.write_mixtures(store, store, kind, range(2), D)
+        stage.write_mixtures(store, store, kind, range(2), SHAPE)
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
@@ -209,7 +235,7 @@ def test_mixtures_survive_storing(tmp_path):
     store = store_with(tmp_path, [i % 4 for i in range(80)], 3)
     kind = stage.MixtureKind(600, 100, 3, 2, 7)
     for labels in (range(0, 3), range(3, 4)):
-        stage.write_mixtures(store, store, kind, labels, D)
+        stage.write_mixtures(store, store, kind, labels, SHAPE)
     at, by, _ = stage.read_classes(store, range(4), (600, 100), 1000)
     read = stage.read_mixtures(store, kind, range(2, 4))
     for label in (2, 3):
@@ -235,6 +261,8 @@ def test_stored_timesteps_hold_the_one_to_cluster_at():
     [
         ({"components": 0}, "--components 0"),
         ({"rank": -1}, "--rank -1"),
+        ({"cluster_pool": 0, "components": 2}, "--cluster-pool 0"),
+        ({"cluster_pool": 2}, "--cluster-pool needs --components"),
         ({"components": 2, "method": "random"}, "need --search moments"),
     ],
 )

@@ -10,7 +10,7 @@ from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.layout import RUN, sweep_flags_file
-from d3hr_ray.methods.inputs import check_timesteps, read_model
+from d3hr_ray.methods.inputs import check_fit, read_model
 from d3hr_ray.runs import stored_config
 from d3hr_ray.store import Store
 
@@ -60,4 +60,4 @@ def _check(flags: SweepFlags, store: Store) -> None:
     if data is not None:
         open_source(data)
     wanted = replace(base, inversion=replace(base.inversion, timesteps=timesteps(flags, base)))
-    check_timesteps(wanted, read_model(wanted, planning=False)[1])
+    check_fit(wanted, *read_model(wanted, planning=False))

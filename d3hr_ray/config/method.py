@@ -103,6 +103,13 @@ class SearchConfig:
         1,
         "Gaussians per class, fitted to the stored latents (k-means); ipc: one per image.",
     )
+    cluster_pool: int = _matching(
+        1,
+        "Average latents over K x K cells before they are clustered: the content of a class is compared, and not where "
+        "in the image it is. --components other than 1.",
+        metavar="K",
+        late=True,
+    )
     rank: int = _matching(
         0,
         "Principal directions beside each Gaussian's diagonal covariance.",
@@ -139,6 +146,11 @@ class SearchConfig:
         check(
             self.single == "mean" or self.components != 1,
             "--single medoid needs --components: one Gaussian has the class mean alone",
+        )
+        check(self.cluster_pool >= 1, f"--cluster-pool {self.cluster_pool} must be at least 1; 1 averages nothing")
+        check(
+            self.cluster_pool == 1 or self.components != 1,
+            "--cluster-pool needs --components: one Gaussian has no clusters",
         )
         check(self.rank >= 0, f"--rank {self.rank} must not be negative; 0 is a diagonal covariance")
         check(

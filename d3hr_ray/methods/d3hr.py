@@ -152,7 +152,7 @@ def find_subsets(run: Run, store: Store, specs: Sequence[SetSpec]) -> None:
             write_noise(store, spec, len(run.classes), prod(run.card.latent_shape))
     fitted = [(spec, t) for spec in specs if (t := spec.timestep) is not None]
     kinds = [mixture_kind(spec.config, t, spec.images_per_class) for spec, t in fitted if spec.config.has_mixture]
-    run_mixtures(run.latents, store, list(dict.fromkeys(kinds)))
+    run_mixtures(run.latents, store, list(dict.fromkeys(kinds)), run.card.latent_shape)
     run_search(store, [spec for spec, _ in fitted], len(run.classes))
 
 

@@ -63,13 +63,16 @@ def read_model(config: RunConfig, planning: bool) -> tuple[ModelCard, tuple[int,
     return card, grid
 
 
-def check_timesteps(config: RunConfig, grid: tuple[int, ...]) -> None:
-    """Raise ValueError for a timestep that is off the grid, or that leaves nothing to invert."""
+def check_fit(config: RunConfig, card: ModelCard, grid: tuple[int, ...]) -> None:
+    """Raise ValueError for a timestep that is off the grid or leaves nothing to invert, or cells that do not divide."""
     for t in config.inversion.stored:
         if position(grid, t) == 0:
             raise ValueError(f"--timesteps {t} is before the first inversion step; give {grid[1]} or more")
     for t in config.inversion.timesteps if config.has_quirk("start") else ():
         above(grid, t)
+    (_, height, width), cells = card.latent_shape, config.search.cluster_pool
+    if height % cells or width % cells:
+        raise ValueError(f"--cluster-pool {cells} does not divide the model's latents of {height}x{width}")
 
 
 def count_images(config: RunConfig, card: ModelCard, known: tuple[int, int] | None) -> tuple[int, int]:

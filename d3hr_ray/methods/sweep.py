@@ -8,7 +8,7 @@ from d3hr_ray.config import RunConfig, fingerprint, from_dict
 from d3hr_ray.layout import CLASSES, INVERSIONS, RUN, gaussian_file, sweep_flags_file
 from d3hr_ray.methods import d3hr
 from d3hr_ray.methods.d3hr import Run
-from d3hr_ray.methods.inputs import check_timesteps, list_data, read_model
+from d3hr_ray.methods.inputs import check_fit, list_data, read_model
 from d3hr_ray.methods.many import make_many
 from d3hr_ray.runs import stored_config
 from d3hr_ray.runtime.actors import Actors
@@ -64,7 +64,7 @@ def invert_all(sweep: Sweep) -> list[Place]:
 def _inverted(sweep: Sweep, guidance: float) -> list[Place]:
     """One inversion's runs: those that have some of its timesteps, and one that is made for those that none has."""
     config = replace(sweep.base, inversion=replace(sweep.base.inversion, guidance=guidance, timesteps=sweep.timesteps))
-    check_timesteps(config, read_model(config, planning=False)[1])
+    check_fit(config, *read_model(config, planning=False))
     inner = sweep.store.at(INVERSIONS)
     places, left = [], sweep.timesteps
     for store in (sweep.store, *(inner.at(name) for name in inner.folders())):

@@ -72,6 +72,16 @@ def fit_mixture(
     )
 
 
+def pooled(latents_ND: torch.Tensor, shape: tuple[int, int, int], cells: int) -> torch.Tensor:
+    """Latents of a shape (C, H, W) averaged over `cells` x `cells` squares, (N, D / cells ** 2).
+
+    k-means of what is left compares what a class's images show, and less where they show it.
+    """
+    if cells == 1:
+        return latents_ND
+    return torch.nn.functional.avg_pool2d(latents_ND.reshape(-1, *shape), cells).flatten(1)
+
+
 def _nearest(points_ND: torch.Tensor, labels_N: torch.Tensor, components: int) -> torch.Tensor:
     """Index (C,) of the point of each cluster that is nearest to the cluster's mean."""
     chosen = []

@@ -6,6 +6,7 @@ Ray tasks, one per run of classes whose latents fit into CLASS_BYTES. A task rea
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import torch
 
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.layout import LATENTS, MIXTURES, gaussian_file
-from d3hr_ray.numerics.mixture import Mixture, fit_mixture
+from d3hr_ray.numerics.mixture import Mixture, fit_mixture, pooled
 from d3hr_ray.numerics.seeds import digest
 from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.tasks import bounded
@@ -34,35 +35,43 @@ class MixtureKind:
     components: int
     rank: int
     seed: int
+    pool: int = 1  # cells that latents are averaged over, each way, before they are clustered
 
     @property
     def folder(self) -> str:
         """Its folder within the run's."""
         where = f"t{self.timestep:04d}-c{self.cluster_timestep:04d}"
-        return f"{MIXTURES}/{where}-k{self.components}-r{self.rank}-seed{self.seed}"
+        pool = f"p{self.pool}" if self.pool > 1 else ""
+        return f"{MIXTURES}/{where}{pool}-k{self.components}-r{self.rank}-seed{self.seed}"
 
 
 def mixture_kind(config: RunConfig, timestep: int, ipc: int) -> MixtureKind:
     """The mixture that a config asks for at a timestep, for sets of `ipc` images per class."""
     components = ipc if config.search.components == "ipc" else config.search.components
     assert isinstance(components, int)
-    cluster = config.inversion.cluster_timestep
-    return MixtureKind(timestep, timestep if cluster is None else cluster, components, config.search.rank, config.seed)
+    search, cluster = config.search, config.inversion.cluster_timestep
+    at = timestep if cluster is None else cluster
+    pool = 1 if components == 1 else search.cluster_pool
+    return MixtureKind(timestep, at, components, search.rank, config.seed, pool)
 
 
-def run_mixtures(latents: Store, store: Store, kinds: Sequence[MixtureKind]) -> None:
-    """Fit every class that has no mixture yet, from the stored latents of `latents` (a run folder, maybe another)."""
+def run_mixtures(latents: Store, store: Store, kinds: Sequence[MixtureKind], shape: tuple[int, int, int]) -> None:
+    """Fit every class that has no mixture yet, from the stored latents of `latents` (a run folder, maybe another).
+
+    `shape` is that of a latent, (C, H, W).
+    """
+    dims = prod(shape)
     jobs = []
     thinned: dict[int, tuple[int, int]] = {}
     for kind in kinds:
         table = store.read_table(gaussian_file(kind.timestep)).sort_by("label")
-        counts, dims = table["count"].to_pylist(), len(table["mean"][0])
+        counts = table["count"].to_pylist()
         blocks = [labels for labels in label_blocks(counts, dims) if not store.exists(part_file(kind, labels))]
         if blocks:
             _check_latents(latents, kind, sum(counts))
             most = most_images(dims)
             thinned |= {label: (thin(n, most), n) for label, n in enumerate(counts) if n > most}
-        jobs += [((kind, labels), (latents, store, kind, labels, dims)) for labels in blocks]
+        jobs += [((kind, labels), (latents, store, kind, labels, shape)) for labels in blocks]
     if thinned:
         LOG.warning(_thinned_text(thinned))
     names = {kind.folder.removeprefix(f"{MIXTURES}/") for (kind, _), _ in jobs}
@@ -121,14 +130,14 @@ def _check_latents(latents: Store, kind: MixtureKind, images: int) -> None:
             )
 
 
-def write_mixtures(latents: Store, store: Store, kind: MixtureKind, labels: range, dims: int) -> None:
+def write_mixtures(latents: Store, store: Store, kind: MixtureKind, labels: range, shape: tuple[int, int, int]) -> None:
     """Fit the mixtures of some labels and write their file. Raises RunError for a class with too few images."""
-    at, by, images = read_classes(latents, labels, (kind.timestep, kind.cluster_timestep), most_images(dims))
+    at, by, images = read_classes(latents, labels, (kind.timestep, kind.cluster_timestep), most_images(prod(shape)))
     rows: list[dict[str, object]] = []
     for label in labels:
         key = digest(f"mixture of {label}, {kind.seed}".encode())
         try:
-            mixture = fit_mixture(by[label], at[label], kind.components, kind.rank, key)
+            mixture = fit_mixture(pooled(by[label], shape, kind.pool), at[label], kind.components, kind.rank, key)
         except ValueError as error:
             raise RunError(f"mixture: class {label}: {error}") from error
         rows += mixture_rows(label, kind.timestep, mixture, images[label])
