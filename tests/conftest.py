@@ -3,6 +3,7 @@
 import io
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -27,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from d3hr_ray.config import RunError
@@ -65,12 +67,19 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def digits(ray_session, tmp_path_factory):
-    """One small run of the real path; tests look at it and add to it, but leave its parts as they are."""
-    out = tmp_path_factory.mktemp("runs") / "digits"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        run(monkeypatch, f"{DIGITS} --out {out}")
-    return out
+def digits(ray_session, tmp_path_factory, worker_id):
+    """One small run of the real path; tests look at it and add to it, but leave its parts as they are.
+
+    Each of pytest's workers has a copy of its own; the first that wants one makes it.
+    """
+    own = tmp_path_factory.mktemp("runs")
+    shared = own if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    with FileLock(shared / "digits.lock"):
+        if not (shared / "digits").exists():
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                run(monkeypatch, f"{DIGITS} --out {shared}/making")
+            (shared / "making").rename(shared / "digits")
+    return shared / "digits" if shared == own else Path(shutil.copytree(shared / "digits", own / "digits"))
 
 
 def units_here(monkeypatch) -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from d3hr_ray import lock
 from d3hr_ray.config import DataConfig, RunError
 from d3hr_ray.models.card import read_card
+from d3hr_ray.models.classifiers import enough_steps
 from d3hr_ray.models.loading import load_networks, load_schedule
 from d3hr_ray.pretraining import check, claim, watch
 from d3hr_ray.pretraining import stream as streams
@@ -301,8 +301,7 @@ def test_a_phase_that_starts_again_gets_a_new_bar(drawn):
 
 
 def test_a_check_draws_as_many_samples_as_asked_and_tells_how_far_it_is(trained, monkeypatch):
-    monkeypatch.setattr(check, "STEPS", 2)
-    monkeypatch.setattr(check, "train_convnet", partial(check.train_convnet, steps=2))
+    monkeypatch.setattr(check, "enough_steps", lambda images: 2)
     told = []
     quality = check.measure(str(trained), DataConfig("digits"), DataConfig("digits/test"), 5, tell=told.append)
     assert [k for k, right in enumerate(quality.accuracy_per_class) if right is not None] == [0, 2, 4, 6, 8]
@@ -315,6 +314,11 @@ def test_a_check_draws_as_many_samples_as_asked_and_tells_how_far_it_is(trained,
         "sampling": (5, 5),
         "reconstructing": (500, 500),
     }
+
+
+def test_a_classifier_trains_for_as_long_as_its_images_last():
+    steps = [enough_steps(images) for images in (3, 120, 640, 1297, 10_376, 60_000, 1_281_167)]
+    assert steps == [200, 200, 400, 800, 800, 3750, 4000]
 
 
 def test_samples_are_spread_over_the_classes():

@@ -52,6 +52,6 @@ def test_what_is_said_at_the_start_is_what_is_trained():
 
 def test_the_help_states_the_defaults_of_every_preset():
     shown = {name: setting.flag.shown for name, setting in settings_of(PretrainFlags).items()}
-    assert shown["vae_steps"].startswith("digits 1000; digits-affine 2500") and "tiny 600" in shown["vae_steps"]
+    assert shown["vae_steps"].startswith("digits 1000; digits-affine 2500") and "tiny 1500" in shown["vae_steps"]
     assert shown["latent_channels"].startswith("digits, digits-affine, fashion-mnist, tiny 8; ")
     assert shown["patch_size"] == "2" and "the preset's" not in [s for n, s in shown.items() if n != "data"]

@@ -3,7 +3,6 @@
 Every draw is keyed by (seed, step), so a run resumed from a checkpoint equals an undisturbed one, bit for bit on a CPU.
 """
 
-import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,10 +18,9 @@ from d3hr_ray.datasets.normalisation import IMAGENET, Normalisation, is_grey, no
 from d3hr_ray.evaluation.augment import augment, mix, siamese
 from d3hr_ray.evaluation.protocols import Protocol
 from d3hr_ray.evaluation.testing import Score, evaluate
+from d3hr_ray.models.memory import keep_freed_memory
 from d3hr_ray.models.students import build_on_meta, build_student
 from d3hr_ray.numerics.seeds import generator
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -161,18 +159,6 @@ def train_student(
     if not state.best_epoch:  # never above 0: the last is as good as any
         state.best_top1, state.best_top5, state.best_epoch = last.top1, last.top5, total
     return Outcome(last, state.best_top1, state.best_top5, state.best_epoch, seconds, rate, weights, norm)
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory of tensors for the next ones; it changes no result.
-
-    glibc gives large blocks back, and the system clears their pages anew for the next tensor. ConvNet-3 of width 128,
-    one core of an EPYC: a step of 100 images of 28 pixels took 952 ms, then 606; a test of 500 images 2.2 s, then 1.0.
-    In a thread, as Ray's workers train, a step took 930, then 700. Other C libraries are left as they are.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _full(state: State, run: "_Run") -> State:

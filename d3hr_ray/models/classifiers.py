@@ -11,7 +11,9 @@ from torch import nn
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.numerics.seeds import generator
 
-STEPS = 800  # of a classifier, which is enough for digits
+STEPS, BATCH = 800, 128  # of a classifier, which is enough for digits
+FEWEST_STEPS, MOST_STEPS = 200, 4000
+FEWEST_PASSES, MOST_PASSES = 8, 80  # over the images: more teach it nothing new, fewer leave it unfinished
 
 
 class HalfPool(nn.Module):
@@ -61,13 +63,19 @@ class ConvNet(nn.Module):
         return out
 
 
+def enough_steps(images: int) -> int:
+    """Of a classifier's training: STEPS, unless these are many passes over few images, or hardly any over many."""
+    few, many = (round(passes * images / BATCH) for passes in (FEWEST_PASSES, MOST_PASSES))
+    return min(MOST_STEPS, max(FEWEST_STEPS, few, min(STEPS, many)))
+
+
 def train_convnet(
     pixels: np.ndarray,
     labels: np.ndarray,
     num_classes: int,
     steps: int = STEPS,
     width: int = 32,
-    batch_size: int = 128,
+    batch_size: int = BATCH,
     lr: float = 4e-3,
     shift: int = 1,
     seed: int = 0,

@@ -10,16 +10,18 @@ from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.models.autoencoder import Autoencoder, to_images, to_pixels
 from d3hr_ray.models.card import ModelCard, read_card
-from d3hr_ray.models.classifiers import STEPS, predict, train_convnet
+from d3hr_ray.models.classifiers import BATCH, enough_steps, predict, train_convnet
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.loading import load_networks, load_schedule
+from d3hr_ray.models.memory import keep_freed_memory
 from d3hr_ray.numerics.ddim import sample
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.pretraining.state import State, Tell, silent
 from d3hr_ray.pretraining.stream import READ, ImageStream, reading
 
-BATCH = 100  # images per forward
+AT_ONCE = 100  # images per forward
+LEAST_BATCHES = 3  # that the images to train a classifier on make
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,20 @@ def measure(
     model: str, train: DataConfig, held_out: DataConfig, count: int = 500, seed: int = 0, tell: Tell = silent
 ) -> Quality:
     """Check a model by `count` samples and a classifier trained on `train`; both sets must fit into memory."""
+    keep_freed_memory()
     card = read_card(model)
     autoencoder, denoiser = load_networks(model, torch.float32, "cpu")
     pixels, labels = load_set(train, card, tell)
     held_pixels, held_labels = load_set(held_out, card, tell)
+    steps = enough_steps(len(pixels))
     net = train_convnet(
         pixels,
         labels,
         card.num_classes,
+        steps,
+        batch_size=min(BATCH, max(1, len(pixels) // LEAST_BATCHES)),
         seed=seed,
-        told=lambda done, loss: tell(State("training a classifier", done, STEPS, "step", loss)),
+        told=lambda done, loss: tell(State("training a classifier", done, steps, "step", loss)),
     )
     classes = spread(count, card.num_classes)
     right = np.zeros(count, bool)
@@ -81,10 +87,10 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def reconstruct(autoencoder: Autoencoder, pixels: np.ndarray, tell: Tell = silent) -> np.ndarray:
     """Pixels => pixels (N, S, S, 3), through the posterior's mode."""
     made = np.empty_like(pixels)
-    for at in range(0, len(pixels), BATCH):
-        images = to_images(torch.from_numpy(pixels[at : at + BATCH]))
-        made[at : at + BATCH] = to_pixels(autoencoder.decode(autoencoder.encode(images, None))).numpy()
-        tell(State("reconstructing", min(at + BATCH, len(pixels)), len(pixels), "image"))
+    for at in range(0, len(pixels), AT_ONCE):
+        images = to_images(torch.from_numpy(pixels[at : at + AT_ONCE]))
+        made[at : at + AT_ONCE] = to_pixels(autoencoder.decode(autoencoder.encode(images, None))).numpy()
+        tell(State("reconstructing", min(at + AT_ONCE, len(pixels)), len(pixels), "image"))
     return made
 
 
@@ -101,8 +107,8 @@ def draw_samples(
 
     Pixels are (n, S, S, 3) uint8.
     """
-    for at in range(0, len(classes), BATCH):
-        part = classes[at : at + BATCH]
+    for at in range(0, len(classes), AT_ONCE):
+        part = classes[at : at + AT_ONCE]
         noise = normal((len(part), *denoiser.latent_shape), "check", seed, at)
         latents = sample(denoiser.guided(part, guidance), noise, schedule, schedule.grid[-1])
         yield at, to_pixels(autoencoder.decode(latents)).numpy()

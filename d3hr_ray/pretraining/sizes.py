@@ -9,10 +9,11 @@ from d3hr_ray.pretraining.settings import Architecture, Phase, PretrainConfig, c
 def tiny(uri: str) -> PretrainConfig:
     """Small images on a CPU: latents of 8 channels and an eighth of the side, a DiT of 4 layers; 32 pixels by default.
 
-    Most of a CPU's time is spent at the VAE's full resolution, which therefore has 8 channels only.
+    Most of a CPU's time is spent at the VAE's full resolution, which therefore has 8 channels only. Of 120 images at 48
+    pixels 2,400 steps of 8 images gave a mean squared error of 0.024, 1,200 of 16 of 0.034, 600 of 32 of 0.044.
     """
     shape = small_networks(32, dit_width=128, vae_channels=(8, 16, 32, 32))
-    return PretrainConfig(DataConfig(uri), shape, Phase(600, 32, 2e-3), Phase(2000, 64, 1e-3), kl_weight=3e-3)
+    return PretrainConfig(DataConfig(uri), shape, Phase(1500, 8, 2e-3), Phase(2000, 64, 1e-3), kl_weight=3e-3)
 
 
 def base(uri: str) -> PretrainConfig:

@@ -10,6 +10,7 @@ from ray import train
 from ray.train.torch import get_device, prepare_model
 
 from d3hr_ray.config import RunError, as_dict
+from d3hr_ray.models.memory import keep_freed_memory
 from d3hr_ray.pretraining import export
 from d3hr_ray.pretraining.networks import build
 from d3hr_ray.pretraining.optimise import Row
@@ -24,6 +25,7 @@ from d3hr_ray.store import Store
 def work(settings: dict[str, Any]) -> None:
     """Ray Train's training function: one worker's whole run. Rank 0 tells how far it is, and writes the model."""
     torch.set_num_threads(settings["threads"])  # more threads sum in another order: other bytes
+    keep_freed_memory()
     context, store = train.get_context(), Store(settings["out"])
     if not settings["workers"]:
         with showing() as tell:

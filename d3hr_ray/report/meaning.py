@@ -42,7 +42,7 @@ def _difference(made: dict[str, Any], real: dict[str, Any]) -> str:
 
 def evaluating(folder: str, data_format: str) -> str:
     """The command that evaluates the sets of a run folder, whose images are of this format."""
-    test = "" if data_format == "digits" else " --data TEST_IMAGES"
+    test = "" if data_format in ("digits", "idx") else " --data TEST_IMAGES"  # those know their own
     return f"python jobs/evaluate.py --distilled {folder}{test}"
 
 
