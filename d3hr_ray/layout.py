@@ -12,6 +12,7 @@ LATENTS = "latents"  # a file per shard of images
 REJECTED = "rejected"
 GAUSSIANS = "gaussians"  # a file per timestep
 MIXTURES = "mixtures"
+FEATURES = "features"  # of real images, a folder per kind, a file per network
 SUBSETS = "subsets"  # a folder per set, a file per block of labels
 POOLS = "pools"
 DISTILLED = "distilled"  # a folder per set
@@ -32,6 +33,7 @@ OWN = (
     TEMP,
     GAUSSIANS,
     MIXTURES,
+    FEATURES,
     POOLS,
     SUBSETS,
     DISTILLED,

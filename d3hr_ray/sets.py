@@ -69,13 +69,15 @@ class SetSpec:
         """What sets of all seeds share: d3hr-moments-t600-ipc10."""
         method = "pool" if self.is_pool else self.config.method
         words = [method, self.search, *self._mixture_words(self.images_per_class), *self._cao2_words]
+        words += self._refine_words
         words += [] if self.timestep is None else [f"t{self.timestep}"]
         return "-".join([*filter(None, words), f"ipc{self.ipc}"])
 
     @property
     def about(self) -> dict[str, str | int | None]:
         """The parts of its names, for its manifest."""
-        kind = "-".join(filter(None, [self.config.method, self.search, *self._mixture_words(None), *self._cao2_words]))
+        words = [*self._mixture_words(None), *self._cao2_words, *self._refine_words]
+        kind = "-".join(filter(None, [self.config.method, self.search, *words]))
         own = {"method": self.config.method, "search": self.search, "timestep": self.timestep, "ipc": self.ipc}
         return {"name": self.unseeded, "kind": kind, **own, "seed": self.seed}
 
@@ -109,6 +111,7 @@ class SetSpec:
         if not self.config.mended:
             plain.pop("mended")
         if self.is_pool:
+            plain.pop("refine", None)
             plain |= {"cao2": {key: plain["cao2"][key] for key in ("pool", "sampler")}, "method": "pool"}
         judged = {"classifier": classifier} if classifier else {}
         return {"variant": self.name, "config": plain, "inputs": inputs, **judged}
@@ -153,6 +156,12 @@ class SetSpec:
             f"{cao2.condition}{cao2.iterations}" if cao2.iterations else None,
         )
         return tuple(word for word in words if word)
+
+    @property
+    def _refine_words(self) -> tuple[str, ...]:
+        """What a name says of refinement: match100x10 for 10 steps under each of 100 networks."""
+        refine = self.config.refine
+        return (f"match{refine.networks}x{refine.steps}",) if self.config.refines and not self.is_pool else ()
 
 
 def sets_of(config: RunConfig) -> list[SetSpec]:

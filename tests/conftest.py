@@ -89,7 +89,7 @@ def units_here(monkeypatch) -> None:
     second of work on these small runs. Where Ray is what is tested it stays: in `digits`, killed drivers, layouts.
     """
     from d3hr_ray.runtime import actors, summary
-    from d3hr_ray.stages import blocks, invert
+    from d3hr_ray.stages import blocks, features, invert
 
     def run_here(units, steps, title, unit_name, total, done):
         limit = actors.time_limit(options for _, options in steps)
@@ -108,7 +108,7 @@ def units_here(monkeypatch) -> None:
                 cost.add(row)
                 yield row
 
-    for module in (invert, blocks):
+    for module in (invert, blocks, features):
         monkeypatch.setattr(module, "run_units", run_here)
 
 

@@ -49,6 +49,8 @@ MISTAKES = {
     "--method cao3": "invalid choice 'cao3'",
     "--timesteps 601": "--timesteps 601 is not on the 50-step grid; its neighbours are 600 and 620",
     "--timesteps 1000": "--timesteps 1000 is outside the schedule",
+    "--refine-steps 3": "--refine-steps does nothing without --refine match",
+    "--method dit --refine match": "--refine does nothing with --method dit",
     "--components 2 --cluster-pool 3": "--cluster-pool 3 does not divide the model's latents of 4x4",
     "--timesteps 0": "--timesteps 0 is before the first inversion step",
     "--ddim-steps 5000": "--ddim-steps 5000 is more than the model's 1000",
@@ -160,7 +162,7 @@ def test_a_grid_that_diffusers_alone_knows_comes_from_it(spacing, tmp_path):
 FLAGS = [name.replace("_", "-") for name in DistillFlags.__dataclass_fields__]
 TYPOS = {
     "timestep": "timesteps", "ipx": "ipc", "image": "image-size", "batchsize": "batch-size",
-    "batch_sizes": "batch-size", "output": "out", "dataset": "data", "model-name": "model", "lr": "optimise-lr",
+    "batch_sizes": "batch-size", "output": "out", "dataset": "data", "model-name": "model", "lr": "refine-lr",
     "gpus": "gpus-per-actor", "steps": "ddim-steps", "dryrun": "dry-run", "optimize": "optimise", "cfg": None,
 }  # fmt: skip
 

@@ -14,12 +14,13 @@ from torch.nn import functional
 from d3hr_ray.config import as_dict
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.normalisation import GREY, IMAGENET, are_digits, is_grey, normalisation_of
-from d3hr_ray.evaluation import augment as aug
 from d3hr_ray.evaluation import training
 from d3hr_ray.evaluation.protocols import PROTOCOLS, Augment, Recipe, Setting, is_soft, without_augment
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.training import Hooks, Share, batches, train_student
 from d3hr_ray.evaluation.trials import load_state, make_trial, run_trial
+from d3hr_ray.models import memory
+from d3hr_ray.models.families import siamese
 from d3hr_ray.models.students import EXAMPLES, build_student
 from d3hr_ray.numerics.seeds import generator
 from d3hr_ray.store import Store
@@ -232,7 +233,7 @@ def test_one_family_is_drawn_for_a_batch_and_all_of_them_in_time():
     drawn = {name: SIAMESE[name] for name in FAMILIES}
     met = set()
     for seed in range(60):
-        made = aug.siamese(images, FAMILIES, np.random.default_rng(seed)).numpy()[:, 0]
+        made = siamese(images, FAMILIES, np.random.default_rng(seed)).numpy()[:, 0]
         draw = np.random.default_rng(seed)
         name = FAMILIES[draw.integers(6)]
         met.add(name)
@@ -317,7 +318,7 @@ def test_rd3_is_one_protocol_for_all_but_for_the_cosine():
 def test_training_on_a_cpu_keeps_freed_memory_where_the_library_can(monkeypatch):
     told = []
     libraries = iter((SimpleNamespace(mallopt=lambda *args: told.append(args)), SimpleNamespace()))
-    monkeypatch.setattr(training.ctypes, "CDLL", lambda name: next(libraries))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: next(libraries))
     protocol = replace(Recipe().make("dc", FASHION), epochs=1)
     kept, left = (train_student(STUDENT, protocol, clothes(2), clothes(2), None, 0) for _ in range(2))
     assert told == [(-4, 0), (-1, -1)]  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h

@@ -81,7 +81,9 @@ def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
         if unlooked or (s.name == "mend" and _mends_another(config, flags)):
             raise ValueError(f"{flag_of(s.name)} does nothing with --method {config.method}; leave it out")
     for s in asked:
-        if s.flag.needs and not getattr(getattr(config, s.section), s.flag.needs):
+        if s.flag.needs and getattr(getattr(config, s.section), s.flag.needs) in (0, "none"):
+            if s.section == "refine":
+                raise ValueError(f"{flag_of(s.name)} does nothing without --refine match; give that, or leave it out")
             default = ", the default here," * (flags.optimise is None)
             raise ValueError(
                 f"--optimise 0{default} leaves stage 2 out; leave out {flag_of(s.name)}, or give --optimise"

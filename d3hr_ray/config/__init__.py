@@ -25,6 +25,7 @@ from d3hr_ray.config.method import (
     SynthesisConfig,
 )
 from d3hr_ray.config.plain import as_dict, differences, fingerprint, with_tuples
+from d3hr_ray.config.refine import Family, RefineConfig
 from d3hr_ray.config.run import (
     D3HR_QUIRKS,
     Fidelity,
@@ -47,6 +48,7 @@ __all__ = [
     "Condition",
     "DataConfig",
     "Dtype",
+    "Family",
     "Fidelity",
     "Flag",
     "Format",
@@ -55,6 +57,7 @@ __all__ = [
     "ModelConfig",
     "Posterior",
     "Quirk",
+    "RefineConfig",
     "RunConfig",
     "RunError",
     "Sampler",

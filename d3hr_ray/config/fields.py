@@ -10,11 +10,12 @@ from types import MappingProxyType
 from typing import Any, get_args, get_type_hints
 
 # Groups of --help, in its order, and what is said of some.
-DATA, MODEL, METHOD, MATCHING, CAO2 = "data", "model", "method", "matching", "CaO2"
+DATA, MODEL, METHOD, MATCHING, CAO2, REFINEMENT = "data", "model", "method", "matching", "CaO2", "refinement"
 TRAINING, CLUSTER, OUTPUT = "training", "cluster", "output"
-GROUPS = dict.fromkeys((DATA, MODEL, METHOD, MATCHING, CAO2, TRAINING, CLUSTER, OUTPUT), "") | {
+GROUPS = dict.fromkeys((DATA, MODEL, METHOD, MATCHING, CAO2, REFINEMENT, TRAINING, CLUSTER, OUTPUT), "") | {
     MATCHING: "Of --method d3hr and d3hr+cao2.",
     CAO2: "Of --method cao2 and d3hr+cao2.",
+    REFINEMENT: "Of --method d3hr, d3hr+cao2 and gaussian.",
 }
 
 
@@ -23,8 +24,9 @@ class Flag:
     """How people give a field, and what it does.
 
     `shown` is what the help calls its default, where that is not the field's own. `methods` look at it, all if none is
-    named; `needs` is a field beside it that must not be 0. `upstream`: settled once a run has Gaussians. `varies`:
-    --variants of a sweep may change it; all else is an axis, is settled by the inversion, or decides no result.
+    named; `needs` is a field beside it that must be on: not 0, and not "none". `upstream`: settled once a run has
+    Gaussians. `varies`: --variants of a sweep may change it; all else is an axis, is settled by the inversion, or
+    decides no result.
     """
 
     help: str

@@ -8,6 +8,7 @@ from d3hr_ray.config.data import DataConfig, ModelConfig
 from d3hr_ray.config.fields import METHOD, check, one_of, setting
 from d3hr_ray.config.method import InversionConfig, SearchConfig, SynthesisConfig
 from d3hr_ray.config.plain import with_tuples
+from d3hr_ray.config.refine import RefineConfig
 
 Method = Literal["d3hr", "cao2", "d3hr+cao2", "gaussian", "dit", "random"]
 Fidelity = Literal["fixed", "official"]
@@ -33,6 +34,7 @@ class RunConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     cao2: CaO2Config = field(default_factory=CaO2Config)
+    refine: RefineConfig = field(default=RefineConfig(), metadata={"late": True})
     method: Method = setting(
         "d3hr",
         "d3hr; cao2, which needs no dataset, only the model and a classifier; d3hr+cao2, CaO2's stages on a pool drawn "
@@ -83,6 +85,11 @@ class RunConfig:
     def has_mixture(self) -> bool:
         """Whether classes are searched as more than one diagonal Gaussian; a single draw is always of that one."""
         return self.search.is_mixture and self.method != "gaussian"
+
+    @property
+    def refines(self) -> bool:
+        """Whether latents are moved to the features of real images."""
+        return self.refine.objective != "none" and self.fits
 
     @property
     def fits(self) -> bool:
@@ -138,8 +145,9 @@ def from_dict(plain: dict[str, Any]) -> RunConfig:
         "search": SearchConfig,
         "synthesis": SynthesisConfig,
         "cao2": CaO2Config,
+        "refine": RefineConfig,
     }
-    plain = {"cao2": {}} | plain  # runs from before CaO2 have none
+    plain = {"cao2": {}, "refine": {}} | plain  # runs from before these were there have none
     try:
         made = {name: kind(**with_tuples(plain[name])) for name, kind in parts.items()}
         return RunConfig(**{**with_tuples(plain), **made})

@@ -1,18 +1,14 @@
 """Augmentation of whole batches on the device they live on. Draws are made on the CPU, keyed by the step.
 
 Images are float [-1, 1] BCHW. Resampling is bilinear without antialiasing: crops are enlarged, never shrunk.
-
-DSA's families are those of DatasetCondensation's utils.py (Zhao and Bilen, 2021). They see normalised images: zeros,
-which they fill with, are the mean.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from d3hr_ray.evaluation.protocols import Augment, Family
+from d3hr_ray.evaluation.protocols import Augment
+from d3hr_ray.models.families import flip, take, to
 
 CROP_TRIES = 10  # torchvision's
 
@@ -27,7 +23,7 @@ def augment(images: torch.Tensor, how: Augment, draw: np.random.Generator) -> to
         images = crop(images, crop_boxes(count, images.shape[-1], how.crop_scale, draw))
     if how.shift:
         images = shift(images, draw.integers(-how.shift, how.shift + 1, (count, 2)))
-    return flip(images, draw) if how.flip else images
+    return flip(images, draw, count) if how.flip else images
 
 
 def crop_boxes(count: int, side: int, scale: tuple[float, float], draw: np.random.Generator) -> np.ndarray:
@@ -52,10 +48,10 @@ def crop(images: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
     theta = np.zeros((len(images), 2, 3), np.float32)
     theta[:, (1, 0), (1, 0)] = size / side
     theta[:, (1, 0), 2] = (2 * corner + size) / side - 1
-    grid = functional.affine_grid(_to(theta, images.device), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(to(theta, images.device), list(images.shape), align_corners=False)
     # No pixel outside the box is seen: coordinates end at the centres of its outermost pixels.
     least, most = ((2 * at + 1) / side - 1 for at in (corner, corner + size - 1))
-    ends = [_to(at[:, None, None, ::-1].astype(np.float32), images.device) for at in (least, most)]
+    ends = [to(at[:, None, None, ::-1].astype(np.float32), images.device) for at in (least, most)]
     return functional.grid_sample(images, grid.clamp(*ends), padding_mode="border", align_corners=False)
 
 
@@ -71,20 +67,14 @@ def shuffle_strips(images: torch.Tensor, columns: np.ndarray, rows: np.ndarray) 
         )
     within = np.arange(side // strips)
     index = [(order[:, :, None] * (side // strips) + within).reshape(len(images), side) for order in (rows, columns)]
-    return take(images, *(_to(i, images.device) for i in index))
+    return take(images, *(to(i, images.device) for i in index))
 
 
 def shift(images: torch.Tensor, by: np.ndarray) -> torch.Tensor:
     """Move each image by whole pixels (N, 2) down and right; edges are repeated."""
     side = np.arange(images.shape[-1])
     index = [(side - by[:, axis, None]).clip(0, len(side) - 1) for axis in (0, 1)]
-    return take(images, *(_to(i, images.device) for i in index))
-
-
-def take(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Each image's own rows (N, S) and columns (N, S)."""
-    at = torch.arange(len(images), device=images.device).view(-1, 1, 1)
-    return images.permute(0, 2, 3, 1)[at, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return take(images, *(to(i, images.device) for i in index))
 
 
 def mix(
@@ -97,7 +87,7 @@ def mix(
     if how.mix == "none" or draw.random() >= how.mix_probability:
         return images, targets
     share = float(draw.beta(how.mix_alpha, how.mix_alpha))
-    order = _to(draw.permutation(len(images)), images.device)
+    order = to(draw.permutation(len(images)), images.device)
     if how.mix == "mixup":
         mixed = share * images + (1 - share) * images[order]
     else:
@@ -114,80 +104,3 @@ def cut_box(side: int, share: float, draw: np.random.Generator) -> tuple[int, in
     (y, x) = draw.integers(0, side, 2)
     low_y, high_y, low_x, high_x = np.clip([y - half, y + half, x - half, x + half], 0, side)
     return int(low_y), int(high_y), int(low_x), int(high_x)
-
-
-def siamese(images: torch.Tensor, families: tuple[Family, ...], draw: np.random.Generator) -> torch.Tensor:
-    """DSA: normalised images (B, C, S, S) => the same after one of the families, drawn for all of them."""
-    chosen = families[int(draw.integers(len(families)))]
-    return FAMILIES[chosen](images, draw)
-
-
-def color(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-    """Brighter by up to 0.5, then the distance from the mean of channels times 0 to 2, from the image's 0.5 to 1.5."""
-    bright, vivid, sharp = (
-        _to(draw.uniform(low, high, (len(images), 1, 1, 1)).astype(np.float32), images.device)
-        for low, high in ((-0.5, 0.5), (0.0, 2.0), (0.5, 1.5))
-    )
-    images = images + bright
-    for strength, over in ((vivid, (1,)), (sharp, (1, 2, 3))):
-        mean = images.mean(over, keepdim=True)
-        images = (images - mean) * strength + mean
-    return images
-
-
-def moved(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-    """Moved by up to an eighth of the side each way, zeros for what was outside."""
-    side = images.shape[-1]
-    most = int(side / 8 + 0.5)
-    by = draw.integers(-most, most + 1, (len(images), 2))
-    index = [np.arange(side) + most - by[:, axis, None] for axis in (0, 1)]
-    return take(functional.pad(images, (most,) * 4), *(_to(i, images.device) for i in index))
-
-
-def cutout(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-    """Zeros in a box of half the side, round a point of the image."""
-    side = images.shape[-1]
-    size = int(side / 2 + 0.5)
-    first = draw.integers(0, side + 1 - size % 2, (len(images), 2, 1)) - size // 2
-    within = (np.arange(side) >= first) & (np.arange(side) < first + size)
-    hidden = within[:, 0, :, None] & within[:, 1, None, :]
-    return images.masked_fill(_to(hidden[:, None], images.device), 0.0)
-
-
-def flip(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-    """Mirrored, or not."""
-    mirrored = _to(draw.random(len(images)) < 0.5, images.device).view(-1, 1, 1, 1)
-    return torch.where(mirrored, images.flip(-1), images)
-
-
-def scale(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-    """Height and width divided by 1 / 1.2 to 1.2 each."""
-    theta = np.zeros((len(images), 2, 3))
-    theta[:, (0, 1), (0, 1)] = draw.uniform(1 / 1.2, 1.2, (len(images), 2))
-    return _warped(images, theta)
-
-
-def rotate(images: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-    """Turned by up to 15 degrees."""
-    angle = np.deg2rad(draw.uniform(-15, 15, len(images)))
-    theta = np.zeros((len(images), 2, 3))
-    theta[:, 0, 0] = theta[:, 1, 1] = np.cos(angle)
-    theta[:, 1, 0] = np.sin(angle)
-    theta[:, 0, 1] = -theta[:, 1, 0]
-    return _warped(images, theta)
-
-
-def _warped(images: torch.Tensor, theta: np.ndarray) -> torch.Tensor:
-    """Images as seen through the maps theta (N, 2, 3) of coordinates in [-1, 1]; zeros outside."""
-    matrix = _to(theta.astype(np.float32), images.device)
-    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, align_corners=False)
-
-
-FAMILIES: dict[Family, Callable[[torch.Tensor, np.random.Generator], torch.Tensor]] = {
-    "color": color, "crop": moved, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate,
-}  # fmt: skip
-
-
-def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from d3hr_ray.config import Family
+
 Mix = Literal["none", "cutmix", "mixup"]
 Rate = Literal["half-cosine", "cosine", "steps", "drop"]
-Family = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 SMALL_LR = {  # D3HR's argument.py: AdamW's rate by student; 1e-3 for all others
     "mobilenet_v2": 2.5e-3, "efficientnet_b0": 2e-3, "vgg11": 5e-4, "alexnet": 1e-4, "vit": 1e-4, "swin_v2": 1e-4,
 }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from d3hr_ray.config import RunConfig, from_dict
+from d3hr_ray.config import RefineConfig, RunConfig, from_dict
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import look_of
@@ -20,6 +20,7 @@ from d3hr_ray.stages import contents
 from d3hr_ray.stages.candidates import run_candidates
 from d3hr_ray.stages.card import UNKNOWN, Origin
 from d3hr_ray.stages.choose import run_choose
+from d3hr_ray.stages.features import feature_kind, require_features, run_features
 from d3hr_ray.stages.fit import run_fit
 from d3hr_ray.stages.invert import run_invert
 from d3hr_ray.stages.judge import judge_id
@@ -41,7 +42,7 @@ class Run:
     classes: pa.Table
     inputs: dict[str, Any]
     actors: Actors
-    latents: Store  # the run folder whose latents/ mixtures are fitted to
+    latents: Store  # the run folder whose latents/ and features/ mixtures and refinement take
     pools: Store  # the folder where pools/ are drawn and judged
     origin: Origin = UNKNOWN  # of the real images, for the cards of the sets
 
@@ -109,6 +110,8 @@ def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, 
             f"--from-gaussians {source.uri}: no Gaussians at t={missing[0]} (there: {', '.join(there) or 'none'}); "
             "finish that run first, or choose --timesteps"
         )
+    if config.refines:
+        require_features(source, config.refine)
     if store != source:
         open_run(store, config, inputs)
         for name in (CLASSES, *files):
@@ -121,6 +124,13 @@ def fit_gaussians(run: Run, listing: Listing) -> None:
     run_invert(run.store, run.config, run.card, listing, run.actors)
     accepted = sum(counts["accepted"] for counts in finished(run.store).values())
     run_fit(run.store, run.config.inversion.timesteps, folder_names(run.classes), accepted)
+
+
+def fit_features(run: Run, listing: Listing, refine: RefineConfig) -> None:
+    """images => features, which refinement matches."""
+    config, look = run.config, look_of(run.config.fidelity)
+    shard = config.data.shard_size
+    run_features(run.store, feature_kind(refine), listing, run.card.image_size, look, shard, run.actors)
 
 
 def make_sets(run: Run) -> None:
@@ -140,7 +150,7 @@ def make_together(run: Run, specs: Sequence[SetSpec]) -> None:
         choose_from_pools(run, specs)
     else:
         find_subsets(run, run.store, specs)
-    run_synthesize(run.store, specs, run.classes, run.actors)
+    run_synthesize(run.store, specs, run.classes, run.actors, run.latents)
     for spec in specs:
         run_publish(run.store, spec, run.classes, run.inputs, None, run.origin)
 
@@ -183,4 +193,6 @@ def distill(run: Run, listing: Listing) -> None:
         return
     if run.config.fits:
         fit_gaussians(run, listing)
+    if run.config.refines:
+        fit_features(run, listing, run.config.refine)
     make_sets(run)

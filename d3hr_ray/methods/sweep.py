@@ -14,6 +14,7 @@ from d3hr_ray.runs import stored_config
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.console import announce
 from d3hr_ray.sets import SetSpec, sets_of
+from d3hr_ray.stages.features import feature_kind
 from d3hr_ray.store import Store
 
 
@@ -56,6 +57,7 @@ def invert_all(sweep: Sweep) -> list[Place]:
     """The runs that sets are made from. What a run has already is taken from it; the rest is inverted, and no more."""
     kinds = {config.fits for config in sweep.configs}
     places = [place for guidance in sweep.settings for place in _inverted(sweep, guidance)] if True in kinds else []
+    _add_features(sweep, places)
     if False in kinds:
         places.append(Place(_open(sweep, sweep.store, sweep.configs[0], fit=False)))
     return places
@@ -79,6 +81,19 @@ def _inverted(sweep: Sweep, guidance: float) -> list[Place]:
         store = sweep.store.at(name) if sweep.store.exists(RUN) else sweep.store
         places.append(Place(_open(sweep, store, replace(config, inversion=inversion, method="d3hr")), left))
     return places
+
+
+def _add_features(sweep: Sweep, places: Sequence[Place]) -> None:
+    """Make the features of real images that settings are refined by, where runs do not have them."""
+    wanted = dict.fromkeys(config.refine for config in sweep.configs if config.refines)
+    for place in places:
+        run = place.run
+        left = [refine for refine in wanted if not feature_kind(refine).is_complete(run.store)]
+        if left:
+            listing = list_data(run.config, run.card)
+            d3hr.check_images(run.store, listing)
+            for refine in left:
+                d3hr.fit_features(run, listing, refine)
 
 
 def _fitted(own: RunConfig, wanted: RunConfig) -> tuple[int, ...]:

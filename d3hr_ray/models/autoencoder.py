@@ -23,6 +23,11 @@ class Autoencoder(nn.Module):
         self.scale = float(vae.config.scaling_factor)
         self.tf32 = False
 
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a latent's cell."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
     def encode(self, images: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """images => latents: the posterior's sample made with `noise`, or its mode if that is None."""
         with _tf32(self.tf32):

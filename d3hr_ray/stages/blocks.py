@@ -29,6 +29,7 @@ class BlockJob:
     specs: tuple[SetSpec, ...]
     classes: pa.Table
     device: str
+    source: Store | None = None  # the run folder that has features of real images, if it is not `store`
 
 
 class BlockActor(ABC):
@@ -63,6 +64,7 @@ def run_blocks(
     actors: Actors,
     title: str,
     is_done: Callable[[SetSpec, int], bool],
+    source: Store | None = None,
 ) -> None:
     """Make every block that is not done, of all sets in one stream. They differ in nothing that networks look at."""
     images = {(s, b): s.ipc * len(labels) for s in specs for b, labels in enumerate(s.blocks(len(classes)))}
@@ -73,7 +75,7 @@ def run_blocks(
     config = replace(config, model=replace(config.model, name=portable(config.model.name)))
     if config.cao2.classifier is not None:
         config = replace(config, cao2=replace(config.cao2, classifier=resolve(config.cao2.classifier)))
-    job = BlockJob(store, config, tuple(specs), classes, actors.device)
+    job = BlockJob(store, config, tuple(specs), classes, actors.device, source)
     units = [{"set": specs.index(spec), "block": b} for spec, b in todo]
     steps: list[tuple[Any, dict[str, Any]]] = [(actor, {"fn_constructor_args": (job,), **actors.options(len(units))})]
     total = sum(images.values())

@@ -103,6 +103,10 @@ class Sampler:
             raise ValueError("NaN or inf in the images; check the model, lower --guidance, or use --dtype float32")
         return images
 
+    def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
+        """Clean latents => images in [-1, 1] as they will be saved, on the device they are on, in one batch."""
+        return self.autoencoder.decode(latents).clamp(-1, 1)
+
     @property
     def _batch(self) -> int | str:
         return self.config.inversion.batch_size

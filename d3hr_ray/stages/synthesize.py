@@ -5,26 +5,40 @@ of what it wrote, which is the block's done mark. A set is complete when its man
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.layout import IMAGES, block_mark, block_marks, set_folder, subset_file
 from d3hr_ray.models.autoencoder import to_pixels
+from d3hr_ray.models.random_features import random_features
+from d3hr_ray.numerics.feature_matching import Features, match_features
+from d3hr_ray.numerics.seeds import generator
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
+from d3hr_ray.stages.features import feature_kind, read_means
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
 from d3hr_ray.store import Store
 
 
-def run_synthesize(store: Store, specs: Sequence[SetSpec], classes: pa.Table, actors: Actors) -> None:
-    """Make the images of every block that is not done, of all sets in one stream."""
+def run_synthesize(
+    store: Store, specs: Sequence[SetSpec], classes: pa.Table, actors: Actors, source: Store | None = None
+) -> None:
+    """Make the images of every block that is not done, of all sets in one stream.
+
+    `source` is the run folder that has the features of real images, if it is another one.
+    """
     done = {(spec, b) for spec in specs for b in _finished(store, spec)}
-    run_blocks(SynthesizeBlock, store, specs, classes, actors, "synthesize", lambda spec, b: (spec, b) in done)
+
+    def is_done(spec: SetSpec, block: int) -> bool:
+        return (spec, block) in done
+
+    run_blocks(SynthesizeBlock, store, specs, classes, actors, "synthesize", is_done, source)
 
 
 def _finished(store: Store, spec: SetSpec) -> list[int]:
@@ -75,4 +89,36 @@ class SynthesizeBlock(BlockActor):
         """subsets/ rows => pixels (N, H, W, 3) uint8, in fixed batches."""
         sampler = self.sampler
         latents = sampler.starts(subsets) if spec.is_clean else sampler.sample(subsets, spec.timestep)
-        return to_pixels(sampler.decode(sampler.optimise(subsets, latents))).numpy()
+        latents = self.refined(spec, subsets, sampler.optimise(subsets, latents))
+        return to_pixels(sampler.decode(latents)).numpy()
+
+    def refined(self, spec: SetSpec, subsets: pa.Table, latents: torch.Tensor) -> torch.Tensor:
+        """Clean latents moved to the features of real images, if the set asks for it: whole classes at a time."""
+        config, job = spec.config, self.job
+        if not config.refines:
+            return latents
+        refine, kind = config.refine, feature_kind(config.refine)
+        names, labels = tuple(job.classes["name"].to_pylist()), torch.tensor(subsets["label"].to_pylist())
+        order = generator("order of networks", spec.seed).permutation(refine.networks).tolist()
+        batch = config.inversion.batch_size
+        assert isinstance(batch, int), "settled before actors start"
+        side = latents.shape[-1] * self.sampler.autoencoder.factor
+        first, last = int(labels.min()), int(labels.max()) + 1
+        moved = torch.empty(latents.shape)
+        for part in whole_classes(range(first, last), spec.ipc, batch):
+            rows = (labels >= part.start) & (labels < part.stop)
+
+            def network(number: int, part: range = part) -> tuple[Features, torch.Tensor]:
+                features = random_features(number, side, refine.width, names, job.device)
+                return features, read_means(job.source or job.store, kind, number, part).to(job.device)
+
+            start, places = latents[rows].to(job.device), (labels[rows] - part.start).to(job.device)
+            decode = self.sampler.decode_with_gradient
+            moved[rows] = match_features(start, places, decode, network, order, refine.steps, refine.lr).cpu()
+        return moved
+
+
+def whole_classes(labels: range, ipc: int, batch: int) -> Iterator[range]:
+    """Labels in runs of as many whole classes as a batch of images has room for, or of one."""
+    size = max(1, batch // ipc)
+    return (range(at, min(at + size, labels.stop)) for at in range(labels.start, labels.stop, size))
