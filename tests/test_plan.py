@@ -69,3 +69,11 @@ def test_a_plan_counts_the_search_of_a_whole_pool(monkeypatch, capsys):
     rows = dry_run(monkeypatch, capsys, "--method d3hr+cao2 --pool 3 --ipc 10")
     assert [rows[stage].split()[1] for stage in ("search", "pool", "synthesize")] == ["30,000", "30,000", "10,000"]
     assert rows["search"].split()[5] == "492" and rows["search"].split()[6] == "MB"  # 30,000 x 4096 x 4
+
+
+def test_a_plan_counts_refinement(monkeypatch, capsys):
+    """100 networks over 500 images of each of 1,000 classes; a mean of 64 x 32 x 32 features for each class and network."""
+    rows = dry_run(monkeypatch, capsys, "--refine match --ipc 1")
+    assert rows["features"].split()[1] == "500,000" and "under 100 random ConvNets of width 64" in rows["features"]
+    assert "26.2 GB" in rows["features"] and "1,000 steps of refinement" in rows["synthesize"]
+    assert "features" not in dry_run(monkeypatch, capsys, "--ipc 1")

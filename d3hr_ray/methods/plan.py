@@ -4,7 +4,7 @@ import torch
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.models.card import ModelCard
-from d3hr_ray.models.flops import Cost, count_flop
+from d3hr_ray.models.flops import Cost, convnet_flop, count_flop
 from d3hr_ray.models.speed import find_speed
 from d3hr_ray.numerics.grids import position
 from d3hr_ray.sets import sets_of
@@ -48,6 +48,8 @@ def plan(
         note = f"about {duration(seconds)} of one CPU core, {search_note(config)}"
         found = classes * sum(wanted)
         lines.append(_row("search", found, 0, 0, 0, found * dims * 4, note))
+    if config.refines:
+        lines.append(_features_row(config, card, images, classes, rate))
     lines += _making_rows(config, card, grid, cost, classes, rate)
     lines.append(f"time is {speed.words}; nothing was run")
     return "\n".join(lines)
@@ -62,6 +64,16 @@ def _mixture_row(config: RunConfig, images: int, classes: int, dims: int) -> str
     work = " and ".join(["k-means"] * (config.search.components != 1) + ["SVD"] * (config.search.rank > 0))
     note = f"{work} on CPUs, {tasks:,} task(s); reads {_si(read)}B of latents/, each class once"
     return _row("mixture", images, 0, 0, 0, rows * dims * 4, f"{note} (each task all of it if files mix classes)")
+
+
+def _features_row(config: RunConfig, card: ModelCard, images: int, classes: int, rate: float) -> str:
+    """Features of real images, that sets are refined by."""
+    refine = config.refine
+    seen = min(images, refine.images * classes) if refine.images else images
+    flop = seen * refine.networks * convnet_flop(refine.width, card.image_size)
+    features = refine.width * (card.image_size // 8) ** 2
+    note = f"under {refine.networks} random ConvNets of width {refine.width}"
+    return _row("features", seen, 0, flop, flop / rate, refine.networks * classes * features * 4, note)
 
 
 def _making_rows(
@@ -84,9 +96,13 @@ def _making_rows(
         walks = [stage_2 + (0 if n.is_clean else w) for n, w in zip(sets, walks, strict=True)]
     decode = 0.0 if config.method == "random" else cost.decode
     flop = sum(i * (w * cost.forward + decode) for i, w in zip(images, walks, strict=True))
+    if config.refines:
+        moves, own = config.refine.networks * config.refine.steps, convnet_flop(config.refine.width, card.image_size)
+        flop += made * moves * OPTIMISE_PASSES * (cost.decode + own)
     side = config.synthesis.image_size or card.image_size
     note = f"{len(sets)} set(s), guidance {config.synthesis.guidance:g}"
     note += f", {config.cao2.iterations} steps on each latent" if config.has_pool and config.cao2.iterations else ""
+    note += f", {moves:,} steps of refinement" if config.refines else ""
     size = int(made * side * side * 3 * PNG_SHARE)
     return [*rows, _row("synthesize", made, max(walks), flop, flop / rate, size, note)]
 

@@ -1,11 +1,13 @@
 """What a pass through a model's networks costs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from d3hr_ray.models.card import ModelCard
+from d3hr_ray.models.classifiers import ConvNet
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,21 @@ def count_flop(card: ModelCard) -> Cost:
         images = torch.zeros(1, 3, card.image_size, card.image_size)
         one = torch.zeros(1, dtype=torch.long)
 
-        def count(work: object) -> float:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                work()  # type: ignore[operator]
-            return float(counter.get_total_flops())
-
         return Cost(
-            forward=count(lambda: dit(x, timestep=one, class_labels=one)),
-            encode=count(lambda: vae.encode(images)),
-            decode=count(lambda: vae.decode(x)),
+            forward=_count(lambda: dit(x, timestep=one, class_labels=one)),
+            encode=_count(lambda: vae.encode(images)),
+            decode=_count(lambda: vae.decode(x)),
         )
+
+
+def convnet_flop(width: int, side: int) -> float:
+    """FLOP of a forward of a ConvNet-3, per image."""
+    with torch.device("meta"):
+        net, images = ConvNet(1, side, width), torch.zeros(1, 3, side, side)
+        return _count(lambda: net(images))
+
+
+def _count(work: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return float(counter.get_total_flops())
