@@ -268,9 +268,7 @@ def test_workers_of_one_student_each_have_a_gpu_of_their_own():
 def test_two_workers_train_one_student_and_survive_the_death_of_one(ray_session, tmp_path):
     found = DistilledSet("s", stripes(8), "hash", 0, {"method": "s", "ipc": 8})
     protocol = hard(batch_size=12)
-    trials = [
-        make_trial(found, "convnet-d3-w32", protocol, seed, (), None, ("stripes", "digest")) for seed in range(20)
-    ]
+    trials = [make_trial(found, "convnet-d3-w32", protocol, seed, (), None, ("stripes", "digest")) for seed in range(8)]
     store, workers = Store(str(tmp_path)), Workers(2, 0.0, 2)
 
     def kill_one() -> None:

@@ -72,7 +72,7 @@ def test_a_plan_counts_the_search_of_a_whole_pool(monkeypatch, capsys):
 
 
 def test_a_plan_counts_refinement(monkeypatch, capsys):
-    """100 networks over 500 images of each of 1,000 classes; a mean of 64 x 32 x 32 features for each class and network."""
+    """500 images of each of 1,000 classes; per class and network a mean of 64 x 32 x 32 features, float32."""
     rows = dry_run(monkeypatch, capsys, "--refine match --ipc 1")
     assert rows["features"].split()[1] == "500,000" and "under 100 random ConvNets of width 64" in rows["features"]
     assert "26.2 GB" in rows["features"] and "1,000 steps of refinement" in rows["synthesize"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import DIGITS, make_images, run, snapshot, write_imagefolder, write_parquet, write_webdataset
+from conftest import DIGITS, make_images, run, snapshot, units_here, write_imagefolder, write_parquet, write_webdataset
 from idx_files import write_set
 from s3_server import s3_server
 
@@ -128,11 +128,15 @@ def test_a_lock_on_s3_is_held_and_let_go(s3):
 
 @pytest.mark.slow
 def test_the_digits_job_on_busy_s3_gives_the_bytes_of_a_local_run(digits, busy, monkeypatch):
-    """Write to S3, lose an image, resume on S3: the same objects as the files of a run in a local folder."""
+    """Write to S3, lose an image, resume on S3: the same objects as the files of a run in a local folder.
+
+    Begun by Ray's actors, ended in this process.
+    """
     uri, busy.share = busy.uri("runs/digits"), 0.03
     run(monkeypatch, f"{DIGITS} --out {uri}")
     store = Store(uri)
     store.delete("distilled/d3hr-moments-t100-ipc1-seed0/train/7/0.png")
+    units_here(monkeypatch)
     run(monkeypatch, f"{DIGITS} --out {uri}")
     assert busy.failed >= 5
     remote = {n: store.read_bytes(n) for n in store.list(recursive=True) if n != "run.json"}
