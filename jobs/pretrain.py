@@ -20,9 +20,10 @@ from d3hr_ray.cli.pretrain_config import build_config, find_splits
 from d3hr_ray.cli.pretrain_flags import SAMPLES, PretrainFlags, check_flags
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.lock import driving
+from d3hr_ray.models.card import read_card
 from d3hr_ray.pretraining.claim import prepare, start_anew
 from d3hr_ray.runtime.cluster import connect
-from d3hr_ray.runtime.console import announce, tell
+from d3hr_ray.runtime.console import announce, tell, waiting
 from d3hr_ray.store import Store
 
 
@@ -52,7 +53,6 @@ def main() -> None:
         from d3hr_ray.runtime.capacity import PATIENCE
 
         logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report
-        logging.getLogger("diffusers").setLevel(logging.ERROR)  # it doubts every cast to fp16, of no module here
         found = f"{len(listing):,} images of {len(listing.classes)} classes"
         gpus = 0.0
         if flags.workers:
@@ -66,14 +66,17 @@ def main() -> None:
 
 def check(model: str, held_out: str | None, samples: int) -> None:
     """Measure a trained model and print what was found as JSON."""
-    from d3hr_ray.pretraining.check import measure
-    from d3hr_ray.pretraining.watch import showing
-
     with refusing():
         splits = find_splits(model, held_out)
+        names = read_card(model).class_names
+    with waiting(f"loading torch, for {model}"):
+        from d3hr_ray.pretraining.check import measure
+        from d3hr_ray.pretraining.watch import showing
     with showing() as bars:
-        quality = measure(model, *splits, samples, tell=bars)
-    print(json.dumps(asdict(quality), indent=2))
+        quality = asdict(measure(model, *splits, samples, tell=bars))
+    if names:
+        quality["accuracy_per_class"] = dict(zip(names, quality["accuracy_per_class"], strict=True))
+    print(json.dumps(quality, indent=2))
 
 
 if __name__ == "__main__":

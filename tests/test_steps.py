@@ -1,6 +1,8 @@
 """What a job says while it works: a line at once, how far students are, and that a quiet block goes on."""
 
+import os
 import sys
+import termios
 import time
 
 import pytest
@@ -10,7 +12,7 @@ from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.steps import count_steps, counting_steps, trained_already
 from d3hr_ray.evaluation.training import State
 from d3hr_ray.evaluation.trials import Saver, make_trial
-from d3hr_ray.runtime import console
+from d3hr_ray.runtime import console, progress
 from d3hr_ray.runtime.console import waiting
 from d3hr_ray.store import Store
 
@@ -60,3 +62,15 @@ def test_a_block_that_is_quiet_says_that_it_goes_on(monkeypatch, capsys):
         time.sleep(2.2)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "demo: loading" and lines[1] in ("demo: loading, 1 s", "demo: loading, 2 s")
+
+
+def test_bars_are_lines_where_a_terminal_does_not_say_how_wide_it_is(monkeypatch):
+    """tqdm draws nothing in 0 columns, as a pseudo-terminal has at first."""
+    _, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        before = progress._is_live()
+        termios.tcsetwinsize(terminal, (24, 80))
+        after = progress._is_live()
+        monkeypatch.undo()
+    assert (before, after) == (False, True)

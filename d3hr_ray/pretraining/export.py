@@ -22,6 +22,9 @@ def save(
     networks: Networks, class_names: Sequence[str], curve: Sequence[Row], record: dict[str, Any], store: Store
 ) -> None:
     """Write the pipeline in fp16 and its papers; training.json comes last and marks the folder as complete."""
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()  # it doubts every cast to fp16, of no module here
     parts: dict[str, Any] = {"vae": networks.vae, "transformer": networks.transformer, "scheduler": networks.scheduler}
     with tempfile.TemporaryDirectory() as folder:
         for name, part in parts.items():

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +31,16 @@ class _Lines:
 
 
 def _is_live() -> bool:
-    return sys.stderr.isatty() and not LOG.isEnabledFor(logging.INFO)
+    """Whether bars are drawn in place: a terminal that knows its width, and no log lines between them."""
+    return sys.stderr.isatty() and _width() > 0 and not LOG.isEnabledFor(logging.INFO)
+
+
+def _width() -> int:
+    """Columns of the terminal; 0 where it does not say, as under some recorders, and tqdm would draw nothing."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 def make_bar(total: int, title: str, unit: str, hide: bool = False, done: int = 0) -> tqdm:
