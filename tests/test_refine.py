@@ -1,5 +1,6 @@
 """Refinement: latents are moved until classes have the mean features of their real images."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 import torch
 from conftest import run, snapshot
 
+from d3hr_ray.cli.sweep_flags import SweepFlags
+from d3hr_ray.cli.sweep_plan import plan_sweep
 from d3hr_ray.config import DataConfig, ModelConfig, RefineConfig, RunConfig, RunError, as_dict, from_dict
+from d3hr_ray.methods.sweep import invert_all, synthesise_all
 from d3hr_ray.models.families import FAMILIES, siamese
 from d3hr_ray.models.random_features import random_features
 from d3hr_ray.numerics.feature_matching import match_features
@@ -191,3 +195,16 @@ def test_gaussians_without_features_are_refused(digits, monkeypatch, capsys, tmp
     with pytest.raises(SystemExit):
         run(monkeypatch, f"--from-gaussians {digits} --refine match --timesteps 100 --out {tmp_path / 'x'}")
     assert "needs features of real images" in capsys.readouterr().err
+
+
+def test_a_sweep_makes_the_features_that_its_settings_need_once(digits, here, tmp_path):
+    store = Store(str(shutil.copytree(digits, tmp_path / "run")))
+    match = "refine=match refine-networks=2 refine-steps=1 refine-width=8 refine-images=4"
+    plan = plan_sweep(SweepFlags(run=store.uri, variants=("run", match, f"{match} refine-lr=0.1"), ipc=(1,)), store)
+    places = invert_all(plan)
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "features").rglob("*.parquet")}
+    invert_all(plan)
+    sets = synthesise_all(plan, places)
+    assert len(made) == 2 and all(p.stat().st_mtime_ns == at for p, at in made.items())
+    images = {Store(uri).read_bytes("train/3/0.png") for uri in sets}
+    assert len(sets) == len(plan.timesteps) * 3 == len(images)
