@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from d3hr_ray.config import RefineConfig, RunError
@@ -186,8 +185,7 @@ def write_means(store: Store, kind: FeatureKind, parts: list[str], network: int,
 
 def read_means(store: Store, kind: FeatureKind, network: int, labels: range) -> torch.Tensor:
     """Mean features (len(labels), F) of real images under one network."""
-    table = store.read_rows(kind.means(network), _MEANS.names, "label", labels)
-    table = table.filter(pc.is_in(table["label"], pa.array(list(labels), pa.int32()))).sort_by("label")
+    table = store.read_rows(kind.means(network), _MEANS.names, "label", labels).sort_by("label")
     return torch.from_numpy(np.stack(table["mean"].to_numpy()))
 
 
