@@ -8,6 +8,7 @@ from typing import Any
 from d3hr_ray.config import SEARCHING, InversionConfig, RunConfig, as_dict, fingerprint, from_dict
 
 IMAGES_PER_BLOCK = 256  # of one subsets/ file: a few batches of synthesis, 4 MB at D = 4096
+REFINED_PER_BLOCK = 64  # where an image takes thousands of steps: more actors, and a bar that moves
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class SetSpec:
 
     def blocks(self, classes: int) -> list[range]:
         """Labels 0..K-1 in runs that make about IMAGES_PER_BLOCK images: the unit of search and synthesis."""
-        size = max(1, IMAGES_PER_BLOCK // self.ipc)
+        images = REFINED_PER_BLOCK if self.config.refines and not self.is_pool else IMAGES_PER_BLOCK
+        size = max(1, images // self.ipc)
         return [range(at, min(at + size, classes)) for at in range(0, classes, size)]
 
     def recipe(self, inputs: Mapping[str, Any], classifier: str | None = None) -> dict[str, Any]:

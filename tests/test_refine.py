@@ -142,6 +142,7 @@ def test_whole_classes_fill_a_batch_or_are_one():
 def test_only_sets_that_are_refined_say_so_and_pools_do_not_look_at_it():
     refined = replace(CONFIG, refine=RefineConfig("match", networks=3, steps=2))
     assert SetSpec(refined).name == "d3hr-moments-match3x2-t600-ipc10-seed0"
+    assert [len(part) for part in SetSpec(refined).blocks(10)] == [6, 4] and len(SetSpec(CONFIG).blocks(10)) == 1
     assert "match3x2" in SetSpec(refined).about["kind"]
     assert "refine" not in as_dict(CONFIG) and from_dict(as_dict(refined)) == refined
     pools = [SetSpec(replace(c, method="d3hr+cao2"), is_pool=True) for c in (CONFIG, refined)]
