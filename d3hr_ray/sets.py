@@ -1,7 +1,7 @@
 """Distilled sets: what each is made of, and the one place that makes its name; no code reads a name."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,8 +94,7 @@ class SetSpec:
     def blocks(self, classes: int) -> list[range]:
         """Labels 0..K-1 in runs that make about IMAGES_PER_BLOCK images: the unit of search and synthesis."""
         images = REFINED_PER_BLOCK if self.config.refines and not self.is_pool else IMAGES_PER_BLOCK
-        size = max(1, images // self.ipc)
-        return [range(at, min(at + size, classes)) for at in range(0, classes, size)]
+        return list(whole_classes(range(classes), self.ipc, images))
 
     def recipe(self, inputs: Mapping[str, Any], classifier: str | None = None) -> dict[str, Any]:
         """All that decides its bytes: the config but for what its method does not look at, and the run's inputs.
@@ -164,6 +163,12 @@ class SetSpec:
         """What a name says of refinement: match100x10 for 10 steps under each of 100 networks."""
         refine = self.config.refine
         return (f"match{refine.networks}x{refine.steps}",) if self.config.refines and not self.is_pool else ()
+
+
+def whole_classes(labels: range, ipc: int, batch: int) -> Iterator[range]:
+    """Labels in runs of as many whole classes as a batch of images has room for, or of one."""
+    size = max(1, batch // ipc)
+    return (range(at, min(at + size, labels.stop)) for at in range(labels.start, labels.stop, size))
 
 
 def sets_of(config: RunConfig) -> list[SetSpec]:

@@ -25,7 +25,7 @@ from d3hr_ray.config.method import (
     SynthesisConfig,
 )
 from d3hr_ray.config.plain import as_dict, differences, fingerprint, with_tuples
-from d3hr_ray.config.refine import Family, RefineConfig
+from d3hr_ray.config.refine import Family, RefineConfig, families_of
 from d3hr_ray.config.run import (
     D3HR_QUIRKS,
     Fidelity,
@@ -72,6 +72,7 @@ __all__ = [
     "as_dict",
     "data_config",
     "differences",
+    "families_of",
     "fingerprint",
     "flag_of",
     "from_dict",

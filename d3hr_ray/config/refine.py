@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from d3hr_ray.config.fields import REFINEMENT, check, one_of, setting
 
 Objective = Literal["none", "match"]
 Family = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]  # of augmentation: DSA's
+
+
+def families_of(digits: bool) -> tuple[Family, ...]:
+    """All of DSA's families; of digits without the flip: a mirrored digit is none."""
+    return tuple(name for name in get_args(Family) if not (digits and name == "flip"))
+
 
 _refine = partial(setting, group=REFINEMENT, methods=("d3hr", "d3hr+cao2", "gaussian"), varies=True)
 _matching = partial(_refine, needs="objective")

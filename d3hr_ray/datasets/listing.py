@@ -132,7 +132,7 @@ def list_images(
     scan = scan.set_column(1, "label", lookup.take(names.indices))
     scan = scan.filter(pc.is_valid(scan["label"]))
     if data.limit_per_class is not None:
-        scan = scan.filter(pa.array(_first(scan["label"].to_pylist(), data.limit_per_class)))
+        scan = scan.filter(pa.array(first_of_each(scan["label"].to_pylist(), data.limit_per_class)))
     _check_unique(scan["image_id"], data.uri)
     return Listing(source, scan, classes, notes)
 
@@ -161,7 +161,7 @@ def require_images(listing: Listing, count: int) -> None:
             raise ValueError(f"class {source!r} has {there} images, fewer than --ipc {count}; give {there} at most")
 
 
-def _first(labels: list[int], limit: int) -> Iterator[bool]:
+def first_of_each(labels: list[int], limit: int) -> Iterator[bool]:
     """True for the first `limit` images of each label."""
     seen: dict[int, int] = {}
     for label in labels:

@@ -6,9 +6,9 @@ DatasetCondensation's utils.py (dc, dsa), RD3 (2509.19743).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from d3hr_ray.config import Family
+from d3hr_ray.config import Family, families_of
 
 Mix = Literal["none", "cutmix", "mixup"]
 Rate = Literal["half-cosine", "cosine", "steps", "drop"]
@@ -187,8 +187,7 @@ def dsa(s: Setting) -> Protocol:
 
     ConvNet-3 on Fashion-MNIST: DSA 70.6, 84.6, 88.7 at IPC 1, 10, 50. Digits are not flipped.
     """
-    kept = tuple(name for name in get_args(Family) if not (s.digits and name == "flip"))
-    return replace(dc(s), name="dsa", epochs=1001, augment=Augment(families=kept))
+    return replace(dc(s), name="dsa", epochs=1001, augment=Augment(families=families_of(s.digits)))
 
 
 def rd3(s: Setting) -> Protocol:

@@ -88,7 +88,7 @@ def _add_features(sweep: Sweep, places: Sequence[Place]) -> None:
     wanted = dict.fromkeys(config.refine for config in sweep.configs if config.refines)
     for place in places:
         run = place.run
-        left = [refine for refine in wanted if not feature_kind(refine).is_complete(run.store)]
+        left = [refine for refine in wanted if feature_kind(refine).missing(run.store)]
         if left:
             listing = list_data(run.config, run.card)
             d3hr.check_images(run.store, listing)

@@ -1,11 +1,10 @@
 """Features of images under random ConvNets, each with one augmentation: what refinement matches."""
 
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 
-from d3hr_ray.config import Family
+from d3hr_ray.config import families_of
 from d3hr_ray.datasets.normalisation import are_digits, normalisation_of
 from d3hr_ray.models.families import siamese
 from d3hr_ray.models.students import build_student
@@ -19,7 +18,7 @@ def random_features(number: int, side: int, width: int, class_names: Sequence[st
     Both are drawn by `number` alone, and the augmentation is the same for all images (DSA's families, `alike`), so that
     real and made images are seen alike wherever they are. Classes that are digits are not mirrored.
     """
-    families = tuple(name for name in get_args(Family) if not (name == "flip" and are_digits(class_names)))
+    families = families_of(are_digits(class_names))
     seed = digest(f"random features {number}".encode()) % 2**63
     student = build_student(f"convnet-d3-w{width}", 1, side, seed, normalisation_of(class_names, grey=False))
     layers = student.get_submodule("net.features")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from d3hr_ray.config import RefineConfig, RunError
-from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.datasets.listing import Listing, first_of_each
 from d3hr_ray.datasets.look import Look
 from d3hr_ray.layout import FEATURES, shard_file
 from d3hr_ray.models.autoencoder import to_images
@@ -55,10 +55,10 @@ class FeatureKind:
         """File of a network's means."""
         return f"{self.folder}/network-{network:06d}.parquet"
 
-    def is_complete(self, store: Store) -> bool:
-        """Whether the means of all networks are there."""
-        there = set(store.list(self.folder))
-        return all(self.means(k).rpartition("/")[2] in there for k in range(self.networks))
+    def missing(self, store: Store) -> list[int]:
+        """The networks whose means are not there."""
+        there = {f"{self.folder}/{name}" for name in store.list(self.folder)}
+        return [k for k in range(self.networks) if self.means(k) not in there]
 
 
 def feature_kind(refine: RefineConfig) -> FeatureKind:
@@ -80,7 +80,8 @@ def run_features(
     store: Store, kind: FeatureKind, listing: Listing, size: int, look: Look, shard_size: int, actors: Actors
 ) -> None:
     """Make the means that are not there yet, of images of `size` pixels. Raises RunError for a class without any."""
-    if kind.is_complete(store):
+    left = kind.missing(store)
+    if not left:
         return
     entries = _first(listing.entries, kind.images)
     shards = replace(listing, entries=entries).shards(shard_size)
@@ -97,7 +98,6 @@ def run_features(
         for _ in run_units(units, steps, "features", "image", len(entries), before):
             pass
     parts, classes = [shard_file(i) for i in range(len(shards))], len(listing.classes)
-    left = [k for k in range(kind.networks) if not store.exists(kind.means(k))]
     for _ in bounded(write_means, [(k, (store, kind, parts, k, classes)) for k in left], "add features"):
         pass
     store.delete(kind.parts)
@@ -106,14 +106,7 @@ def run_features(
 def _first(entries: pa.Table, images: int) -> pa.Table:
     """The first `images` of each label, or all for 0, as ReadShard takes them."""
     entries = entries.append_column("probe", pa.array(np.zeros(len(entries), bool)))
-    if not images:
-        return entries
-    labels = entries["label"].to_numpy()
-    place = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        (rows,) = np.nonzero(labels == label)
-        place[rows] = np.arange(len(rows))
-    return entries.filter(pa.array(place < images))
+    return entries.filter(pa.array(first_of_each(entries["label"].to_pylist(), images))) if images else entries
 
 
 class FeatureShard:
@@ -191,7 +184,7 @@ def read_means(store: Store, kind: FeatureKind, network: int, labels: range) -> 
 
 def require_features(store: Store, refine: RefineConfig) -> None:
     """Raise ValueError unless a run folder has the features that refinement needs."""
-    if not feature_kind(refine).is_complete(store):
+    if feature_kind(refine).missing(store):
         raise ValueError(
             f"--refine match needs features of real images, and {store.uri} has none under {refine.networks} networks "
             f"of width {refine.width}; jobs/sweep.py --run {store.uri} --variants refine=match makes them from its data"

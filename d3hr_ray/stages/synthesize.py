@@ -5,7 +5,7 @@ of what it wrote, which is the block's done mark. A set is complete when its man
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from d3hr_ray.models.random_features import random_features
 from d3hr_ray.numerics.feature_matching import Features, match_features
 from d3hr_ray.numerics.seeds import generator
 from d3hr_ray.runtime.actors import Actors
-from d3hr_ray.sets import SetSpec
+from d3hr_ray.sets import SetSpec, whole_classes
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.features import feature_kind, read_means
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
@@ -116,9 +116,3 @@ class SynthesizeBlock(BlockActor):
             decode = self.sampler.decode_with_gradient
             moved[rows] = match_features(start, places, decode, network, order, refine.steps, refine.lr).cpu()
         return moved
-
-
-def whole_classes(labels: range, ipc: int, batch: int) -> Iterator[range]:
-    """Labels in runs of as many whole classes as a batch of images has room for, or of one."""
-    size = max(1, batch // ipc)
-    return (range(at, min(at + size, labels.stop)) for at in range(labels.start, labels.stop, size))
