@@ -295,7 +295,7 @@ def test_a_sweep_shares_what_is_upstream_and_repeats_nothing(ray_session, here, 
     config["data"]["limit_per_class"] = 12
     (tmp_path / "small.json").write_text(json.dumps({"config": config}))
     command = f"--preset {tmp_path}/small.json --run {tmp_path}/run --ipc 1 2 --timesteps 100 200 --candidates 32"
-    run(sweep, monkeypatch, f"{command} --seeds 0 1 --arch convnet-d3-w32 --at-once 1 --name first")
+    run(sweep, monkeypatch, f"{command} --seeds 0 1 --arch convnet-d3-w32 --epochs 40 --at-once 1 --name first")
     runs = tmp_path / "run" / "evaluations" / "runs"
     before = {p: p.stat().st_mtime_ns for p in runs.iterdir()}
     assert len(before) == 2 * 2 * 2

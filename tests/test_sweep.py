@@ -327,7 +327,7 @@ def test_a_killed_run_is_not_inverted_for_sets_of_noise(machine, tmp_path):
 def test_a_sweep_killed_among_its_students_resumes_to_the_same_table(digits, tmp_path, monkeypatch):
     root = Path(shutil.copytree(digits, tmp_path / "run"))
     records, table = root / "evaluations" / "runs", root / "sweeps" / "sweep" / "trials.csv"
-    axes = "--ipc 1 5 --repeats 2 --arch convnet-d3-w32 --at-once 1"  # its sets are the run's own
+    axes = "--ipc 1 5 --repeats 2 --arch convnet-d3-w32 --epochs 40 --at-once 1"  # its sets are the run's own
     command = [sys.executable, "jobs/sweep.py", "--run", str(root), *axes.split()]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(records.glob("*.json")), process, 240)

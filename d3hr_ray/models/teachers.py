@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -16,10 +17,12 @@ from torch import nn
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.classes import imagenet_wnids
 from d3hr_ray.filesystems import absolute
+from d3hr_ray.models.card import locate
 from d3hr_ray.models.students import Normalised, build_student
 from d3hr_ray.store import Store
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
+OWN = "classifier"  # folder of a model's own classifier
 HUB = "hf-hub:"  # timm's prefix of models on the Hugging Face hub
 
 
@@ -85,6 +88,12 @@ def load_teacher(name: str, target: Target) -> nn.Module:
     if "/" in name and not name.startswith(("timm/", HUB)):
         raise ValueError(f"--teacher {name}: no {CARD} in it; give a folder of `--teacher train`, or ARCH=FILE")
     return _from_timm(name, target)
+
+
+def own_classifier(model: str) -> str | None:
+    """The folder of the classifier that comes with a model, as with some embedded ones; None without one."""
+    own = Path(locate(model)) / OWN
+    return str(own) if (own / CARD).is_file() else None
 
 
 def resolve(name: str) -> str:

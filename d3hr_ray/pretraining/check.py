@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import list_images
@@ -14,6 +15,7 @@ from d3hr_ray.models.classifiers import BATCH, enough_steps, predict, train_conv
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.loading import load_networks, load_schedule
 from d3hr_ray.models.memory import keep_freed_memory
+from d3hr_ray.models.teachers import Target, load_teacher, own_classifier
 from d3hr_ray.numerics.ddim import sample
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import normal
@@ -41,22 +43,16 @@ class Quality:
 def measure(
     model: str, train: DataConfig, held_out: DataConfig, count: int = 500, seed: int = 0, tell: Tell = silent
 ) -> Quality:
-    """Check a model by `count` samples and a classifier trained on `train`; both sets must fit into memory."""
+    """Check a model by `count` samples, with its own classifier or one trained on `train`.
+
+    Both sets must fit into memory.
+    """
     keep_freed_memory()
     card = read_card(model)
     autoencoder, denoiser = load_networks(model, torch.float32, "cpu")
     pixels, labels = load_set(train, card, tell)
     held_pixels, held_labels = load_set(held_out, card, tell)
-    steps = enough_steps(len(pixels))
-    net = train_convnet(
-        pixels,
-        labels,
-        card.num_classes,
-        steps,
-        batch_size=min(BATCH, max(1, len(pixels) // LEAST_BATCHES)),
-        seed=seed,
-        told=lambda done, loss: tell(State("training a classifier", done, steps, "step", loss)),
-    )
+    net = _classifier(model, card, pixels, labels, seed, tell)
     classes = spread(count, card.num_classes)
     right = np.zeros(count, bool)
     for at, samples in draw_samples(autoencoder, denoiser, load_schedule(model, 50), torch.from_numpy(classes), seed):
@@ -70,6 +66,25 @@ def measure(
             float(right[classes == k].mean()) if (classes == k).any() else None for k in range(card.num_classes)
         ),
         latent_std=_latent_std(autoencoder, pixels, seed),
+    )
+
+
+def _classifier(
+    model: str, card: ModelCard, pixels: np.ndarray, labels: np.ndarray, seed: int, tell: Tell
+) -> nn.Module:
+    """Images [-1, 1] => logits over the model's classes: what comes with the model, else a ConvNet trained here."""
+    own = own_classifier(model)
+    if own is not None and card.class_names:
+        return load_teacher(own, Target(card.class_names, None, card.image_size)).eval()
+    steps = enough_steps(len(pixels))
+    return train_convnet(
+        pixels,
+        labels,
+        card.num_classes,
+        steps,
+        batch_size=min(BATCH, max(1, len(pixels) // LEAST_BATCHES)),
+        seed=seed,
+        told=lambda done, loss: tell(State("training a classifier", done, steps, "step", loss)),
     )
 
 

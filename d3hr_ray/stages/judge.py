@@ -4,20 +4,16 @@ Any teacher of the evaluation can judge: a timm name with weights, ARCH=FILE, a 
 that comes with the embedded models. Its classes are matched to the run's by wnid or name.
 """
 
-from pathlib import Path
-
 import pyarrow as pa
 import torch
 from torch import nn
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.filesystems import absolute
-from d3hr_ray.models.card import locate
 from d3hr_ray.models.students import Normalised
-from d3hr_ray.models.teachers import CARD, Target, load_teacher, resolve, teacher_id
+from d3hr_ray.models.teachers import CARD, Target, load_teacher, own_classifier, resolve, teacher_id
 from d3hr_ray.store import Store
 
-OWN = "classifier"  # folder of a model's own classifier
 BATCH = 256
 
 
@@ -44,16 +40,15 @@ def judge_name(config: RunConfig) -> str:
 
     Raises ValueError if none is named and the model has none of its own.
     """
-    name = config.cao2.classifier
-    if name is None:
-        own = Path(locate(config.model.name)) / OWN
-        if not (own / CARD).is_file():
-            raise ValueError(
-                f"--classifier is needed: --model {config.model.name} comes without one; give a timm name, ARCH=FILE, "
-                "or a folder that jobs/evaluate.py --teacher train made"
-            )
-        return str(own)
-    return resolve(name)
+    if config.cao2.classifier is not None:
+        return resolve(config.cao2.classifier)
+    own = own_classifier(config.model.name)
+    if own is None:
+        raise ValueError(
+            f"--classifier is needed: --model {config.model.name} comes without one; give a timm name, ARCH=FILE, "
+            "or a folder that jobs/evaluate.py --teacher train made"
+        )
+    return own
 
 
 def judge_id(config: RunConfig) -> str | None:
