@@ -58,7 +58,7 @@ def main() -> None:
         announce(f"--data is not read: --method {config.method} makes the model's classes; --classes chooses some")
     with waiting(f"loading torch and Ray, for {store.uri}"):
         from d3hr_ray.methods import d3hr
-        from d3hr_ray.report.distilled import report
+        from d3hr_ray.report.page import report
         from d3hr_ray.runtime.actors import find_actors
         from d3hr_ray.runtime.capacity import PATIENCE
         from d3hr_ray.runtime.summary import recording

@@ -27,15 +27,13 @@ def main() -> None:
     with waiting(f"loading torch and Ray, for {' '.join(flags.distilled)} -> {store.uri}"):
         # Imported late: torch and timm take seconds, and --help or a wrong flag or path should not wait for them.
         from d3hr_ray.cli.evaluate_inputs import add_baselines, make_teachers, open_all, protocols
-        from d3hr_ray.evaluation.schedule import find_workers, launch
-        from d3hr_ray.evaluation.steps import trained_already
+        from d3hr_ray.evaluation.schedule import launch, trained_already
         from d3hr_ray.evaluation.trials import rows_of
         from d3hr_ray.models.teachers import teacher_id
-        from d3hr_ray.report.cards import write_cards
-        from d3hr_ray.report.meaning import after_evaluating, meaning
+        from d3hr_ray.report.accuracy import after_evaluating, meaning, write_cards
         from d3hr_ray.report.page import report_evaluation
         from d3hr_ray.report.tables import format_summary, write_summary
-        from d3hr_ray.runtime.capacity import PATIENCE
+        from d3hr_ray.runtime.capacity import PATIENCE, find_workers
 
         with refusing():
             patience = PATIENCE if connect(flags.address) else 0

@@ -28,8 +28,7 @@ def main() -> None:
     with waiting(f"loading torch and Ray, for {store.uri}"):
         # Imported late: torch and Ray take seconds, and --help or a wrong flag or path should not wait for them.
         from d3hr_ray.cli.sweep_plan import compare, plan_sweep, trial_gpus, write_pools
-        from d3hr_ray.evaluation.schedule import tune_trials
-        from d3hr_ray.evaluation.steps import trained_already
+        from d3hr_ray.evaluation.schedule import trained_already, tune_trials
         from d3hr_ray.evaluation.trials import rows_of
         from d3hr_ray.methods.sweep import invert_all, synthesise_all
         from d3hr_ray.report.page import report_evaluation

@@ -29,10 +29,11 @@ from d3hr_ray.methods.plan import plan
 from d3hr_ray.models.geometry import DIT_XL_CARD
 from d3hr_ray.models.students import Normalised
 from d3hr_ray.numerics.grids import leading_grid
-from d3hr_ray.report.tables import chosen_table, chosen_text
+from d3hr_ray.report.tables import chosen_text
 from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.stages import candidates, choose, judge
 from d3hr_ray.stages.blocks import BlockJob
+from d3hr_ray.stages.choose import chosen_table
 from d3hr_ray.stages.search import Block, search_range, write_block, write_noise
 from d3hr_ray.stages.synthesize import SynthesizeBlock
 from d3hr_ray.store import Store

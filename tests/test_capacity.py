@@ -3,11 +3,10 @@
 import pytest
 import ray
 
-from d3hr_ray.evaluation.schedule import find_workers
 from d3hr_ray.pretraining.launch import find_gpus
 from d3hr_ray.runtime import capacity
 from d3hr_ray.runtime.actors import GROWING, find_actors
-from d3hr_ray.runtime.capacity import Ask, claim, room
+from d3hr_ray.runtime.capacity import Ask, claim, find_workers, room
 
 HEAD = {"CPU": 0.0, "memory": 1e9}
 GPU_NODE = {"CPU": 16.0, "GPU": 1.0}

@@ -28,9 +28,9 @@ from d3hr_ray.evaluation.ranking import (
     summarise,
 )
 from d3hr_ray.evaluation.sets import DistilledSet, _names, find_sets, image_side, load_set
-from d3hr_ray.evaluation.testing import evaluate, preflight
 from d3hr_ray.evaluation.training import train_student
 from d3hr_ray.evaluation.trials import SCHEMA, make_trial, records, rows_of, run_trial
+from d3hr_ray.models.classifiers import evaluate, preflight
 from d3hr_ray.models.teachers import (
     Ensemble,
     Target,
@@ -40,8 +40,7 @@ from d3hr_ray.models.teachers import (
     teacher_id,
 )
 from d3hr_ray.report.accuracy import accuracy_table
-from d3hr_ray.report.names import disambiguate_sets
-from d3hr_ray.report.tables import format_summary
+from d3hr_ray.report.tables import disambiguate_sets, format_summary
 from d3hr_ray.runtime.objects import lend
 from d3hr_ray.sets import about_of, sets_of, without_axes
 from d3hr_ray.store import Store

@@ -31,11 +31,12 @@ from d3hr_ray.datasets.images import Images, nbytes
 from d3hr_ray.evaluation.baselines import baseline_sets, full_set, read_full
 from d3hr_ray.evaluation.comparison import list_real, open_comparison, with_sets
 from d3hr_ray.evaluation.protocols import Recipe
-from d3hr_ray.evaluation.schedule import Workers, launch, tune_trials
+from d3hr_ray.evaluation.schedule import launch, tune_trials
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, rows_of
 from d3hr_ray.models.teachers import Target
 from d3hr_ray.report.tables import write_sweep
+from d3hr_ray.runtime.capacity import Workers
 from d3hr_ray.runtime.objects import Shelf
 from d3hr_ray.store import Store
 from jobs import distill, evaluate, sweep

@@ -21,10 +21,9 @@ from d3hr_ray.evaluation.protocols import Overrides, Recipe
 from d3hr_ray.evaluation.ranking import summarise
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, load_set
 from d3hr_ray.evaluation.trials import rows_of, run_trial
-from d3hr_ray.report.cards import write_card, write_cards
-from d3hr_ray.report.meaning import meaning
+from d3hr_ray.report.accuracy import meaning, write_card, write_cards
 from d3hr_ray.report.page import report_evaluation, write_page
-from d3hr_ray.report.shots import CELLS, grid, keep_reals, real_shots, shown_sets
+from d3hr_ray.report.sheets import CELLS, grid, keep_reals, real_shots, shown_sets
 from d3hr_ray.sets import sets_of
 from d3hr_ray.stages.card import Origin
 from d3hr_ray.stages.publish import run_publish

@@ -13,7 +13,6 @@ from conftest import encode
 from pyarrow import csv as pacsv
 
 from d3hr_ray.config import CaO2Config, DataConfig, ModelConfig, RunConfig, SearchConfig, SynthesisConfig
-from d3hr_ray.evaluation.latents import moment_scores
 from d3hr_ray.evaluation.ranking import Accuracy, rank_correlations, read_accuracy
 from d3hr_ray.evaluation.scores import COLUMNS, Measured, Scoring, feature_scores, measure
 from d3hr_ray.evaluation.sets import find_sets, image_side, load_set
@@ -26,6 +25,7 @@ from d3hr_ray.sets import sets_of, spec_of
 from d3hr_ray.stages.card import Origin
 from d3hr_ray.stages.images import IMAGE_SCHEMA
 from d3hr_ray.stages.judge import Judge, load_judge
+from d3hr_ray.stages.measures import moment_scores
 from d3hr_ray.stages.publish import run_publish
 from d3hr_ray.stages.search import subset_table
 from d3hr_ray.store import Store

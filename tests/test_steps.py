@@ -8,8 +8,8 @@ import time
 import pytest
 from stripes import hard, stripes
 
+from d3hr_ray.evaluation.schedule import count_steps, counting_steps, trained_already
 from d3hr_ray.evaluation.sets import DistilledSet
-from d3hr_ray.evaluation.steps import count_steps, counting_steps, trained_already
 from d3hr_ray.evaluation.training import State
 from d3hr_ray.evaluation.trials import Saver, make_trial
 from d3hr_ray.runtime import console, progress

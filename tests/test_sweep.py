@@ -28,6 +28,7 @@ from d3hr_ray.cli.sweep_plan import check_settings, plan_sweep, trial_gpus, writ
 from d3hr_ray.cli.variants import vary
 from d3hr_ray.config import RunConfig, as_dict
 from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.evaluation.ranking import AXES, best_cell, preset_of
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, rows_of, run_trial
 from d3hr_ray.methods import d3hr, many
@@ -35,7 +36,6 @@ from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.inputs import list_data, read_model
 from d3hr_ray.methods.many import with_pools
 from d3hr_ray.methods.sweep import Sweep, invert_all, synthesise_all
-from d3hr_ray.report.tables import AXES, _preset, best_cell
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec, sets_of, without_axes
 from d3hr_ray.store import Store
@@ -176,7 +176,7 @@ CAO2 = "method=cao2 fidelity=official mend=fill optimise=3"
 def test_the_best_setting_is_a_preset_of_all_that_made_it(text):
     (config,) = configs(variants=(text,), seeds=(3,), ipc=(2, 5))
     (spec,) = [s for s in sets_of(config) if s.ipc == 5]
-    preset = _preset(BASE, {"timestep": spec.timestep, "ipc": 5}, without_axes(spec.recipe({})["config"]))
+    preset = preset_of(BASE, {"timestep": spec.timestep, "ipc": 5}, without_axes(spec.recipe({})["config"]))
     assert preset == replace(config, seed=0, search=replace(config.search, ipc=(5,)))
 
 

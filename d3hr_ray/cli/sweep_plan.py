@@ -12,19 +12,19 @@ from d3hr_ray.cli.sweep_checks import base_of
 from d3hr_ray.cli.sweep_flags import SweepFlags, kept
 from d3hr_ray.evaluation.comparison import Comparison, open_comparison
 from d3hr_ray.evaluation.protocols import Overrides, Recipe, Setting
-from d3hr_ray.evaluation.schedule import Workers
 from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.layout import sweep_folder
 from d3hr_ray.methods.inputs import read_model
 from d3hr_ray.methods.sweep import Sweep
 from d3hr_ray.models.students import build_on_meta
 from d3hr_ray.models.teachers import resolve, teacher_id
-from d3hr_ray.report.tables import pools_table, pools_text
+from d3hr_ray.report.tables import pools_text
 from d3hr_ray.runs import stored_config
 from d3hr_ray.runtime.actors import Actors, find_actors
-from d3hr_ray.runtime.capacity import Ask, claim
+from d3hr_ray.runtime.capacity import Ask, Workers, claim
 from d3hr_ray.runtime.console import announce, tell
 from d3hr_ray.sets import SetSpec
+from d3hr_ray.stages.choose import pools_table
 from d3hr_ray.store import Store
 
 

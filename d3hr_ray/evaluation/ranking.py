@@ -1,4 +1,4 @@
-"""Rows of results compared: means with intervals, DD-Ranking's scores, rank correlations.
+"""Rows of results compared: means with intervals, DD-Ranking's scores, rank correlations, the best setting.
 
 DD-Ranking (arXiv 2505.13300): what a set gains over random images and loses to real ones, in [0, 1]. Accuracies enter
 as fractions. The published package enters percentages into the exponentials, which then saturate (at b8b09664); its
@@ -7,15 +7,19 @@ numbers do not compare with these.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import e, exp, sqrt
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from scipy.special import stdtrit
 
+from d3hr_ray.config import RunConfig
+from d3hr_ray.evaluation.trials import SCHEMA
 from d3hr_ray.layout import RESULTS
 from d3hr_ray.runs import base_of
+from d3hr_ray.sets import spec_of, with_axes
 from d3hr_ray.store import Store
 
 CELL = (
@@ -26,6 +30,11 @@ LEAST_SETS = 3  # for an interval: Student's t makes 12.7 times the standard err
 WEIGHT = 0.5  # of the label term against the hard-label term, and of augmented against plain; the package's default
 KIND = ("set", "fidelity", "inversion_guidance", "guidance", "settings")  # what no two means share
 RANKED = (*KIND, "ipc", "arch", "protocol")  # of one evaluation: its flags settle the rest
+SETTING = (
+    "method", "search", "candidates", "components", "rank", "timestep", "inversion_guidance", "guidance", "fidelity",
+    "settings",
+)  # fmt: skip
+AXES = (*SETTING, "ipc", "arch", "protocol", "protocol_version", "lr", "teacher")
 
 
 @dataclass(frozen=True)
@@ -217,3 +226,37 @@ def read_accuracy(
     among = sorted(alike for alike in found if data in (None, alike[0]))
     chosen = max(among, key=lambda alike: len(found[alike]))
     return Accuracy({key: float(np.mean(values)) for key, values in found[chosen].items()}, *chosen)
+
+
+def all_trials(rows: Sequence[dict[str, Any]], stopped: Sequence[dict[str, Any]]) -> pa.Table:
+    """A row per trial, `state` finished or stopped; a stopped one's `top1_last` is that after its `epoch`."""
+    fields = [f for f in SCHEMA if f.name not in ("per_class", "config")]  # settings.json has the configs
+    schema = pa.schema([*fields, pa.field("state", pa.string()), pa.field("epoch", pa.int32())])
+    every = [r | {"state": "finished"} for r in rows] + [r | {"state": "stopped"} for r in stopped]
+    return pa.Table.from_pylist(every, schema)
+
+
+def best_cell(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The distillation setting with the highest mean over IPCs, students and protocols, as its best single cell."""
+    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for cell in _tuned(cells):
+        settings.setdefault(tuple(cell[axis] for axis in SETTING), []).append(cell)
+    most = max(map(len, settings.values()))
+    whole = [members for members in settings.values() if len(members) == most]
+    return max(whole, key=lambda members: sum(m["top1_last"] for m in members) / len(members))[0]
+
+
+def _tuned(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the training hyperparameters that were tried on a cell only the best: a set is worth what it can train."""
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for cell in cells:
+        place = tuple(cell[axis] for axis in (*SETTING, "ipc", "arch", "protocol"))
+        best[place] = max(best.get(place, cell), cell, key=lambda c: c["top1_last"])
+    return list(best.values())
+
+
+def preset_of(base: RunConfig, cell: Mapping[str, Any], plain: Mapping[str, Any]) -> RunConfig:
+    """The config of a cell's sets as a preset: its timestep and IPC, and the data and seed of the base."""
+    made = spec_of(with_axes(plain, cell["timestep"], cell["ipc"], base.seed)).config
+    timesteps = base.inversion.timesteps if cell["timestep"] is None else made.inversion.timesteps
+    return replace(made, data=base.data, inversion=replace(made.inversion, timesteps=timesteps))

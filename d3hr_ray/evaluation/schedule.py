@@ -6,8 +6,8 @@ checkpoints are not used: a crash within its controller's polling interval loses
 
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -23,39 +23,19 @@ from torch import nn
 
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.images import Images, Loadable
-from d3hr_ray.evaluation.steps import counting_steps
-from d3hr_ray.evaluation.testing import preflight
-from d3hr_ray.evaluation.training import Share
-from d3hr_ray.evaluation.trials import LOOKS, SCRATCH, Trial, run_trial, stopped_rows, untrained
-from d3hr_ray.layout import stopped_folder
+from d3hr_ray.evaluation.training import Share, epochs, steps_per_epoch
+from d3hr_ray.evaluation.trials import LOOKS, SCRATCH, Trial, note_seconds, run_trial, stopped_rows, untrained
+from d3hr_ray.layout import RECORDS, stopped_folder
+from d3hr_ray.models.classifiers import preflight
 from d3hr_ray.models.teachers import Target, load_teachers
-from d3hr_ray.runtime.capacity import Ask, claim, warn_while_unschedulable
+from d3hr_ray.runtime.capacity import Workers, warn_while_unschedulable
 from d3hr_ray.runtime.failures import failure
 from d3hr_ray.runtime.objects import lend
+from d3hr_ray.runtime.progress import counting
 from d3hr_ray.runtime.tasks import fetch
 from d3hr_ray.store import Store
 
 Scheduler = Literal["grid", "asha"]
-
-
-@dataclass(frozen=True)
-class Workers:
-    """`count` Ray Train workers (0: this process) with a share of a GPU each; `per_student` of them share a student."""
-
-    count: int
-    gpus: float = 0.0
-    per_student: int = 1
-
-    def __post_init__(self) -> None:
-        if self.count < 0 or self.per_student < 1 or (self.count or 1) % self.per_student:
-            raise ValueError(
-                f"--workers-per-student {self.per_student} does not divide --workers {self.count}; give a divisor"
-            )
-        if self.per_student > 1 and 0 < self.gpus < 1:
-            raise ValueError(
-                f"--workers-per-student {self.per_student} needs a whole GPU for each of them, and --gpus-per-worker "
-                f"{self.gpus:g} puts several on one, which NCCL refuses; give --gpus-per-worker 1"
-            )
 
 
 @dataclass(frozen=True)
@@ -77,19 +57,6 @@ class Work:
         """`run_trial` of one of them, `how` being its other arguments."""
         top1 = self.teacher_top1.get(trial.teachers)
         return run_trial(self.store, trial, self.take(trial.set_key), test, teacher, top1, device, **how)
-
-
-def find_workers(count: int | None, gpus: float | None, per_student: int, patience: float = 0.0) -> Workers:
-    """--workers as asked, or one per GPU, or per CPU where there is none; from nothing, as many as share a student.
-
-    A cluster's autoscaler has `patience` seconds to begin adding nodes. Raises ValueError for more than fit.
-    """
-    if count == 0:
-        if gpus:
-            raise ValueError(f"--gpus-per-worker {gpus:g} is idle: --workers 0 trains in this process; leave one out")
-        return Workers(0, 0.0, per_student)
-    share, there = claim(Ask(count, gpus, "--workers", "--gpus-per-worker", least=per_student), patience)
-    return Workers(count or max(per_student, there - there % per_student), share, per_student)
 
 
 def launch(
@@ -280,3 +247,50 @@ def check_teachers(names: tuple[str, ...], target: Target, test: Loadable, worke
     with warn_while_unschedulable(title, workers.gpus):
         top1: float = fetch(task.remote(test), title)
     return top1
+
+
+def counting_steps(store: Store, trials: Iterable[Trial], title: str) -> AbstractContextManager[None]:
+    """A progress bar of the steps of all students, with how many of these are trained, wherever they are."""
+    wanted = {t.key: t for t in trials}
+    total = sum(_epochs(t) * _steps(t) for t in wanted.values())
+
+    def count() -> tuple[int, str]:
+        return count_steps(store, wanted)
+
+    return counting(count, total, title, "step", note_seconds(store))
+
+
+def count_steps(store: Store, wanted: dict[str, Trial]) -> tuple[int, str]:
+    """Steps that are done, and in words how many of the students are: by their records, and notes of the others."""
+    recorded, noted = ({n.removesuffix(".json") for n in store.list(folder)} for folder in (RECORDS, SCRATCH))
+    trained = wanted.keys() & recorded
+    steps = sum(_epochs(wanted[key]) * _steps(wanted[key]) for key in trained)
+    steps += sum(_noted(store, wanted[key]) * _steps(wanted[key]) for key in (wanted.keys() & noted) - trained)
+    return steps, f"{len(trained)} of {len(wanted)} students done"
+
+
+def trained_already(store: Store, trials: Sequence[Trial]) -> str:
+    """ ", all trained already" or ", 3 of them trained already", to be said after their number."""
+    wanted = {t.key for t in trials}
+    there = len(wanted) - len(untrained(store, trials))
+    if not there:
+        return ""
+    return f", {'all' if there == len(wanted) else f'{there} of them'} trained already"
+
+
+def _noted(store: Store, trial: Trial) -> int:
+    """Epochs that a student in training has done; none if it has ended since its note was listed."""
+    try:
+        return int(store.read_json(trial.note)["epochs"])
+    except FileNotFoundError:
+        return 0
+
+
+def _epochs(trial: Trial) -> int:
+    return epochs(trial.protocol, dict(trial.about)["images"])
+
+
+def _steps(trial: Trial) -> int:
+    """Of an epoch."""
+    images = dict(trial.about)["images"]
+    return steps_per_epoch(images, min(images, trial.protocol.batch_size))

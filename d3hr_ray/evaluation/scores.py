@@ -14,7 +14,6 @@ from torch import nn
 
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.comparison import list_real, look_beside
-from d3hr_ray.evaluation.latents import moment_scores
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, image_side, load_set
 from d3hr_ray.layout import CLASSES, MANIFEST, run_at
 from d3hr_ray.models.autoencoder import Autoencoder, to_images, to_pixels
@@ -27,6 +26,7 @@ from d3hr_ray.runtime.progress import progress
 from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.sets import SetSpec, spec_of
 from d3hr_ray.stages.judge import Judge, judge_name, load_classifier
+from d3hr_ray.stages.measures import moment_scores
 from d3hr_ray.stages.networks import open_model, open_networks
 from d3hr_ray.store import Store
 

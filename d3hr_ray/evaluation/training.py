@@ -17,7 +17,7 @@ from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.normalisation import IMAGENET, Normalisation, is_grey, normalisation_of
 from d3hr_ray.evaluation.augment import augment, mix
 from d3hr_ray.evaluation.protocols import Protocol
-from d3hr_ray.evaluation.testing import Score, evaluate
+from d3hr_ray.models.classifiers import Score, evaluate
 from d3hr_ray.models.families import siamese
 from d3hr_ray.models.memory import keep_freed_memory
 from d3hr_ray.models.students import build_on_meta, build_student

@@ -1,17 +1,80 @@
-"""The page's accuracies: what they say in a sentence, the table, and plots."""
+"""Accuracies as they are shown: in a sentence, in the page's table and plots, on the cards of sets; what to do next."""
 
+import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
 from d3hr_ray.datasets.source import data_name
-from d3hr_ray.evaluation.ranking import accuracy_of, summarise
-from d3hr_ray.layout import REPORT
+from d3hr_ray.evaluation.baselines import DRAWN
+from d3hr_ray.evaluation.ranking import LEAST_SETS, accuracy_of, summarise
+from d3hr_ray.evaluation.sets import DistilledSet, Made
+from d3hr_ray.evaluation.trials import records
+from d3hr_ray.layout import CARD, GAUSSIANS, MANIFEST, METADATA, REPORT
 from d3hr_ray.report import plots
-from d3hr_ray.report.html import figure
-from d3hr_ray.report.meaning import meaning
-from d3hr_ray.report.names import label_of
+from d3hr_ray.report.sheets import figure
+from d3hr_ray.report.tables import in_order, label_of
+from d3hr_ray.stages.card import PREVIEW, arguments, card_text
+from d3hr_ray.stages.publish import looks_of
 from d3hr_ray.store import Store
+
+MORE_IPC = (20, 50)
+
+
+def meaning(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows of one test set => a sentence per student, protocol and IPC: the best set beside random real images."""
+    lines = []
+    named = [row | {"set": label_of(row)} for row in rows if row["method"] != "real-full"]
+    for arch, protocol, ipc in sorted({(r["arch"], r["protocol"], r["ipc"]) for r in named}):
+        here = [r for r in named if (r["arch"], r["protocol"], r["ipc"]) == (arch, protocol, ipc)]
+        cells = sorted(summarise(here, ("set", "method", "settings", "timestep")), key=lambda c: -c["top1_last"])
+        made = next((c for c in cells if c["method"] not in DRAWN), None)
+        real = next((c for c in cells if c["method"] == "real-random"), None)
+        if made:
+            images = "1 image" if ipc == 1 else f"{ipc} images"
+            beside = f"; on as many random real images {accuracy_of(real)} %: {_difference(made, real)}" if real else ""
+            trained = f"{arch} (protocol {protocol}) trained on {images} per class of {made['set']}"
+            lines.append(f"{trained} reaches {accuracy_of(made)} %{beside}.")
+    return lines
+
+
+def _difference(made: dict[str, Any], real: dict[str, Any]) -> str:
+    """How much better the made ones are, and whether that is more than chance where there is enough to tell."""
+    points = 100 * (made["top1_last"] - real["top1_last"])
+    text = f"{abs(points):.1f} points {'more' if points >= 0 else 'less'}"
+    apart = made["top1_last_low"] > real["top1_last_high"] or made["top1_last_high"] < real["top1_last_low"]
+    if min(made["n"], real["n"]) < LEAST_SETS:
+        return text
+    return text if apart else f"{text}, within their intervals"
+
+
+def evaluating(folder: str, data_format: str) -> str:
+    """The command that evaluates the sets of a run folder, whose images are of this format."""
+    test = "" if data_format in ("digits", "idx") else " --data TEST_IMAGES"  # those know their own
+    return f"python jobs/evaluate.py --distilled {folder}{test}"
+
+
+def resizing(folder: str) -> str:
+    """The command that makes sets of other sizes of a run folder's Gaussians."""
+    return f"python jobs/distill.py --from-gaussians {folder} --ipc {' '.join(map(str, MORE_IPC))} --out NEW"
+
+
+def after_distilling(store: Store, data_format: str) -> str:
+    """What to type next, for a terminal."""
+    return f"next: {evaluating(shown(store), data_format)}"
+
+
+def after_evaluating(store: Store) -> list[str]:
+    """What to type next, for a terminal; nothing where nothing is known to follow."""
+    return [f"next, other sizes: {resizing(shown(store))}"] if store.list(GAUSSIANS) else []
+
+
+def shown(store: Store) -> str:
+    """A folder as people here would type it: relative where it lies below the working folder."""
+    if "://" in store.uri:
+        return store.uri
+    below = os.path.relpath(store.uri)
+    return store.uri if below.startswith("..") else below
 
 
 def accuracy_sections(store: Store, rows: list[dict[str, Any]], classes: list[str]) -> Iterator[str]:
@@ -84,3 +147,50 @@ def _cell(cell: dict[str, Any] | None, best: float) -> str:
         return "<td></td>"
     strong = ' class="best"' if cell["top1_last"] >= best else ""
     return f'<td{strong} title="n = {cell["n"]}">{accuracy_of(cell)}</td>'
+
+
+CELL = ("data", "arch", "protocol", "protocol_version", "teacher", "ipc")
+
+
+def write_card(own: Store, rows: Sequence[dict[str, Any]], preview: bytes | None = None) -> None:
+    """A set's README.md anew, in its folder `own`: with the accuracies of `rows` that are its, and with a picture."""
+    manifest, images = own.read_json(MANIFEST), own.read_table(METADATA)
+    if preview is not None:
+        own.write_bytes(PREVIEW, preview)
+    measured = [row for row in rows if row["set_hash"] == manifest["set_hash"]]
+    cells = in_order(summarise(measured, CELL))
+    own.write_bytes(CARD, card_text(manifest, looks_of(own, images), list(_lines(cells)), _how(cells)).encode())
+
+
+def write_cards(store: Store, sets: Sequence[DistilledSet]) -> None:
+    """The cards of those of `sets` that lie in a run folder, with all accuracies in its records."""
+    rows = records(store)
+    for found in sets:
+        if isinstance(found.images, Made) and found.images.store.uri.startswith(f"{store.uri}/"):
+            write_card(found.images.store, rows)
+
+
+def _lines(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A Markdown table of a set's own accuracies."""
+    if not cells:
+        return
+    yield "Students trained on this set alone, tested on real images; last-epoch top-1 in percent, mean ± 95 % interval"
+    yield f"over students (of fewer than {LEAST_SETS}: all values)."
+    yield ""
+    yield "| tested on | student | protocol, version | teacher | students | top-1 |"
+    yield "|---|---|---|---|---|---|"
+    for c in cells:
+        how = f"{c['arch']} | {c['protocol']}, {c['protocol_version']} | {c['teacher'] or 'none'}"
+        yield f"| {data_name(str(c['data']))} | {how} | {c['students']} | {accuracy_of(c)} |"
+
+
+def _how(cells: Sequence[dict[str, Any]]) -> str:
+    """Arguments of d3hr_ray.train_student that train as the first cell of hard labels and no further flags."""
+    for cell in cells:
+        version, _, changes = cell["protocol_version"].partition("+")
+        name, _, value = changes.partition("=")
+        if cell["teacher"] is None and (not changes or (name == "epochs" and value.isdecimal())):
+            own = {"arch": cell["arch"], "protocol": cell["protocol"]}
+            own |= {"glyphs": True} if "-glyphs" in version else {}
+            return arguments(**own, **({"epochs": int(value)} if changes else {}))
+    return ""

@@ -1,28 +1,75 @@
-"""report/index.html: one page that holds everything, images embedded, readable on a phone, no script and no network."""
+"""report/index.html: one page that holds everything, images embedded, readable on a phone, no script and no network.
+
+A distill run, an evaluation and a sweep write it, with the CSVs and plots beside it.
+"""
 
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from d3hr_ray.datasets.images import Loadable
+from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.datasets.look import Seen, look_of
 from d3hr_ray.datasets.source import data_name
 from d3hr_ray.evaluation.ranking import ranking
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import records
-from d3hr_ray.layout import CARD, CLASSES, DISTILLED, EVALUATIONS, GAUSSIANS, MANIFEST, REALS, REPORT, RESULTS, RUN
-from d3hr_ray.report.accuracy import accuracy_sections
-from d3hr_ray.report.html import document, figure, link, table
-from d3hr_ray.report.meaning import evaluating, resizing
-from d3hr_ray.report.names import METHODS, disambiguate, disambiguate_sets
-from d3hr_ray.report.sheets import SHEETS, sheet_of, write_sheets
-from d3hr_ray.report.shots import SHOWN, grid, real_shots, set_shots, shown_sets
-from d3hr_ray.report.tables import format_ranking, matching_rows
+from d3hr_ray.layout import (
+    CARD,
+    CLASSES,
+    DISTILLED,
+    EVALUATIONS,
+    GAUSSIANS,
+    MANIFEST,
+    METADATA,
+    PROBES,
+    REALS,
+    REJECTED,
+    REPORT,
+    RESULTS,
+    RUN,
+    finished,
+    set_folder,
+)
+from d3hr_ray.methods.d3hr import Run
+from d3hr_ray.report.accuracy import accuracy_sections, after_distilling, evaluating, resizing, write_card
+from d3hr_ray.report.plots import normality_figure, tsne_figure
+from d3hr_ray.report.sheets import (
+    TESTED,
+    contact_sheet,
+    document,
+    figure,
+    images_section,
+    keep_reals,
+    link,
+    sheet_of,
+    sheets_section,
+    table,
+    write_sheets,
+)
+from d3hr_ray.report.tables import (
+    chosen_text,
+    disambiguate,
+    disambiguate_sets,
+    format_ranking,
+    matching_rows,
+    matching_text,
+)
+from d3hr_ray.runs import close_run
+from d3hr_ray.runtime.summary import format_summary, summary
+from d3hr_ray.sets import sets_of
+from d3hr_ray.stages.choose import chosen_table
+from d3hr_ray.stages.measures import MIN_IMAGES, matching_table, normality_table, probe_latents
 from d3hr_ray.store import Store
 
 PAGE = f"{REPORT}/index.html"
-TESTED = f"{REPORT}/real.png"  # real test images, where no training images were kept
+METHODS = {
+    "d3hr": "D3HR", "cao2": "CaO2", "d3hr+cao2": "D3HR and CaO2", "gaussian": "a random draw of the Gaussians",
+    "dit": "plain sampling", "random": "a random choice of real images",
+}  # fmt: skip
 NORMALITY = {
     "normality.png": "How far latent dimensions are from normal, before and after inversion.",
     "tsne.png": "t-SNE of one class, before and after inversion (the paper's Figure 1).",
@@ -68,7 +115,7 @@ def write_page(store: Store) -> str:
     title = _title(run, rows)
     body = [f"<h1>{escape(title)}</h1>", *_lead(run, len(classes))]
     body += [*accuracy_sections(store, rows, classes), *_next(store, run, bool(rows))]
-    body += [*_images(store, run, classes), *_sheets(store), *_matching(store, run), *_normality(store)]
+    body += [*images_section(store, run, classes), *sheets_section(store), *_matching(store, run), *_normality(store)]
     body += [*_files(store, run), *_facts(run, rows)]
     store.write_bytes(PAGE, document(f"{title}: d3hr_ray report", body))
     return f"{store.uri}/{PAGE}"
@@ -103,35 +150,6 @@ def _next(store: Store, run: dict[str, Any] | None, evaluated: bool) -> Iterator
     else:
         return
     yield f'<pre>{escape(command)}</pre><p class="note">RUN is the folder that this report/ lies in.</p>'
-
-
-def _images(store: Store, run: dict[str, Any] | None, classes: Sequence[str]) -> Iterator[str]:
-    """Real images beside those of a few of the run's sets, class by class."""
-    names = [n for n in store.at(DISTILLED).folders() if store.exists(f"{DISTILLED}/{n}/{MANIFEST}")] if run else []
-    if not names:
-        return
-    found = {name: set_shots(store, name) for name in names}
-    shown = shown_sets({name: ipc for name, (ipc, _) in found.items()})
-    reals = real_shots(store)
-    yield "<h2>Images</h2>"
-    beside = "Left: real images of the training data, not distilled ones. " if reals else ""
-    yield f"<p>{beside}Each row is a class{f': the first {SHOWN} are shown' if len(classes) > SHOWN else ''}.</p>"
-    columns = [("real", reals)] * bool(reals) + [(f"IPC {found[name][0]}", found[name][1]) for name in shown]
-    yield from grid(columns, classes)
-
-
-def _sheets(store: Store) -> Iterator[str]:
-    """Contact sheets of what was evaluated last, two and two, the best first; those of the run itself are above."""
-    captions = {}
-    if store.exists(f"{SHEETS}/names.json"):
-        captions = {f"{SHEETS}/{file}": name for file, name in store.read_json(f"{SHEETS}/names.json").items()}
-    if captions:
-        yield "<h2>Images of what was compared</h2>"
-    if store.exists(TESTED):
-        captions = {TESTED: "real images: the first of each class in the test set"} | captions
-    sheets = [figure(store.read_bytes(file), caption) for file, caption in captions.items()]
-    for at in range(0, len(sheets), 2):
-        yield f'<div class="pair">{"".join(sheets[at : at + 2])}</div>'
 
 
 def _matching(store: Store, run: dict[str, Any] | None) -> Iterator[str]:
@@ -193,3 +211,74 @@ def _facts(run: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> Iterat
         facts += [("students trained", len(rows)), ("teachers", ", ".join(teachers) or "none")]
         facts += [("tested on", ", ".join(sorted({str(r.get("data")) for r in rows})))]
     yield f"<h2>How it was made</h2>{table((), facts, 'facts')}"
+
+
+def report(run: Run, listing: Listing | None, show_reals: bool = True) -> str:
+    """Write report/, close the run, and return the summary as text.
+
+    Real images are read from the `listing`, or are those of the run whose Gaussians this one has, if they may be shown.
+    """
+    _write_reals(run, listing, show_reals)
+    names = run.classes["name"].to_pylist()
+    rejected = _rejected_per_class(run.store, len(names))
+    if run.store.exists(PROBES) and not run.store.exists(f"{REPORT}/normality.csv"):
+        _write_normality(run, names)
+    lines, sets, rows = [], {}, records(run.store)
+    for spec in sets_of(run.config):
+        folder = set_folder(spec)
+        images = run.store.read_table(f"{folder}/{METADATA}")
+        sheet = contact_sheet(run.store, spec, images)
+        run.store.write_bytes(f"{REPORT}/{spec.name}.png", sheet)
+        write_card(run.store.at(folder), rows, sheet)
+        lines += ["", f"{spec.name}: {len(images)} images in {run.store.uri}/{folder}"]
+        if run.config.has_pool:
+            chosen = chosen_table(run.store, spec, names)
+            run.store.write_csv(f"{REPORT}/chosen-{spec.name}.csv", chosen)
+            lines.append(chosen_text(chosen))
+        if spec.timestep is not None and not spec.is_clean:
+            table = matching_table(run.store, spec, rejected, names)
+            run.store.write_csv(f"{REPORT}/matching-{spec.name}.csv", table)
+            lines.append(matching_text(table))
+        lines.append(f"contact sheet: {run.store.uri}/{REPORT}/{spec.name}.png")
+        sets[spec.name] = run.store.read_json(f"{folder}/{MANIFEST}")["set_hash"]
+    recorded = run.store.read_json(RUN).get("sets", {})
+    done = finished(run.store).values()
+    counts = {key: sum(c[key] for c in done) for key in ("accepted", "rejected")} if done else None
+    seen = Seen.total(done)
+    lines += ["", *met] if (met := seen.describe(look_of(run.config.fidelity))) else []
+    stages = summary()
+    lines += ["", format_summary(stages)] if stages else []
+    costs = {"stages": stages} if stages else {}
+    facts = {"counts": counts, "seen": seen.plain() if done else None, "real_images": show_reals}
+    close_run(run.store, facts | {"sets": recorded | sets} | costs)
+    lines.append(f"report: {write_page(run.store)}")
+    lines.append(after_distilling(run.store, run.config.data.format))
+    return "\n".join(lines)
+
+
+def _write_reals(run: Run, listing: Listing | None, show: bool) -> None:
+    if not show:
+        run.store.delete(REALS)
+    elif listing is not None and len(listing):
+        keep_reals(run.store, run.config, listing, run.config.synthesis.image_size or run.card.image_size)
+    elif run.latents != run.store and run.latents.exists(REALS):
+        run.store.write_bytes(REALS, run.latents.read_bytes(REALS))
+
+
+def _rejected_per_class(store: Store, classes: int) -> list[int]:
+    if not store.list(REJECTED):
+        return [0] * classes
+    labels = store.read_table(REJECTED, columns=["label"])["label"].to_numpy()
+    return [int(c) for c in np.bincount(labels, minlength=classes)]
+
+
+def _write_normality(run: Run, names: list[str]) -> None:
+    labels, states = probe_latents(run.store, run.config.inversion.timesteps)
+    table = normality_table(labels, states, names)
+    if len(table):
+        run.store.write_bytes(f"{REPORT}/normality.png", normality_figure(table))
+        first = int(labels[0])
+        if (labels == first).sum() >= MIN_IMAGES:
+            figure = tsne_figure(labels, states, first, names[first], run.config.seed)
+            run.store.write_bytes(f"{REPORT}/tsne.png", figure)
+        run.store.write_csv(f"{REPORT}/normality.csv", table)

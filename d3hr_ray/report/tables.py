@@ -1,38 +1,132 @@
-"""Tables, as text and CSV: accuracies, DD-Ranking's scores, scores without training, sweeps, CaO2's pools, matching."""
+"""Tables, as text and CSV: accuracies, DD-Ranking's scores, scores without training, sweeps, CaO2's pools, matching.
+
+And what they call a set: its name, and where several settings share one, what they differ in.
+"""
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from math import isnan
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from d3hr_ray.config import RunConfig, as_dict
-from d3hr_ray.evaluation.ranking import LEAST_SETS, Accuracy, accuracy_of, correlate, summarise
+from d3hr_ray.config import RunConfig, as_dict, settings_of
+from d3hr_ray.evaluation.ranking import (
+    AXES,
+    LEAST_SETS,
+    SETTING,
+    Accuracy,
+    accuracy_of,
+    all_trials,
+    best_cell,
+    correlate,
+    preset_of,
+    summarise,
+)
 from d3hr_ray.evaluation.scores import COLUMNS
-from d3hr_ray.evaluation.trials import SCHEMA
-from d3hr_ray.layout import EVALUATIONS, REPORT, run_at, sweep_folder
-from d3hr_ray.report.names import disambiguate, disambiguate_sets, name_of
+from d3hr_ray.layout import EVALUATIONS, REPORT, sweep_folder
 from d3hr_ray.runs import base_of
-from d3hr_ray.sets import SetSpec, spec_of, with_axes
-from d3hr_ray.stages.choose import read_choices
+from d3hr_ray.stages.choose import COUNTS
 from d3hr_ray.store import Store
+
+# Of a config's field, the flag of jobs/distill.py that sets it; fields without one are called as they are.
+FLAGS = {s.path: s.name.replace("_", "-") for s in settings_of(RunConfig).values()}
+MOST_ITEMS = 4  # of a list; those of a longer one are counted
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """What a plot calls a set's kind, the same at every timestep and IPC, and whose code it follows if not ours."""
+    whose = row.get("fidelity") or "fixed"
+    return _what(row) + (f" {whose}" if whose != "fixed" else "")
+
+
+def _what(row: dict[str, Any]) -> str:
+    return str(row.get("kind") or row["set"])
+
+
+def name_of(cell: dict[str, Any]) -> str:
+    """What a printed table calls a cell's sets: their name, guidances, and whose code they follow if not ours."""
+    guided = cell.get("guidance") is not None
+    guidance = f" {cell['inversion_guidance']:g}/{cell['guidance']:g}" if guided else ""
+    fidelity = "" if cell.get("fidelity") in (None, "fixed") else f" {cell['fidelity']}"
+    return f"{cell['set']}{guidance}{fidelity}"
+
+
+def disambiguate(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in which what must not mix has different names: protocols of several versions or teachers, sets."""
+    rows = disambiguate_sets(rows)
+    rules: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["method"] != "real-full":  # which may be seen fewer times, and stands beside the others all the same
+            rules[row["protocol"]].add(_rules(row))
+    return [r | {"protocol": _rules(r)} if len(rules[r["protocol"]]) > 1 else r for r in rows]
+
+
+def _rules(row: dict[str, Any]) -> str:
+    return " ".join(filter(None, (row["protocol"], row["protocol_version"], row["teacher"])))
+
+
+def disambiguate_sets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in which sets of different settings have different names: what they differ in joins a name they share.
+
+    That is flag=value for each difference, such as `optimise=0`, the same at every timestep and IPC; or the settings'
+    fingerprint, where a row that an older version wrote has no config, or a difference has no words.
+    """
+    namesakes: dict[tuple[Any, ...], dict[str | None, str | None]] = defaultdict(dict)
+    for row in rows:
+        known = namesakes[_kind(row)]
+        known[row.get("settings")] = known.get(row.get("settings")) or row.get("config")
+    words = {kind: _words(configs) for kind, configs in namesakes.items()}
+    named = [(row, words[_kind(row)][row.get("settings")]) for row in rows]
+    return [r | {"set": f"{r['set']} {w}", "kind": f"{_what(r)} {w}"} if w else r for r, w in named]
+
+
+def _kind(row: dict[str, Any]) -> tuple[Any, ...]:
+    return label_of(row), row.get("inversion_guidance"), row.get("guidance")
+
+
+def _words(configs: dict[str | None, str | None]) -> dict[str | None, str]:
+    """The config of each of some settings, as JSON => what distinguishes each from the others."""
+    if len(configs) == 1:
+        return {settings: "" for settings in configs}
+    leaves = {settings: dict(_leaves(json.loads(text or "{}"))) for settings, text in configs.items()}
+    every = sorted({path for own in leaves.values() for path in own})
+    differ = [path for path in every if len({repr(own.get(path)) for own in leaves.values()}) > 1]
+    words = {
+        settings: " ".join(f"{_flag(path)}={_value(own[path])}" for path in differ if path in own)
+        for settings, own in leaves.items()
+    }
+    is_enough = all(configs.values()) and len(set(words.values())) == len(words)
+    return words if is_enough else {settings: (settings or "")[:4] for settings in configs}
+
+
+def _leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", value
+
+
+def _flag(path: str) -> str:
+    return FLAGS.get(path, path.rpartition(".")[2].replace("_", "-"))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ",".join(map(str, value)) if len(value) <= MOST_ITEMS else f"{value[0]},...({len(value)})"
+    return str(value)
+
 
 SCORES, CORRELATIONS = f"{REPORT}/scores.csv", f"{REPORT}/scores-correlations.csv"
 CORRELATION_SCHEMA = pa.schema(
     [("ipc", pa.int64()), ("sets", pa.int64()), ("score", pa.string()), ("rho", pa.float64()), ("p", pa.float64())]
 )
 LISTED = 20  # classes that are named
-COUNTS = ("candidates", "correct", "kept", "kept_correct")
-SETTING = (
-    "method", "search", "candidates", "components", "rank", "timestep", "inversion_guidance", "guidance", "fidelity",
-    "settings",
-)  # fmt: skip
-AXES = (*SETTING, "ipc", "arch", "protocol", "protocol_version", "lr", "teacher")
 
 
 def cells_table(summary: Iterable[dict[str, Any]]) -> pa.Table:
@@ -132,68 +226,13 @@ def write_sweep(
     cells = sorted(summarise(disambiguate_sets(rows), ("set", *AXES)), key=lambda c: -c["top1_last"])
     store.write_csv(f"{folder}/cells.csv", cells_table(cells))
     best = best_cell(cells)
-    preset = _preset(base, best, configs[best["settings"]])
+    preset = preset_of(base, best, configs[best["settings"]])
     found = {key: best[key] for key in (*AXES, "n", "top1_last")}
     store.write_json(f"{folder}/settings.json", configs)
     store.write_json(f"{folder}/best.json", {"config": as_dict(preset), "found": found})
     line = f"{len(rows)} students finished, {len(stopped)} stopped early"
     words = ", ".join(f"{axis} {best[axis]}" for axis in SETTING[:-1] if best[axis] is not None)
     return f"{line}; best over IPCs and students: {words}\n{store.uri}/{folder}: trials.csv, cells.csv, best.json"
-
-
-def all_trials(rows: Sequence[dict[str, Any]], stopped: Sequence[dict[str, Any]]) -> pa.Table:
-    """A row per trial, `state` finished or stopped; a stopped one's `top1_last` is that after its `epoch`."""
-    fields = [f for f in SCHEMA if f.name not in ("per_class", "config")]  # settings.json has the configs
-    schema = pa.schema([*fields, pa.field("state", pa.string()), pa.field("epoch", pa.int32())])
-    every = [r | {"state": "finished"} for r in rows] + [r | {"state": "stopped"} for r in stopped]
-    return pa.Table.from_pylist(every, schema)
-
-
-def best_cell(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The distillation setting with the highest mean over IPCs, students and protocols, as its best single cell."""
-    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for cell in _tuned(cells):
-        settings.setdefault(tuple(cell[axis] for axis in SETTING), []).append(cell)
-    most = max(map(len, settings.values()))
-    whole = [members for members in settings.values() if len(members) == most]
-    return max(whole, key=lambda members: sum(m["top1_last"] for m in members) / len(members))[0]
-
-
-def _tuned(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the training hyperparameters that were tried on a cell only the best: a set is worth what it can train."""
-    best: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for cell in cells:
-        place = tuple(cell[axis] for axis in (*SETTING, "ipc", "arch", "protocol"))
-        best[place] = max(best.get(place, cell), cell, key=lambda c: c["top1_last"])
-    return list(best.values())
-
-
-def _preset(base: RunConfig, cell: Mapping[str, Any], plain: Mapping[str, Any]) -> RunConfig:
-    """The config of a cell's sets as a preset: its timestep and IPC, and the data and seed of the base."""
-    made = spec_of(with_axes(plain, cell["timestep"], cell["ipc"], base.seed)).config
-    timesteps = base.inversion.timesteps if cell["timestep"] is None else made.inversion.timesteps
-    return replace(made, data=base.data, inversion=replace(made.inversion, timesteps=timesteps))
-
-
-def chosen_table(store: Store, spec: SetSpec, names: list[str]) -> pa.Table:
-    """Per class: candidates and those on class, kept ones and those on class, their mean probability of the class."""
-    table = read_choices(store, spec, len(names))
-    return table.add_column(1, "class", pa.array([names[label] for label in table["label"].to_pylist()]))
-
-
-def pools_table(sets: Sequence[tuple[str, SetSpec]], classes: int) -> pa.Table:
-    """A row per set, given as its URI and spec: sums over its classes, and how many of these had to fill up.
-
-    What a classifier decides is None where none judged (--select none).
-    """
-    rows = []
-    for uri, spec in sets:
-        table = read_choices(run_at(Store(uri)), spec, classes)
-        sums = {key: pc.sum(table[key]).as_py() for key in COUNTS}
-        sums["filled_up"] = pc.sum(pc.less(table["kept_correct"], table["kept"])).as_py()
-        unjudged = dict.fromkeys(("correct", "kept_correct", "filled_up"))
-        rows.append({"uri": uri} | sums | (unjudged if isnan(table["kept_own"][0].as_py()) else {}))
-    return pa.Table.from_pylist(rows)
 
 
 def pools_text(table: pa.Table) -> str:

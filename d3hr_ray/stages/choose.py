@@ -4,13 +4,14 @@ Ray tasks, one per block of the set. What the classifier got right, and what fil
 """
 
 from collections.abc import Callable, Sequence
+from math import isnan
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.layout import candidate_file, choice_file, subset_file
+from d3hr_ray.layout import candidate_file, choice_file, run_at, subset_file
 from d3hr_ray.numerics.selection import Choice, rematch, select
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.sets import SetSpec
@@ -18,6 +19,7 @@ from d3hr_ray.stages.fit import Gaussians, share_gaussians
 from d3hr_ray.stages.search import several, subset_table
 from d3hr_ray.store import Store
 
+COUNTS = ("candidates", "correct", "kept", "kept_correct")
 CHOICE_SCHEMA = pa.schema(
     [
         ("label", pa.int32()),
@@ -56,6 +58,27 @@ def choice_files(spec: SetSpec, classes: int) -> list[str]:
 def read_choices(store: Store, spec: SetSpec, classes: int) -> pa.Table:
     """CHOICE_SCHEMA rows of a set, one per class."""
     return pa.concat_tables([store.read_table(name) for name in choice_files(spec, classes)])
+
+
+def chosen_table(store: Store, spec: SetSpec, names: list[str]) -> pa.Table:
+    """Per class: candidates and those on class, kept ones and those on class, their mean probability of the class."""
+    table = read_choices(store, spec, len(names))
+    return table.add_column(1, "class", pa.array([names[label] for label in table["label"].to_pylist()]))
+
+
+def pools_table(sets: Sequence[tuple[str, SetSpec]], classes: int) -> pa.Table:
+    """A row per set, given as its URI and spec: sums over its classes, and how many of these had to fill up.
+
+    What a classifier decides is None where none judged (--select none).
+    """
+    rows = []
+    for uri, spec in sets:
+        table = read_choices(run_at(Store(uri)), spec, classes)
+        sums = {key: pc.sum(table[key]).as_py() for key in COUNTS}
+        sums["filled_up"] = pc.sum(pc.less(table["kept_correct"], table["kept"])).as_py()
+        unjudged = dict.fromkeys(("correct", "kept_correct", "filled_up"))
+        rows.append({"uri": uri} | sums | (unjudged if isnan(table["kept_own"][0].as_py()) else {}))
+    return pa.Table.from_pylist(rows)
 
 
 def choose_block(
