@@ -68,15 +68,16 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def digits(ray_session, tmp_path_factory, worker_id):
-    """One small run of the real path; tests look at it and add to it, but leave its parts as they are.
+    """One small run; tests look at it and add to it, but leave its parts as they are.
 
-    Each of pytest's workers has a copy of its own; the first that wants one makes it.
+    It is made in this process: that Ray's actors give the same bytes is what tests compare with it. Each of pytest's workers has a copy of its own; the first that wants one makes it.
     """
     own = tmp_path_factory.mktemp("runs")
     shared = own if worker_id == "master" else tmp_path_factory.getbasetemp().parent
     with FileLock(shared / "digits.lock"):
         if not (shared / "digits").exists():
             with pytest.MonkeyPatch.context() as monkeypatch:
+                units_here(monkeypatch)
                 run(monkeypatch, f"{DIGITS} --out {shared}/making")
             (shared / "making").rename(shared / "digits")
     return shared / "digits" if shared == own else Path(shutil.copytree(shared / "digits", own / "digits"))
@@ -86,7 +87,7 @@ def units_here(monkeypatch) -> None:
     """From now on units of work are done in this process, by the very objects that Ray's actors and tasks would hold.
 
     Each stage on Ray starts an actor, and each actor imports torch and diffusers anew: 10 s of a core, for less than a
-    second of work on these small runs. Where Ray is what is tested it stays: in `digits`, killed drivers, layouts.
+    second of work on these small runs. Where Ray is what is tested it stays: killed drivers, layouts, S3.
     """
     from d3hr_ray.runtime import actors, summary
     from d3hr_ray.stages import blocks, features, invert

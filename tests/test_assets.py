@@ -33,6 +33,7 @@ def test_folder_is_small_and_holds_what_training_promises(name):
     assert not [p for p in Path(ASSETS / name).rglob("*") if p.suffix in (".bin", ".pt", ".ckpt")]
 
 
+@pytest.mark.slow
 def test_reconstruction_of_unseen_digits_and_unit_latents(name):
     card = read_card(name)
     pixels, labels = load_set(DataConfig(f"{name}/test"), card)

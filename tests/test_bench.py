@@ -78,6 +78,7 @@ def test_a_search_is_measured_at_several_numbers_of_candidates():
         assert len({r["candidates"] for r in rows if r["method"] == method}) >= 2
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_task_does_not_hide_behind_its_parents_peak():
     held = torch.ones(100_000_000)  # 400 MB here, more than the task and its process
     del held

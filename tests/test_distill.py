@@ -111,6 +111,7 @@ def test_a_run_writes_what_it_wrote_in_older_versions(digits):
         }
 
 
+@pytest.mark.slow
 def test_a_rerun_rebuilds_what_is_missing_to_the_same_bytes(digits, here, monkeypatch):
     """And what this process makes is what Ray's actors made."""
     whole = snapshot(digits)
@@ -135,6 +136,7 @@ def test_status_says_what_is_done_and_left_without_ray(digits, monkeypatch, caps
     assert left == "left: fit 1 timesteps; synthesize d3hr-moments-t200-ipc5-seed0 50 images"
 
 
+@pytest.mark.slow
 def test_a_single_draw_is_a_baseline_of_the_same_gaussians(digits, here, monkeypatch, tmp_path):
     run(
         monkeypatch,
@@ -169,6 +171,7 @@ def test_mixtures_come_from_stored_latents(digits, here, monkeypatch, tmp_path):
         run(monkeypatch, f"{command} --cluster-timestep 300 --out {tmp_path / 'none'}")
 
 
+@pytest.mark.slow
 def test_official_fidelity_gives_the_golden_latents_end_to_end(
     ray_session, here, golden, monkeypatch, tmp_path, capsys
 ):

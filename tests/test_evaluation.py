@@ -276,9 +276,10 @@ def test_soft_labels_carry_what_the_teacher_knows():
 
 def test_the_best_epochs_top5_is_kept_beside_its_top1(tmp_path, monkeypatch):
     """Also over a checkpoint, and unknown after one that was written before it was kept."""
-    from d3hr_ray.evaluation import testing, training
+    from d3hr_ray.evaluation import training
+    from d3hr_ray.models import classifiers
 
-    curve = [testing.Score(*tops, np.eye(3, dtype=int)) for tops in ((0.2, 0.5), (0.6, 0.7), (0.4, 0.9))]
+    curve = [classifiers.Score(*tops, np.eye(3, dtype=int)) for tops in ((0.2, 0.5), (0.6, 0.7), (0.4, 0.9))]
     protocol = replace(hard(), steps=None, epochs=3, evaluate_every=1, best_after=0.0)
     images, saved = stripes(2), []
 

@@ -184,6 +184,7 @@ def test_a_models_pickle_is_not_run_and_its_code_not_loaded(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_ten_thousand_mutated_files_are_read_rejected_or_refused():
     command = [sys.executable, "tests/fuzz.py", "--inputs", "10000"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}

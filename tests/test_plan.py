@@ -55,6 +55,7 @@ def dry_run(monkeypatch, capsys, flags: str, preset: str = "imagenet1k") -> dict
     return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_mixtures_read(monkeypatch, capsys):
     """ImageNet-1K at two timesteps, half precision: 1,281,167 x 4096 x 2 x 2 bytes; 25 classes of 21 MB are a task."""
     assert "mixture" not in dry_run(monkeypatch, capsys, "--ipc 10")

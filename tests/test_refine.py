@@ -168,6 +168,7 @@ REFINED = "--preset digits --limit-per-class 6 --timesteps 100 --ipc 2 --actors 
 MATCH = "--refine match --refine-networks 2 --refine-steps 2 --refine-width 8 --refine-images 4"
 
 
+@pytest.mark.slow
 def test_a_refined_run_resumes_to_the_same_bytes_and_gives_its_features(ray_session, here, monkeypatch, tmp_path):
     out, name = tmp_path / "run", "d3hr-moments-match2x2-t100-ipc2-seed0"
     run(monkeypatch, f"{REFINED} {MATCH} --out {out}")

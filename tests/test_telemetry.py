@@ -62,6 +62,7 @@ with telemetry.limited("invert", 1.0):
 """
 
 
+@pytest.mark.slow
 def test_a_batch_that_hangs_ends_its_process_and_says_where():
     done = subprocess.run([sys.executable, "-c", HANGS], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stdout == "kept\n"

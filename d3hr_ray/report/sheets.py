@@ -114,10 +114,11 @@ def contact_sheet(store: Store, spec: SetSpec, images: pa.Table) -> bytes:
 
 def first_images(own: Store, images: pa.Table, classes: int, each: int) -> dict[int, list[np.ndarray]]:
     """IMAGE_SCHEMA rows of a set in its folder => RGB pixels of the first images of the first classes, by label."""
+    rows = images.sort_by([("label", "ascending"), ("index", "ascending")]).to_pylist()
+    rows = [row for row in rows if row["label"] < classes and row["index"] < each]
     found: dict[int, list[np.ndarray]] = defaultdict(list)
-    for row in images.sort_by([("label", "ascending"), ("index", "ascending")]).to_pylist():
-        if row["label"] < classes and row["index"] < each:
-            found[row["label"]].append(pixels_of(own.read_bytes(row["file_name"])))
+    for row, data in zip(rows, own.read_many([row["file_name"] for row in rows]), strict=True):
+        found[row["label"]].append(pixels_of(data))
     return found
 
 
