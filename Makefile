@@ -31,7 +31,7 @@ demo: install  ## distil the embedded digits and train on them: the whole pipeli
 	$(BIN)/python jobs/distill.py --preset digits --ipc 1 10 --out runs/demo
 	$(BIN)/python jobs/evaluate.py --distilled runs/demo --arch convnet-d3-w32 --repeats 2 --workers 0
 
-check: install  ## the quick tests, for minutes of work: what takes more than 6 seconds is left to `make test`
+check: install  ## the quick tests, for minutes of work: what takes more than 5 seconds is left to `make test`
 	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos and not docs" -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install  ## all tests but those that need a GPU or take minutes (`make chaos`)

@@ -70,7 +70,8 @@ def snapshot(root: Path) -> dict[str, bytes]:
 def digits(ray_session, tmp_path_factory, worker_id):
     """One small run; tests look at it and add to it, but leave its parts as they are.
 
-    It is made in this process: that Ray's actors give the same bytes is what tests compare with it. Each of pytest's workers has a copy of its own; the first that wants one makes it.
+    It is made in this process: that Ray's actors give the same bytes is what tests compare with it. Each of pytest's
+    workers has a copy of its own; the first that wants one makes it.
     """
     own = tmp_path_factory.mktemp("runs")
     shared = own if worker_id == "master" else tmp_path_factory.getbasetemp().parent

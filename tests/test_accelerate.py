@@ -9,6 +9,7 @@ from d3hr_ray.models.accelerate import accelerate, to_device
 from d3hr_ray.models.dit import Denoiser
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_compiled_denoiser_pads_to_sizes_it_knows_and_gives_the_same(networks):
     plain = networks[1]

@@ -60,8 +60,8 @@ def evaluated(ray_session, tmp_path_factory):
 
 
 EVALUATE = (
-    "--arch convnet-d3-w32 --protocol hard --teacher train --teacher-arch convnet-d3-w8 --repeats 2 --epochs 3 --ranking "
-    "--workers 0 --baselines real-random pixel-kmeans"
+    "--arch convnet-d3-w32 --protocol hard --teacher train --teacher-arch convnet-d3-w8 --repeats 2 --epochs 3 "
+    "--ranking --workers 0 --baselines real-random pixel-kmeans"
 )
 
 

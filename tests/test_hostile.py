@@ -112,6 +112,7 @@ def test_a_pickled_array_in_parquet_is_rejected_bytes(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_one_huge_value_for_many_rows_is_copied_out_one_at_a_time(tmp_path, monkeypatch):
     """30 MB under a dictionary page for 300 rows: 9 GB if a batch of them were read."""
     monkeypatch.setattr(decoding, "MAX_BYTES", 1 << 20)

@@ -72,6 +72,7 @@ def test_a_plan_counts_the_search_of_a_whole_pool(monkeypatch, capsys):
     assert rows["search"].split()[5] == "492" and rows["search"].split()[6] == "MB"  # 30,000 x 4096 x 4
 
 
+@pytest.mark.slow
 def test_a_plan_counts_refinement(monkeypatch, capsys):
     """500 images of each of 1,000 classes; per class and network a mean of 64 x 32 x 32 features, float32."""
     rows = dry_run(monkeypatch, capsys, "--refine match --ipc 1")

@@ -73,6 +73,7 @@ class Killed(BaseException):
     """Stands for kill -9: nothing in the code under test catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phase", "step"), [("vae", 2), ("vae", 6), ("dit", 4)])
 def test_a_killed_run_resumes_to_the_same_bytes(trained, tmp_path, monkeypatch, phase, step):
     save = Loop._save

@@ -64,6 +64,7 @@ def test_the_winner_has_the_score_it_won_with(n, weight):
     assert float(groups.scores(ours.subset(3, index)[None], MEAN, STD, weight)) == pytest.approx(score, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "count", "weight"), [(5, 300, 0.0), (5, 300, 0.5), (20, 60, 0.5), (1, 300, 0.0)])
 def test_winning_scores_are_distributed_like_the_plain_loops(n, count, weight):
     blocks = search(n, weight)
