@@ -57,6 +57,8 @@ def main() -> None:
     if flags.data and not config.lists_images:
         announce(f"--data is not read: --method {config.method} makes the model's classes; --classes chooses some")
     with waiting(f"loading torch and Ray, for {store.uri}"):
+        with refusing():
+            cluster = connect(flags.address, flags.log_format, "d3hr_ray.stages.search")
         from d3hr_ray.methods import d3hr
         from d3hr_ray.report.page import report
         from d3hr_ray.runtime.actors import find_actors
@@ -68,7 +70,6 @@ def main() -> None:
         with refusing():
             if config.has_pool and config.cao2.select != "none":
                 judge_id(config)  # a classifier that is not there is said before anything is computed
-            cluster = connect(flags.address, flags.log_format)
     with refusing():
         actors = find_actors(flags.actors, flags.gpus_per_actor, PATIENCE if cluster else 0)
         actors = replace(actors, limit=flags.task_timeout)

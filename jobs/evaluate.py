@@ -26,6 +26,8 @@ def main() -> None:
 
     with waiting(f"loading torch and Ray, for {' '.join(flags.distilled)} -> {store.uri}"):
         # Imported late: torch and timm take seconds, and --help or a wrong flag or path should not wait for them.
+        with refusing():
+            cluster = connect(flags.address, ahead="d3hr_ray.evaluation.baselines")
         from d3hr_ray.cli.evaluate_inputs import add_baselines, make_teachers, open_all, protocols
         from d3hr_ray.evaluation.schedule import launch, trained_already
         from d3hr_ray.evaluation.trials import rows_of
@@ -36,7 +38,7 @@ def main() -> None:
         from d3hr_ray.runtime.capacity import PATIENCE, find_workers
 
         with refusing():
-            patience = PATIENCE if connect(flags.address) else 0
+            patience = PATIENCE if cluster else 0
             workers = find_workers(flags.workers, flags.gpus_per_worker, flags.workers_per_student, patience)
     with waiting("reading the sets and real images"), refusing():
         comparison, listing, full = open_all(flags)

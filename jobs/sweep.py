@@ -27,6 +27,8 @@ def main() -> None:
 
     with waiting(f"loading torch and Ray, for {store.uri}"):
         # Imported late: torch and Ray take seconds, and --help or a wrong flag or path should not wait for them.
+        with refusing():
+            cluster = connect(flags.address, ahead="d3hr_ray.stages.search")
         from d3hr_ray.cli.sweep_plan import compare, plan_sweep, trial_gpus, write_pools
         from d3hr_ray.evaluation.schedule import trained_already, tune_trials
         from d3hr_ray.evaluation.trials import rows_of
@@ -35,8 +37,7 @@ def main() -> None:
         from d3hr_ray.report.tables import format_summary, write_sweep
         from d3hr_ray.runtime.capacity import PATIENCE
 
-        with refusing():
-            patience = PATIENCE if connect(flags.address) else 0
+        patience = PATIENCE if cluster else 0
     with driving(store):
         with refusing():
             sweep = plan_sweep(flags, store, patience)

@@ -47,7 +47,10 @@ def ray_session():
     import ray
 
     settings = {"num_cpus": 3, "object_store_memory": 300 << 20, "include_dashboard": False, "log_to_driver": False}
-    start_patiently(lambda: ray.init(address="local", logging_level="ERROR", **settings), ray.shutdown)
+    kept = {"idle_worker_killing_time_threshold_ms": 600_000}  # with the torch that each has imported
+    start_patiently(
+        lambda: ray.init(address="local", logging_level="ERROR", _system_config=kept, **settings), ray.shutdown
+    )
     yield ray
     ray.shutdown()
 

@@ -1,5 +1,6 @@
 """The way to a Ray cluster, or to a local Ray."""
 
+import importlib
 import logging
 import os
 from typing import Any, Literal
@@ -17,13 +18,16 @@ from d3hr_ray.runtime.surroundings import (
 )
 
 LogFormat = Literal["text", "json"]
+SPARE = 2  # workers that import what tasks need before there are any
+KEPT = 120_000  # milliseconds that a local Ray keeps a process without a task; Ray's own is 1,000
 
 
-def connect(address: str | None, log_format: LogFormat = "text") -> bool:
+def connect(address: str | None, log_format: LogFormat = "text", ahead: str = "") -> bool:
     """Connect to --address, else RAY_ADDRESS, else start a local Ray with at least 2 CPU slots.
 
     One slot holds the networks and one reads images: a single slot would wait for itself. With json, drivers and
-    workers log JSON lines. Returns whether this is a cluster, which may grow. Raises ValueError if none answers.
+    workers log JSON lines. A local Ray's workers import `ahead`, the module of their first tasks, while this process
+    goes on. Returns whether this is a cluster, which may grow. Raises ValueError if none answers.
     """
     named = (
         f"--address {address}" if address else f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}, set in the environment"
@@ -43,6 +47,8 @@ def connect(address: str | None, log_format: LogFormat = "text") -> bool:
         quiet["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
     if not address or address == "local":
         _start_local(quiet)
+        if ahead:
+            _load_ahead(ahead)
         return False
     try:
         ray.init(address=address, **quiet)
@@ -52,6 +58,17 @@ def connect(address: str | None, log_format: LogFormat = "text") -> bool:
             "RAY_AUTH_MODE=token here, and its ~/.ray/auth_token, or that as RAY_AUTH_TOKEN"
         ) from error
     return True
+
+
+def _load_ahead(module: str) -> None:
+    """Nobody waits for it, and what goes wrong is told by the task that needs the module."""
+    import ray
+
+    def load() -> None:
+        importlib.import_module(module)
+
+    for _ in range(SPARE):
+        ray.remote(num_cpus=0)(load).remote()
 
 
 def _start_local(settings: dict[str, Any]) -> None:
@@ -67,5 +84,6 @@ def _start_local(settings: dict[str, Any]) -> None:
     if hiding := hidden_here():
         announce(f"{', '.join(hiding)} in {os.getcwd()} would hide modules from Ray's workers: they run elsewhere")
     settings = settings | {"num_cpus": cpus, "include_dashboard": False, "_temp_dir": ray_temp()}
+    settings["_system_config"] = {"idle_worker_killing_time_threshold_ms": KEPT}
     with out_of_the_way(hiding):
         start_patiently(lambda: ray.init(address="local", **settings), ray.shutdown)
