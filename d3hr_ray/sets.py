@@ -70,14 +70,14 @@ class SetSpec:
         """What sets of all seeds share: d3hr-moments-t600-ipc10."""
         method = "pool" if self.is_pool else self.config.method
         words = [method, self.search, *self._mixture_words(self.images_per_class), *self._cao2_words]
-        words += self._refine_words
+        words += [*self._guide_words, *self._refine_words]
         words += [] if self.timestep is None else [f"t{self.timestep}"]
         return "-".join([*filter(None, words), f"ipc{self.ipc}"])
 
     @property
     def about(self) -> dict[str, str | int | None]:
         """The parts of its names, for its manifest."""
-        words = [*self._mixture_words(None), *self._cao2_words, *self._refine_words]
+        words = [*self._mixture_words(None), *self._guide_words, *self._cao2_words, *self._refine_words]
         kind = "-".join(filter(None, [self.config.method, self.search, *words]))
         own = {"method": self.config.method, "search": self.search, "timestep": self.timestep, "ipc": self.ipc}
         return {"name": self.unseeded, "kind": kind, **own, "seed": self.seed}
@@ -157,6 +157,12 @@ class SetSpec:
             f"{cao2.condition}{cao2.iterations}" if cao2.iterations else None,
         )
         return tuple(word for word in words if word)
+
+    @property
+    def _guide_words(self) -> tuple[str, ...]:
+        """What a name says of a guide: modes0.1."""
+        guide = self.config.guide
+        return (f"{guide.kind}{guide.strength:g}",) if self.config.guides else ()
 
     @property
     def _refine_words(self) -> tuple[str, ...]:

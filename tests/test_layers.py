@@ -18,6 +18,7 @@ RAY = (
     "d3hr_ray/benchmarks/evaluate.py", "d3hr_ray/benchmarks/pipeline.py",
 )  # fmt: skip
 PIXELS = ("d3hr_ray/datasets/", "d3hr_ray/stages/", "d3hr_ray/evaluation/", "d3hr_ray/report/", "d3hr_ray/benchmarks/")
+AHEAD = re.compile(r'connect\(.*"(d3hr_ray\.[\w.]+)"\)')
 NO_MODULE_NEEDS = {"numerics": ("d3hr_ray.config", "pyarrow", "PIL", "diffusers", "timm")}
 
 
@@ -129,3 +130,9 @@ def test_a_job_starts_without_what_takes_seconds_to_import(job):
             heavy = {"torch", "diffusers", "timm", "torchvision", "sklearn", "matplotlib", "scipy"} & parents
             assert not heavy, f"jobs/{job}.py imports {module}, which imports {heavy}"
             left |= (parents & names.keys()) - seen
+
+
+def test_what_workers_load_ahead_is_there():
+    named = {name for file in FILES if file.startswith("jobs/") for name in AHEAD.findall((ROOT / file).read_text())}
+    assert len(named) >= 2
+    assert all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in named)

@@ -16,6 +16,7 @@ SETTINGS: Mapping[str, Setting] = settings_of(RunConfig)
 ADAMS_STEPS = 15  # round trip as good as that of 50 DDIM steps (docs/results.md); t = 600 is on this grid
 CANDIDATES = {"moments": 256, "random": 1_000_000}
 AUTO = ("dtype", "batch_size")  # whose `auto` leaves what a stored run has settled
+LEADING = {"refine": "--refine match", "guide": "--guide modes or transport"}  # what the flags of a section go with
 READ: dict[str, Callable[[Any], Any]] = {  # what people type => what the field holds, where these differ
     "classes": read_classes,
     "rematch": lambda typed: typed == "yes",
@@ -82,8 +83,10 @@ def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
             raise ValueError(f"{flag_of(s.name)} does nothing with --method {config.method}; leave it out")
     for s in asked:
         if s.flag.needs and getattr(getattr(config, s.section), s.flag.needs) in (0, "none"):
-            if s.section == "refine":
-                raise ValueError(f"{flag_of(s.name)} does nothing without --refine match; give that, or leave it out")
+            if s.section in LEADING:
+                raise ValueError(
+                    f"{flag_of(s.name)} does nothing without {LEADING[s.section]}; give that, or leave it out"
+                )
             default = ", the default here," * (flags.optimise is None)
             raise ValueError(
                 f"--optimise 0{default} leaves stage 2 out; leave out {flag_of(s.name)}, or give --optimise"

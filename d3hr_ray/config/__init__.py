@@ -10,6 +10,7 @@ docs/design.md has the authors' constants (Fidelity) and the reasons of our defa
 from d3hr_ray.config.cao2 import CHOOSING, CaO2Config, Condition, Sampler, Selection
 from d3hr_ray.config.data import DataConfig, Dtype, Format, ModelConfig
 from d3hr_ray.config.fields import Flag, Setting, flag_of, setting, settings_of
+from d3hr_ray.config.guide import GuideConfig
 from d3hr_ray.config.method import (
     OFFICIAL_BLOCK,
     OFFICIAL_SKEW_WEIGHT,
@@ -52,6 +53,7 @@ __all__ = [
     "Fidelity",
     "Flag",
     "Format",
+    "GuideConfig",
     "InversionConfig",
     "Method",
     "ModelConfig",

@@ -10,10 +10,12 @@ from types import MappingProxyType
 from typing import Any, get_args, get_type_hints
 
 # Groups of --help, in its order, and what is said of some.
-DATA, MODEL, METHOD, MATCHING, CAO2, REFINEMENT = "data", "model", "method", "matching", "CaO2", "refinement"
+DATA, MODEL, METHOD, MATCHING, GUIDANCE = "data", "model", "method", "matching", "guides"
+CAO2, REFINEMENT = "CaO2", "refinement"
 TRAINING, CLUSTER, OUTPUT = "training", "cluster", "output"
-GROUPS = dict.fromkeys((DATA, MODEL, METHOD, MATCHING, CAO2, REFINEMENT, TRAINING, CLUSTER, OUTPUT), "") | {
+GROUPS = dict.fromkeys((DATA, MODEL, METHOD, MATCHING, GUIDANCE, CAO2, REFINEMENT, TRAINING, CLUSTER, OUTPUT), "") | {
     MATCHING: "Of --method d3hr and d3hr+cao2.",
+    GUIDANCE: "Of --method d3hr.",
     CAO2: "Of --method cao2 and d3hr+cao2.",
     REFINEMENT: "Of --method d3hr, d3hr+cao2 and gaussian.",
 }

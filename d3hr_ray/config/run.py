@@ -6,6 +6,7 @@ from typing import Any, Literal
 from d3hr_ray.config.cao2 import CHOOSING, CaO2Config
 from d3hr_ray.config.data import DataConfig, ModelConfig
 from d3hr_ray.config.fields import METHOD, check, one_of, setting
+from d3hr_ray.config.guide import GuideConfig
 from d3hr_ray.config.method import InversionConfig, SearchConfig, SynthesisConfig
 from d3hr_ray.config.plain import with_tuples
 from d3hr_ray.config.refine import RefineConfig
@@ -34,6 +35,7 @@ class RunConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     cao2: CaO2Config = field(default_factory=CaO2Config)
+    guide: GuideConfig = field(default=GuideConfig(), metadata={"late": True})
     refine: RefineConfig = field(default=RefineConfig(), metadata={"late": True})
     method: Method = setting(
         "d3hr",
@@ -92,6 +94,11 @@ class RunConfig:
         return self.refine.objective != "none" and self.fits
 
     @property
+    def guides(self) -> bool:
+        """Whether latents are pulled towards cluster means while they are sampled."""
+        return self.guide.kind != "none" and self.method == "d3hr"
+
+    @property
     def fits(self) -> bool:
         """Whether the method needs Gaussians, and so the dataset."""
         return self.method in ("d3hr", "d3hr+cao2", "gaussian")
@@ -127,6 +134,12 @@ class RunConfig:
             "--fidelity official has no --search moments: it is ours; use --search random",
         )
         check(
+            not self.guides or (self.search.components != 1 and self.inversion.cluster_timestep is not None),
+            f"--guide {self.guide.kind} pulls towards the means of components near the images: give --components (ipc, "
+            "or a number) and --cluster-timestep (such as 100), which stores latents there",
+        )
+        check(not (official and self.guides), "--fidelity official has no --guide; use --fidelity fixed")
+        check(
             not (official and self.inversion.solver != "ddim"),
             f"--fidelity official walks by DDIM; leave out --solver {self.inversion.solver}",
         )
@@ -145,9 +158,10 @@ def from_dict(plain: dict[str, Any]) -> RunConfig:
         "search": SearchConfig,
         "synthesis": SynthesisConfig,
         "cao2": CaO2Config,
+        "guide": GuideConfig,
         "refine": RefineConfig,
     }
-    plain = {"cao2": {}, "refine": {}} | plain  # runs from before these were there have none
+    plain = {"cao2": {}, "guide": {}, "refine": {}} | plain  # runs from before these were there have none
     try:
         made = {name: kind(**with_tuples(plain[name])) for name, kind in parts.items()}
         return RunConfig(**{**with_tuples(plain), **made})

@@ -117,6 +117,7 @@ def _train_stripe(config: dict[str, Any]) -> None:
 
 
 def _free_gpu(workers: Workers) -> bool:
+    """Whether this process does the work, and has a GPU to itself."""
     return workers.count == 0 and torch.cuda.is_available()
 
 
@@ -161,7 +162,7 @@ def tune_trials(
     if not missing:
         return stopped, ""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints a header, whatever the verbosity
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune's own would let a stopped sweep end as a whole one
     take = lend({t.set_key: sets[t.set_key] for t in missing}, test, here=False)

@@ -17,6 +17,7 @@ from d3hr_ray.numerics.seeds import generator
 STEPS, BATCH = 800, 128  # of a classifier, which is enough for digits
 FEWEST_STEPS, MOST_STEPS = 200, 4000
 FEWEST_PASSES, MOST_PASSES = 8, 80  # over the images: more teach it nothing new, fewer leave it unfinished
+TEST_BATCH, TEST_SIDE = 500, 64  # images of so many pixels; fewer of larger ones, for the same memory
 
 
 class HalfPool(nn.Module):
@@ -117,9 +118,6 @@ def predict(net: nn.Module, pixels: np.ndarray, batch_size: int = 500) -> np.nda
     return np.concatenate([net(to_images(part)).argmax(1).numpy() for part in parts])
 
 
-TEST_BATCH, TEST_SIDE = 500, 64  # images of so many pixels; fewer of larger ones, for the same memory
-
-
 @dataclass(frozen=True)
 class Score:
     """Accuracies in [0, 1] on a test set, and how often each class (row) was taken for which (column), (K, K)."""
@@ -137,7 +135,7 @@ def evaluate(net: nn.Module, test: Images, device: str) -> Score:
     confusion, hits5 = np.zeros((classes, classes), np.int64), 0
     for logits, labels in _predictions(net, test, device):
         if not torch.isfinite(logits).all():
-            raise RunError("evaluate: a student's outputs are not finite; lower --lr")
+            raise RunError("evaluate: a network's outputs are not finite; lower the --lr it is trained with")
         hits5 += int((logits.topk(min(5, classes)).indices == labels[:, None]).sum())
         pairs = (labels * classes + logits.argmax(1)).cpu().numpy()
         confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

@@ -22,6 +22,8 @@ STARTS = 4  # of k-means; the best one is kept
 class Mixture:
     """One class: images per component, their means, the variance of each dim alone, and directions of the rest.
 
+    `centre_CD` are the components' means where they were clustered, if they were asked for.
+
     The covariance of component c is diag(variance_CD[c]) + factors_RD^T factors_RD. The medoid is the latent of the
     image that is nearest to its cluster's centre.
     """
@@ -31,16 +33,23 @@ class Mixture:
     medoid_CD: torch.Tensor
     variance_CD: torch.Tensor
     factors_RD: torch.Tensor
+    centre_CD: torch.Tensor | None = None
 
 
 def fit_mixture(
-    cluster_by_ND: torch.Tensor, latents_ND: torch.Tensor, components: int, rank: int, seed: int
+    cluster_by_ND: torch.Tensor,
+    latents_ND: torch.Tensor,
+    components: int,
+    rank: int,
+    seed: int,
+    near_ND: torch.Tensor | None = None,
 ) -> Mixture:
     """Latents of one class => its mixture. Images are clustered where `cluster_by_ND` puts them, by k-means.
 
     Clusters found at a low t, near the images, are better ones than those found at the t that is fitted, where
     inversion has spread every class over one Gaussian. Each component's variance is shrunk towards the pooled
-    one, and the directions are pooled too: a component of few images has no covariance of its own.
+    one, and the directions are pooled too: a component of few images has no covariance of its own. `near_ND` are
+    latents whose means per component are wanted too, `centre_CD`.
     A class with fewer distinct images than components has fewer components. Raises ValueError below 2 images.
     """
     total, dims = latents_ND.shape
@@ -69,6 +78,9 @@ def fit_mixture(
         x_ND[medoid_C[order]].float(),
         alone_CD[order].float(),
         factors_RD.float(),
+        None
+        if near_ND is None
+        else (zeros_CD.index_add(0, labels_N, near_ND.double()) / count_C[:, None])[order].float(),
     )
 
 

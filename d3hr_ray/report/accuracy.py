@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
+from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.source import data_name
+from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.baselines import DRAWN
 from d3hr_ray.evaluation.ranking import LEAST_SETS, accuracy_of, summarise
 from d3hr_ray.evaluation.sets import DistilledSet, Made
@@ -18,7 +20,12 @@ from d3hr_ray.stages.card import PREVIEW, arguments, card_text
 from d3hr_ray.stages.publish import looks_of
 from d3hr_ray.store import Store
 
-MORE_IPC = (20, 50)
+MORE_IPC = (20, 50)  # that are proposed next
+TABLED = (
+    "set", "kind", "fidelity", "method", "search", "guidance", "inversion_guidance", "timestep", "arch", "protocol",
+    "ipc",
+)  # fmt: skip
+CARDED = ("data", "arch", "protocol", "protocol_version", "teacher", "ipc")  # and of a card's
 
 
 def meaning(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -48,9 +55,9 @@ def _difference(made: dict[str, Any], real: dict[str, Any]) -> str:
     return text if apart else f"{text}, within their intervals"
 
 
-def evaluating(folder: str, data_format: str) -> str:
-    """The command that evaluates the sets of a run folder, whose images are of this format."""
-    test = "" if data_format in ("digits", "idx") else " --data TEST_IMAGES"  # those know their own
+def evaluating(folder: str, data: DataConfig) -> str:
+    """The command that evaluates the sets of a run folder, which was made of these images."""
+    test = " --data TEST_IMAGES" if held_out_of(data) is None else ""
     return f"python jobs/evaluate.py --distilled {folder}{test}"
 
 
@@ -59,9 +66,9 @@ def resizing(folder: str) -> str:
     return f"python jobs/distill.py --from-gaussians {folder} --ipc {' '.join(map(str, MORE_IPC))} --out NEW"
 
 
-def after_distilling(store: Store, data_format: str) -> str:
+def after_distilling(store: Store, data: DataConfig) -> str:
     """What to type next, for a terminal."""
-    return f"next: {evaluating(shown(store), data_format)}"
+    return f"next: {evaluating(shown(store), data)}"
 
 
 def after_evaluating(store: Store) -> list[str]:
@@ -112,7 +119,7 @@ def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
     """Sets down, student x protocol x IPC across."""
     columns = sorted({(r["arch"], r["protocol"], r["ipc"] or 0) for r in rows if r["method"] != "real-full"})
     cells = {}
-    for cell in summarise(rows, SHOWN):
+    for cell in summarise(rows, TABLED):
         cells[_kind(cell), cell["arch"], cell["protocol"], cell["ipc"] or 0] = cell
     full = {(k[1], k[2]): c for k, c in cells.items() if c["method"] == "real-full"}
     kinds = sorted({k[0] for k, c in cells.items() if c["method"] != "real-full"})
@@ -125,12 +132,6 @@ def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
     if full:
         lines.append("<tr><td>real-full</td>" + "".join(_cell(full.get(c[:2]), 2.0) for c in columns) + "</tr>")
     return f'<div class="wide"><table class="narrow"><tr><th>set</th>{head}</tr>{"".join(lines)}</table></div>'
-
-
-SHOWN = (
-    "set", "kind", "fidelity", "method", "search", "guidance", "inversion_guidance", "timestep", "arch", "protocol",
-    "ipc",
-)  # fmt: skip
 
 
 def _kind(cell: dict[str, Any]) -> str:
@@ -149,17 +150,15 @@ def _cell(cell: dict[str, Any] | None, best: float) -> str:
     return f'<td{strong} title="n = {cell["n"]}">{accuracy_of(cell)}</td>'
 
 
-CELL = ("data", "arch", "protocol", "protocol_version", "teacher", "ipc")
-
-
 def write_card(own: Store, rows: Sequence[dict[str, Any]], preview: bytes | None = None) -> None:
     """A set's README.md anew, in its folder `own`: with the accuracies of `rows` that are its, and with a picture."""
     manifest, images = own.read_json(MANIFEST), own.read_table(METADATA)
     if preview is not None:
         own.write_bytes(PREVIEW, preview)
     measured = [row for row in rows if row["set_hash"] == manifest["set_hash"]]
-    cells = in_order(summarise(measured, CELL))
-    own.write_bytes(CARD, card_text(manifest, looks_of(own, images), list(_lines(cells)), _how(cells)).encode())
+    cells = in_order(summarise(measured, CARDED))
+    text = card_text(manifest, looks_of(own, images), list(_card_table(cells)), _card_arguments(cells))
+    own.write_bytes(CARD, text.encode())
 
 
 def write_cards(store: Store, sets: Sequence[DistilledSet]) -> None:
@@ -170,7 +169,7 @@ def write_cards(store: Store, sets: Sequence[DistilledSet]) -> None:
             write_card(found.images.store, rows)
 
 
-def _lines(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _card_table(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
     """A Markdown table of a set's own accuracies."""
     if not cells:
         return
@@ -184,7 +183,7 @@ def _lines(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"| {data_name(str(c['data']))} | {how} | {c['students']} | {accuracy_of(c)} |"
 
 
-def _how(cells: Sequence[dict[str, Any]]) -> str:
+def _card_arguments(cells: Sequence[dict[str, Any]]) -> str:
     """Arguments of d3hr_ray.train_student that train as the first cell of hard labels and no further flags."""
     for cell in cells:
         version, _, changes = cell["protocol_version"].partition("+")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from d3hr_ray.config import data_config
 from d3hr_ray.datasets.images import Loadable
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import Seen, look_of
@@ -51,6 +52,7 @@ from d3hr_ray.report.sheets import (
     write_sheets,
 )
 from d3hr_ray.report.tables import (
+    MATCHING_HEAD,
     chosen_text,
     disambiguate,
     disambiguate_sets,
@@ -142,7 +144,7 @@ def _next(store: Store, run: dict[str, Any] | None, evaluated: bool) -> Iterator
     if not run:
         return
     if not evaluated:
-        command = evaluating("RUN", run["config"]["data"]["format"])
+        command = evaluating("RUN", data_config(run["config"]["data"]))
         yield "<h2>Accuracy</h2><p>Not measured yet. Next, train students on the sets and on as many real images:</p>"
     elif store.list(GAUSSIANS):
         command = resizing("RUN")
@@ -160,11 +162,10 @@ def _matching(store: Store, run: dict[str, Any] | None) -> Iterator[str]:
     yield "<h2>Matching</h2><p>Loss: how far the mean and std of a class's chosen latents are from those of its "
     yield "Gaussian. Random draw: the same of a random draw from that Gaussian. Ratio: loss over random draw; "
     yield "the smaller, the better the few images stand for the class.</p>"
-    head = ("class", "images", "rejected", "loss", "random draw", "ratio")
     for at, name in enumerate(there):
         rows = matching_rows(store.read_csv(f"{REPORT}/{name}", ("class",)).to_pylist())
         opened, title = " open" * (at == len(there) - 1), name.removeprefix("matching-").removesuffix(".csv")
-        yield f"<details{opened}><summary>{escape(title)}</summary>{table(head, rows, 'names')}</details>"
+        yield f"<details{opened}><summary>{escape(title)}</summary>{table(MATCHING_HEAD, rows, 'names')}</details>"
 
 
 def _normality(store: Store) -> Iterator[str]:
@@ -189,9 +190,6 @@ def _files(store: Store, run: dict[str, Any] | None) -> Iterator[str]:
         yield f"<h2>Files</h2><ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
 
 
-GUIDED = ("inversion", "synthesis")
-
-
 def _facts(run: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     facts: list[tuple[str, object]] = []
     if run:
@@ -202,7 +200,10 @@ def _facts(run: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> Iterat
             ("images", f"{run['inputs']['images']:,}"),
             ("model", config["model"]["name"]),
             ("method", f"{config['method']}, {config['search']['method']} search, t = {timesteps}"),
-            ("inversion / sampling guidance", " / ".join(f"{config[k]['guidance']:g}" for k in GUIDED)),
+            (
+                "inversion / sampling guidance",
+                " / ".join(f"{config[k]['guidance']:g}" for k in ("inversion", "synthesis")),
+            ),
             ("seed", run["seed"]),
             ("versions", ", ".join(f"{k} {v}" for k, v in run["versions"].items())),
         ]
@@ -252,7 +253,7 @@ def report(run: Run, listing: Listing | None, show_reals: bool = True) -> str:
     facts = {"counts": counts, "seen": seen.plain() if done else None, "real_images": show_reals}
     close_run(run.store, facts | {"sets": recorded | sets} | costs)
     lines.append(f"report: {write_page(run.store)}")
-    lines.append(after_distilling(run.store, run.config.data.format))
+    lines.append(after_distilling(run.store, run.config.data))
     return "\n".join(lines)
 
 

@@ -47,6 +47,15 @@ tr:hover td{background:#1b212b}code,pre{background:#222936}figure img{background
 """
 THUMB = 96  # pixels of a photograph's side on the page
 PIXEL_ART = 64  # images up to this side are shown pixel by pixel
+ROWS, COLUMNS = GLANCE
+SIDE = 0.8  # inches
+SHEETS = f"{REPORT}/sheets"  # of what was evaluated last
+MOST_SHEETS = 12
+TESTED = f"{REPORT}/real.png"  # real test images, where no training images were kept
+FIRST_CLASSES, EACH = 20, 5  # that are shown side by side, and images of each
+CELLS = 12  # side by side at most, on a phone 28 pixels each
+MOST_SETS = 3
+REALS_SCHEMA = pa.schema([("label", pa.int32()), ("image", pa.binary())])
 
 
 def document(title: str, body: Iterable[str]) -> bytes:
@@ -74,7 +83,7 @@ def link(to: str, text: str) -> str:
 def figure(png: bytes, caption: str) -> str:
     """An image with its caption, the bytes inside the page."""
     return (
-        f'<figure><img alt="{escape(caption)}" src="{_data(png, "png")}">'
+        f'<figure><img alt="{escape(caption)}" src="{_data_uri(png, "png")}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
@@ -89,18 +98,11 @@ def picture(pixels: np.ndarray, alt: str) -> str:
         image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
         image.save(buffer, "JPEG", quality=88)
         kind = "jpeg"
-    return f'<img alt="{escape(alt)}" src="{_data(buffer.getvalue(), kind)}">'
+    return f'<img alt="{escape(alt)}" src="{_data_uri(buffer.getvalue(), kind)}">'
 
 
-def _data(image: bytes, kind: str) -> str:
+def _data_uri(image: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-
-
-ROWS, COLUMNS = GLANCE
-CELL = 0.8  # inches
-SHEETS = f"{REPORT}/sheets"  # of what was evaluated last
-MOST_SHEETS = 12
-TESTED = f"{REPORT}/real.png"  # real test images, where no training images were kept
 
 
 def contact_sheet(store: Store, spec: SetSpec, images: pa.Table) -> bytes:
@@ -135,16 +137,16 @@ def sheet_of(images: Images, title: str) -> bytes:
 
 def _draw(rows: Sequence[tuple[str, Sequence[np.ndarray]]], title: str) -> bytes:
     columns = max(len(pixels) for _, pixels in rows)
-    size = (CELL * columns + 1.6, CELL * len(rows) + 0.5)
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
+    size = (SIDE * columns + 1.6, SIDE * len(rows) + 0.5)
+    drawing, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for line, (name, shown) in zip(axes, rows, strict=True):
         line[0].text(-0.1, 0.5, name[:16], transform=line[0].transAxes, ha="right", va="center", fontsize=9)
         for axis, pixels in zip(line, shown, strict=False):
             axis.imshow(pixels, interpolation="nearest")
-    figure.suptitle(title, fontsize=9, y=0.9, va="bottom")
-    return save_figure(figure)
+    drawing.suptitle(title, fontsize=9, y=0.9, va="bottom")
+    return save_figure(drawing)
 
 
 def write_sheets(
@@ -174,22 +176,17 @@ def write_sheets(
     store.write_json(f"{SHEETS}/names.json", names)
 
 
-SHOWN, EACH = 20, 5  # the first classes, so many images of each
-CELLS = 12  # side by side at most, on a phone 28 pixels each
-MOST_SETS = 3
-SCHEMA = pa.schema([("label", pa.int32()), ("image", pa.binary())])
-
 Shots = Mapping[int, Sequence[np.ndarray]]  # by label
 
 
 def keep_reals(store: Store, config: RunConfig, listing: Listing, size: int) -> None:
     """Read a few real images per class into report/real.parquet, cropped to `size`: the first of --method random."""
     labels, rows = listing.entries["label"].to_numpy(), []
-    for label in range(min(SHOWN, len(listing.classes))):
+    for label in range(min(FIRST_CLASSES, len(listing.classes))):
         order = generator("reals", config.seed, label).permutation(np.flatnonzero(labels == label))
         found = readable(listing.source, listing.entries.take(order), EACH, size, look_of(config.fidelity))
         rows += [{"label": label, "image": png(pixels, None)} for pixels, _ in found]
-    store.write_table(REALS, pa.Table.from_pylist(rows, SCHEMA))
+    store.write_table(REALS, pa.Table.from_pylist(rows, REALS_SCHEMA))
 
 
 def real_shots(store: Store) -> Shots:
@@ -204,7 +201,7 @@ def set_shots(store: Store, name: str) -> tuple[int, Shots]:
     """A distilled set of a run => its images per class, and the first ones of the first classes."""
     own = store.at(f"{DISTILLED}/{name}")
     table = own.read_table(METADATA)
-    return len(table) // len(table["label"].unique()), first_images(own, table, SHOWN, EACH)
+    return len(table) // len(table["label"].unique()), first_images(own, table, FIRST_CLASSES, EACH)
 
 
 def shown_sets(sizes: Mapping[str, int]) -> list[str]:
@@ -219,13 +216,13 @@ def grid(columns: Sequence[tuple[str, Shots]], names: Sequence[str]) -> Iterator
     each = max(k for k in range(1, EACH + 1) if k == 1 or sum(_widths(columns, k)) <= CELLS)
     widths = _widths(columns, each)
     pixel_art = all(image.shape[0] <= PIXEL_ART for _, shots in columns for found in shots.values() for image in found)
-    long = any(len(name) > 3 for name in names[:SHOWN])
+    long = any(len(name) > 3 for name in names[:FIRST_CLASSES])
     kinds = " ".join(["shots", *["pixels"] * pixel_art, *["long"] * long])
     cells = " ".join(f"8px repeat({width},minmax(0,64px))" for width in widths)
     yield f'<div class="{kinds}" style="--cells:{cells}"><b class="name"></b>'
     for (title, _), width in zip(columns, widths, strict=True):
         yield f'<i></i><b style="grid-column:span {width}">{escape(title)}</b>'
-    for label, name in enumerate(names[:SHOWN]):
+    for label, name in enumerate(names[:FIRST_CLASSES]):
         yield f'<b class="name">{escape(name)}</b>'
         for (title, shots), width in zip(columns, widths, strict=True):
             found = [picture(pixels, f"{title}, class {name}") for pixels in shots.get(label, [])[:width]]
@@ -247,7 +244,8 @@ def images_section(store: Store, run: dict[str, Any] | None, classes: Sequence[s
     reals = real_shots(store)
     yield "<h2>Images</h2>"
     beside = "Left: real images of the training data, not distilled ones. " if reals else ""
-    yield f"<p>{beside}Each row is a class{f': the first {SHOWN} are shown' if len(classes) > SHOWN else ''}.</p>"
+    first = f": the first {FIRST_CLASSES} are shown" if len(classes) > FIRST_CLASSES else ""
+    yield f"<p>{beside}Each row is a class{first}.</p>"
     columns = [("real", reals)] * bool(reals) + [(f"IPC {found[name][0]}", found[name][1]) for name in shown]
     yield from grid(columns, classes)
 

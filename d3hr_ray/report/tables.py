@@ -34,6 +34,12 @@ from d3hr_ray.store import Store
 # Of a config's field, the flag of jobs/distill.py that sets it; fields without one are called as they are.
 FLAGS = {s.path: s.name.replace("_", "-") for s in settings_of(RunConfig).values()}
 MOST_ITEMS = 4  # of a list; those of a longer one are counted
+SCORES, CORRELATIONS = f"{REPORT}/scores.csv", f"{REPORT}/scores-correlations.csv"
+CORRELATION_SCHEMA = pa.schema(
+    [("ipc", pa.int64()), ("sets", pa.int64()), ("score", pa.string()), ("rho", pa.float64()), ("p", pa.float64())]
+)
+LISTED = 20  # classes that are named
+MATCHING_HEAD = ("class", "images", "rejected", "loss", "random draw", "ratio")
 
 
 def label_of(row: dict[str, Any]) -> str:
@@ -120,13 +126,6 @@ def _value(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value)) if len(value) <= MOST_ITEMS else f"{value[0]},...({len(value)})"
     return str(value)
-
-
-SCORES, CORRELATIONS = f"{REPORT}/scores.csv", f"{REPORT}/scores-correlations.csv"
-CORRELATION_SCHEMA = pa.schema(
-    [("ipc", pa.int64()), ("sets", pa.int64()), ("score", pa.string()), ("rho", pa.float64()), ("p", pa.float64())]
-)
-LISTED = 20  # classes that are named
 
 
 def cells_table(summary: Iterable[dict[str, Any]]) -> pa.Table:
@@ -289,8 +288,7 @@ def matching_rows(rows: Sequence[dict[str, Any]], limit: int = LISTED) -> list[t
 
 def matching_text(table: pa.Table) -> str:
     """How well subsets match their Gaussians, as text."""
-    head = ("class", "images", "rejected", "loss", "random draw", "ratio")
     return "\n".join(
         f"{name[:22]:<22} {images:>8} {rejected:>8} {loss:>10} {draw:>11} {ratio:>8}"
-        for name, images, rejected, loss, draw, ratio in (head, *matching_rows(table.to_pylist()))
+        for name, images, rejected, loss, draw, ratio in (MATCHING_HEAD, *matching_rows(table.to_pylist()))
     )

@@ -1,6 +1,6 @@
 """From a job's flags to resources: what a cluster can hold, now and after its autoscaler has been asked.
 
-And a warning while it can hold nothing.
+And a warning while it can hold nothing, and the workers that train students.
 """
 
 import json
@@ -61,39 +61,6 @@ def claim(ask: Ask, patience: float) -> tuple[float, int]:
     if there < needed and not (patience and grows_to([bundle] * (needed + spare), share, cpus, patience)):
         raise ValueError(_too_small(ask, share, cpus, spare, there, patience))
     return share, there
-
-
-@dataclass(frozen=True)
-class Workers:
-    """`count` Ray Train workers (0: this process) with a share of a GPU each; `per_student` of them share a student."""
-
-    count: int
-    gpus: float = 0.0
-    per_student: int = 1
-
-    def __post_init__(self) -> None:
-        if self.count < 0 or self.per_student < 1 or (self.count or 1) % self.per_student:
-            raise ValueError(
-                f"--workers-per-student {self.per_student} does not divide --workers {self.count}; give a divisor"
-            )
-        if self.per_student > 1 and 0 < self.gpus < 1:
-            raise ValueError(
-                f"--workers-per-student {self.per_student} needs a whole GPU for each of them, and --gpus-per-worker "
-                f"{self.gpus:g} puts several on one, which NCCL refuses; give --gpus-per-worker 1"
-            )
-
-
-def find_workers(count: int | None, gpus: float | None, per_student: int, patience: float = 0.0) -> Workers:
-    """--workers as asked, or one per GPU, or per CPU where there is none; from nothing, as many as share a student.
-
-    A cluster's autoscaler has `patience` seconds to begin adding nodes. Raises ValueError for more than fit.
-    """
-    if count == 0:
-        if gpus:
-            raise ValueError(f"--gpus-per-worker {gpus:g} is idle: --workers 0 trains in this process; leave one out")
-        return Workers(0, 0.0, per_student)
-    share, there = claim(Ask(count, gpus, "--workers", "--gpus-per-worker", least=per_student), patience)
-    return Workers(count or max(per_student, there - there % per_student), share, per_student)
 
 
 def room(share: float, cpus: float = 0) -> int:
@@ -171,3 +138,36 @@ def _watch(title: str, share: float, stop: threading.Event) -> None:
                 f"{title}: no node of the cluster has {what} for its workers; waiting for one "
                 "(what is finished is kept: it can be stopped, and the same command resumes)"
             )
+
+
+@dataclass(frozen=True)
+class Workers:
+    """`count` Ray Train workers (0: this process) with a share of a GPU each; `per_student` of them share a student."""
+
+    count: int
+    gpus: float = 0.0
+    per_student: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or self.per_student < 1 or (self.count or 1) % self.per_student:
+            raise ValueError(
+                f"--workers-per-student {self.per_student} does not divide --workers {self.count}; give a divisor"
+            )
+        if self.per_student > 1 and 0 < self.gpus < 1:
+            raise ValueError(
+                f"--workers-per-student {self.per_student} needs a whole GPU for each of them, and --gpus-per-worker "
+                f"{self.gpus:g} puts several on one, which NCCL refuses; give --gpus-per-worker 1"
+            )
+
+
+def find_workers(count: int | None, gpus: float | None, per_student: int, patience: float = 0.0) -> Workers:
+    """--workers as asked, or one per GPU, or per CPU where there is none; from nothing, as many as share a student.
+
+    A cluster's autoscaler has `patience` seconds to begin adding nodes. Raises ValueError for more than fit.
+    """
+    if count == 0:
+        if gpus:
+            raise ValueError(f"--gpus-per-worker {gpus:g} is idle: --workers 0 trains in this process; leave one out")
+        return Workers(0, 0.0, per_student)
+    share, there = claim(Ask(count, gpus, "--workers", "--gpus-per-worker", least=per_student), patience)
+    return Workers(count or max(per_student, there - there % per_student), share, per_student)

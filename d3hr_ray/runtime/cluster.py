@@ -27,7 +27,7 @@ def connect(address: str | None, log_format: LogFormat = "text", ahead: str = ""
 
     One slot holds the networks and one reads images: a single slot would wait for itself. With json, drivers and
     workers log JSON lines. A local Ray's workers import `ahead`, the module of their first tasks, while this process
-    goes on. Returns whether this is a cluster, which may grow. Raises ValueError if none answers.
+    goes on. Returns whether this call connected to a cluster, which may grow. Raises ValueError if none answers.
     """
     named = (
         f"--address {address}" if address else f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}, set in the environment"
@@ -61,7 +61,7 @@ def connect(address: str | None, log_format: LogFormat = "text", ahead: str = ""
 
 
 def _load_ahead(module: str) -> None:
-    """Nobody waits for it, and what goes wrong is told by the task that needs the module."""
+    """Have SPARE workers import a module. Nobody waits for it; one that cannot be imported fails what needs it."""
     import ray
 
     def load() -> None:

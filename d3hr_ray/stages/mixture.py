@@ -36,13 +36,15 @@ class MixtureKind:
     rank: int
     seed: int
     pool: int = 1  # cells that latents are averaged over, each way, before they are clustered
+    centres: bool = False  # whether it has the components' means where they are clustered, which guides pull to
 
     @property
     def folder(self) -> str:
         """Its folder within the run's."""
         where = f"t{self.timestep:04d}-c{self.cluster_timestep:04d}"
         pool = f"p{self.pool}" if self.pool > 1 else ""
-        return f"{MIXTURES}/{where}{pool}-k{self.components}-r{self.rank}-seed{self.seed}"
+        centres = "-centres" if self.centres else ""
+        return f"{MIXTURES}/{where}{pool}-k{self.components}-r{self.rank}-seed{self.seed}{centres}"
 
 
 def mixture_kind(config: RunConfig, timestep: int, ipc: int) -> MixtureKind:
@@ -52,7 +54,7 @@ def mixture_kind(config: RunConfig, timestep: int, ipc: int) -> MixtureKind:
     search, cluster = config.search, config.inversion.cluster_timestep
     at = timestep if cluster is None else cluster
     pool = 1 if components == 1 else search.cluster_pool
-    return MixtureKind(timestep, at, components, search.rank, config.seed, pool)
+    return MixtureKind(timestep, at, components, search.rank, config.seed, pool, config.guides)
 
 
 def run_mixtures(latents: Store, store: Store, kinds: Sequence[MixtureKind], shape: tuple[int, int, int]) -> None:
@@ -137,11 +139,13 @@ def write_mixtures(latents: Store, store: Store, kind: MixtureKind, labels: rang
     for label in labels:
         key = digest(f"mixture of {label}, {kind.seed}".encode())
         try:
-            mixture = fit_mixture(pooled(by[label], shape, kind.pool), at[label], kind.components, kind.rank, key)
+            near = by[label] if kind.centres else None
+            mixture = fit_mixture(pooled(by[label], shape, kind.pool), at[label], kind.components, kind.rank, key, near)
         except ValueError as error:
             raise RunError(f"mixture: class {label}: {error}") from error
         rows += mixture_rows(label, kind.timestep, mixture, images[label])
-    store.write_table(part_file(kind, labels), pa.Table.from_pylist(rows, MIXTURE_SCHEMA))
+    schema = MIXTURE_SCHEMA.append(pa.field("centre", _LIST)) if kind.centres else MIXTURE_SCHEMA
+    store.write_table(part_file(kind, labels), pa.Table.from_pylist(rows, schema))
 
 
 def read_classes(
@@ -205,6 +209,7 @@ def mixture_rows(label: int, timestep: int, mixture: Mixture, images: int) -> li
             "variance": mixture.variance_CD[c].numpy(),
             "factors": [] if c else [row.numpy() for row in mixture.factors_RD],
         }
+        | ({} if mixture.centre_CD is None else {"centre": mixture.centre_CD[c].numpy()})
         for c in range(len(mixture.count_C))
     ]
 
@@ -213,6 +218,7 @@ def read_mixtures(store: Store, kind: MixtureKind, labels: range) -> dict[int, M
     """The stored mixtures of some labels."""
     tables = []
     columns = [name for name in MIXTURE_SCHEMA.names if name != "images"]  # which files of older versions do not have
+    columns += ["centre"] if kind.centres else []
     for name in store.list(kind.folder):
         start, stop = (int(word) for word in name.removesuffix(".parquet").split("-")[1:])
         if start < labels.stop and labels.start < stop:
@@ -230,4 +236,5 @@ def _mixture(rows: pa.Table) -> Mixture:
         medoid,
         variance,
         torch.tensor(factors, dtype=torch.float32).reshape(len(factors), mean.shape[1]),
+        torch.tensor(np.stack(rows["centre"].to_numpy())) if "centre" in rows.column_names else None,
     )

@@ -13,6 +13,7 @@ from d3hr_ray.config import RunConfig
 from d3hr_ray.numerics import ddim
 from d3hr_ray.numerics.ancestral import ancestral
 from d3hr_ray.numerics.grids import ancestral_grid
+from d3hr_ray.numerics.guides import Guide, steer
 from d3hr_ray.numerics.latent_optimisation import optimise_latents
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import generator, normal
@@ -36,6 +37,21 @@ class Sampler:
         """The latents of rows, (N, C, H, W) float32."""
         latents = torch.tensor(np.stack(rows["latent"].to_pylist()), dtype=torch.float32)
         return latents.reshape(-1, *self.denoiser.latent_shape)
+
+    def guided(self, rows: pa.Table, timestep: int, guide: Guide, until: int) -> torch.Tensor:
+        """Like `sample`, with a guide of all rows at once down to t = `until`; the network sees the same batches."""
+        starts, classes = self.starts(rows), self._classes(rows)
+        scale = self.config.synthesis.guidance
+
+        def denoise(x: torch.Tensor, t: int) -> torch.Tensor:
+            def work(part: slice) -> torch.Tensor:
+                return self.denoiser.guided(classes[part], scale)(x[part].to(self.device), t).cpu()
+
+            return torch.cat(run_batches(work, len(x), self._batch))
+
+        with torch.inference_mode():
+            steered = steer(denoise, guide, self.schedule, until)
+            return SAMPLE[self.config.inversion.solver](steered, starts, self.schedule, timestep)
 
     def sample(self, rows: pa.Table, timestep: int | None) -> torch.Tensor:
         """Rows noised to `timestep` (None: pure noise) => clean latents (N, C, H, W) on the CPU, in fixed batches."""

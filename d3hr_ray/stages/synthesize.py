@@ -22,6 +22,7 @@ from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec, whole_classes
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.features import feature_kind, read_means
+from d3hr_ray.stages.guides import block_guide
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
 from d3hr_ray.store import Store
 
@@ -88,7 +89,12 @@ class SynthesizeBlock(BlockActor):
     def pixels(self, spec: SetSpec, subsets: pa.Table) -> np.ndarray:
         """subsets/ rows => pixels (N, H, W, 3) uint8, in fixed batches."""
         sampler = self.sampler
-        latents = sampler.starts(subsets) if spec.is_clean else sampler.sample(subsets, spec.timestep)
+        if spec.config.guides:
+            assert spec.timestep is not None, "guides are of Gaussians"
+            guide = block_guide(self.job.store, spec, subsets["label"].to_pylist(), sampler)
+            latents = sampler.guided(subsets, spec.timestep, guide, spec.config.guide.until)
+        else:
+            latents = sampler.starts(subsets) if spec.is_clean else sampler.sample(subsets, spec.timestep)
         latents = self.refined(spec, subsets, sampler.optimise(subsets, latents))
         return to_pixels(sampler.decode(latents)).numpy()
 
