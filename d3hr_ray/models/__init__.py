@@ -1,1 +1,1 @@
-"""Pretrained networks behind small contracts: the VAE, the denoiser, classifiers; and an exact toy denoiser, for tests."""
+"""Pretrained networks behind small contracts: the VAE, the denoiser, classifiers; and an exact toy denoiser."""
