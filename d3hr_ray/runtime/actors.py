@@ -1,5 +1,6 @@
 """Pools of actors that hold networks, and the streams of Ray Data that bring them work."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from d3hr_ray.runtime.failures import failure
 from d3hr_ray.runtime.progress import progress
 from d3hr_ray.runtime.summary import costing
 from d3hr_ray.runtime.telemetry import Measured, MeasuredActor
+
+logging.getLogger("ray.data").setLevel(logging.ERROR)  # whose import sets another
 
 STUCK = 10  # time limits in a row without a finished unit end the run; a unit has many batches
 GROWING = 1_000_000  # upper bound of a pool that takes whatever an autoscaler brings

@@ -41,7 +41,6 @@ def connect(address: str | None, log_format: LogFormat = "text", ahead: str = ""
         return False
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if log_format == "json":
         quiet["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
