@@ -29,7 +29,7 @@ install: .venv/.installed  ## make .venv with pinned versions (uv if present, el
 
 demo: install  ## distil the embedded digits and train on them: the whole pipeline on a laptop, in 2 minutes
 	$(BIN)/python jobs/distill.py --preset digits --ipc 1 10 --out runs/demo
-	$(BIN)/python jobs/evaluate.py --distilled runs/demo --arch convnet-d3-w32 --repeats 2 --workers 0
+	$(BIN)/python jobs/evaluate.py --distilled runs/demo --arch convnet-d3-w16 --repeats 2 --workers 0
 
 check: install  ## the quick tests, for minutes of work: what takes more than 5 seconds is left to `make test`
 	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos and not docs" -n 2 --dist loadfile --no-loadscope-reorder

@@ -18,7 +18,6 @@ from d3hr_ray.runtime.surroundings import (
 )
 
 LogFormat = Literal["text", "json"]
-SPARE = 2  # workers that import what tasks need before there are any
 KEPT = 120_000  # milliseconds that a local Ray keeps a process without a task; Ray's own is 1,000
 
 
@@ -26,7 +25,7 @@ def connect(address: str | None, log_format: LogFormat = "text", ahead: str = ""
     """Connect to --address, else RAY_ADDRESS, else start a local Ray with at least 2 CPU slots.
 
     One slot holds the networks and one reads images: a single slot would wait for itself. With json, drivers and
-    workers log JSON lines. A local Ray's workers import `ahead`, the module of their first tasks, while this process
+    workers log JSON lines. A local Ray's first worker imports `ahead`, the module of its first tasks, while this process
     goes on. Returns whether this call connected to a cluster, which may grow. Raises ValueError if none answers.
     """
     named = (
@@ -60,14 +59,13 @@ def connect(address: str | None, log_format: LogFormat = "text", ahead: str = ""
 
 
 def _load_ahead(module: str) -> None:
-    """Have SPARE workers import a module. Nobody waits for it; one that cannot be imported fails what needs it."""
+    """Have a worker import a module. Nobody waits for it; one that cannot be imported fails what needs it."""
     import ray
 
     def load() -> None:
         importlib.import_module(module)
 
-    for _ in range(SPARE):
-        ray.remote(num_cpus=0)(load).remote()
+    ray.remote(num_cpus=0)(load).remote()
 
 
 def _start_local(settings: dict[str, Any]) -> None:
