@@ -25,7 +25,7 @@ def connect(address: str | None, log_format: LogFormat = "text", ahead: str = ""
     """Connect to --address, else RAY_ADDRESS, else start a local Ray with at least 2 CPU slots.
 
     One slot holds the networks and one reads images: a single slot would wait for itself. With json, drivers and
-    workers log JSON lines. A local Ray's first worker imports `ahead`, the module of its first tasks, while this process
+    workers log JSON lines. A worker of a local Ray imports `ahead`, the module of its first tasks, while this process
     goes on. Returns whether this call connected to a cluster, which may grow. Raises ValueError if none answers.
     """
     named = (
