@@ -14,14 +14,13 @@ import torch
 from scipy import stats
 
 from d3hr_ray.benchmarks.measure import Result, in_turns, median_ratio, peak_mb
-from d3hr_ray.config import DataConfig, ModelConfig, RunConfig, Search, SearchConfig
+from d3hr_ray.config import PAPER_SKEW_WEIGHT, DataConfig, ModelConfig, RunConfig, Search, SearchConfig
 from d3hr_ray.numerics import groups
 from d3hr_ray.numerics.random_search import BLOCK, RandomSearch
 from d3hr_ray.sets import sets_of
 from d3hr_ray.stages.search import Block, search_range, write_block
 from d3hr_ray.store import Store
 
-SKEW_WEIGHT = 0.5  # the paper's
 LOOP_NUMBERS = 1 << 21  # normal numbers per batch of the plain loop: 8 MB
 MILLION, SKEWED = 1_000_000, 200_000  # candidates of a search; with skewness divided by n
 MEMORY_OF: tuple[Search, ...] = ("moments", "random")
@@ -40,7 +39,7 @@ def run(quick: bool) -> Result:
         rows += [{"ipc": n, "method": k, **v, **losses.get(k, {})} for k, v in speeds.items()]
         ratios |= _ratios(n, speeds, losses)
     rows += _further_counts(mean_D, std_D, quick, repeats)
-    for weight in (0.0, SKEW_WEIGHT):
+    for weight in (0.0, PAPER_SKEW_WEIGHT):
         for n in (10,) if quick else (10, 50):
             repeats, count = (30, 10) if quick else (200, 50)
             ratios[f"score_p_value_ipc{n}{'_skew' if weight else ''}"] = _p_value(
@@ -86,8 +85,8 @@ def _speeds(
     }
     if n > 2:
         sides |= {
-            "loop+skew": (few, lambda: plain_loop(mean_D, std_D, n, few, SKEW_WEIGHT, draw)),
-            "random+skew": (skewed, lambda: _whole_search(mean_D, std_D, n, skewed, SKEW_WEIGHT)),
+            "loop+skew": (few, lambda: plain_loop(mean_D, std_D, n, few, PAPER_SKEW_WEIGHT, draw)),
+            "random+skew": (skewed, lambda: _whole_search(mean_D, std_D, n, skewed, PAPER_SKEW_WEIGHT)),
         }
     seconds = in_turns({name: side for name, (_, side) in sides.items()}, repeats)
     speeds = {
@@ -182,7 +181,7 @@ def _peak_of_task(method: Search, dims: int) -> float:
 def _task(method: Search, dims: int) -> None:
     """What the stage does: search a block of candidates with skewness (`random`), and write a file of subsets."""
     candidates = SearchConfig().candidates if method == "moments" else BLOCK
-    search = SearchConfig((100,), method, candidates, SKEW_WEIGHT)
+    search = SearchConfig((100,), method, candidates, PAPER_SKEW_WEIGHT)
     config = RunConfig(DataConfig(""), ModelConfig(""), search=search)
     (spec,) = sets_of(config)
     block = Block(spec, 0, spec.blocks(1000)[0])
