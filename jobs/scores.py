@@ -1,10 +1,11 @@
-"""Score distilled sets without training anything, and see which score ranks them as their accuracy does.
+"""Score distilled sets without training students, and see which score ranks them as their accuracy does.
 
     python jobs/scores.py --distilled runs/digits                     # all sets of a run
     python jobs/scores.py --distilled runs/digits/sets/*/distilled/*  # all sets of its sweeps
 
 A row per set: errors of the moments in the noise domain, Frechet and kernel distance and coverage to real images in a
-classifier's features, its confidence, diversity within a class, and the PSNR of the set's own round trip. Where
+classifier's features, its confidence, diversity within a class, and the PSNR of the set's own round trip; with
+--redundancy, how much a part of the set says of the rest. Where
 evaluations/results.parquet is there too: top-1, under one version of the protocol and with one teacher, and Spearman's
 correlation of each score with it over sets of one IPC, which report/scores-correlations.csv keeps.
 """
@@ -33,7 +34,7 @@ def main() -> None:
         connect(flags.address)
         real = scoring.real(flags.per_class)
     announce(f"{len(scoring.sets)} sets against {len(real.labels_N):,} real images")
-    rows = score_all(scoring, real)
+    rows = score_all(scoring, real, flags.redundancy)
     name = write_scores(scoring.runs[0], rows, accuracy)
     print(format_scores(rows, accuracy))
     print(name)

@@ -12,9 +12,11 @@ import torch
 from conftest import encode
 from pyarrow import csv as pacsv
 
+from d3hr_ray.cli.scores_flags import ScoreFlags, check_flags
 from d3hr_ray.config import CaO2Config, DataConfig, ModelConfig, RunConfig, SearchConfig, SynthesisConfig
+from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation.ranking import Accuracy, rank_correlations, read_accuracy
-from d3hr_ray.evaluation.scores import COLUMNS, Measured, Scoring, feature_scores, measure
+from d3hr_ray.evaluation.scores import COLUMNS, Measured, Scoring, columns_of, feature_scores, measure, redundancy
 from d3hr_ray.evaluation.sets import find_sets, image_side, load_set
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.card import read_card
@@ -277,3 +279,27 @@ def test_accuracies_of_other_protocol_versions_and_teachers_are_not_mixed(tmp_pa
     found = read_accuracy([store], ("s0", "s1", "s2"), None, "hard", None)
     assert found == Accuracy(dict.fromkeys(("s0", "s1", "s2"), pytest.approx(0.6)), "test", "a", "2", "t@1")
     assert read_accuracy([store], ("s0", "s1"), None, "hard", "test").words.endswith("version 1, teacher t@1")
+
+
+@pytest.mark.slow
+def test_copies_are_redundant_and_parts_of_different_classes_are_not():
+    """Parts that are copies are known by heart; labels that mean nothing cannot be told from the other parts."""
+    draw = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 4)
+    pixels = draw.integers(0, 256, (12, 16, 16, 3), np.uint8)
+    copies = pixels[labels * 4]
+    alike, other = (redundancy(Images(p, labels, ("a", "b", "c")), 2) for p in (copies, pixels))
+    assert alike == 1.0 and other < 0.8
+    assert np.isnan(redundancy(Images(pixels, labels, ("a", "b", "c")), 3))
+
+
+@pytest.mark.parametrize("parts", [-1, 1])
+def test_parts_that_are_none_are_refused(parts):
+    with pytest.raises(ValueError, match=f"--redundancy {parts}: give 2 or more parts"):
+        check_flags(ScoreFlags(("set",), redundancy=parts))
+
+
+def test_redundancy_is_a_column_where_it_was_measured():
+    plain = {"set": "s", "ipc": 1, **dict.fromkeys(COLUMNS, 1.0)}
+    assert columns_of([plain]) == COLUMNS
+    assert columns_of([plain, plain | {"redundancy": 0.5}]) == (*COLUMNS, "redundancy")

@@ -25,6 +25,13 @@ class ScoreFlags:
     per_class: int = setting(
         200, "Real training images per class to compare with, the first ones of each; 20,000 in all at most.", DATA
     )
+    redundancy: int = setting(
+        0,
+        "Also split each set into so many parts, train a small ConvNet on each, and test it on the others: how much a "
+        "part says of the rest. 5 suits 50 images per class; 0 trains nothing.",
+        TRAINING,
+        metavar="PARTS",
+    )
     arch: str | None = setting(
         None,
         "Correlate with the accuracy of this student.",
@@ -49,3 +56,5 @@ def check_flags(flags: ScoreFlags) -> None:
         raise ValueError("--distilled is needed: name sets or a run folder")
     if flags.per_class < 2:
         raise ValueError(f"--per-class {flags.per_class} must be at least 2")
+    if flags.redundancy < 0 or flags.redundancy == 1:
+        raise ValueError(f"--redundancy {flags.redundancy}: give 2 or more parts, or 0 for none")

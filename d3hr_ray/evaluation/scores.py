@@ -1,4 +1,4 @@
-"""Scores of a distilled set that need no training.
+"""Scores of a distilled set that need no training, and its redundancy, which needs a little.
 
 Features and confidence are a classifier's, on real images of the same classes; moments are those in the run folder.
 """
@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.comparison import list_real, look_beside
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, image_side, load_set
 from d3hr_ray.layout import CLASSES, MANIFEST, run_at
 from d3hr_ray.models.autoencoder import Autoencoder, to_images, to_pixels
+from d3hr_ray.models.classifiers import BATCH, enough_steps, predict, train_convnet
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.numerics import distances
 from d3hr_ray.numerics.schedule import Schedule
@@ -33,7 +35,9 @@ from d3hr_ray.store import Store
 COLUMNS = (
     "mean_error", "std_error", "frechet", "kernel", "coverage", "confidence", "on_class", "diversity", "round_trip",
 )  # fmt: skip
+REDUNDANCY = "redundancy"  # the one that trains, and is only there if it was asked for
 MOST_REAL = 20_000
+LEAST = 2  # images of each class in a part
 Model = tuple[Schedule, Autoencoder, Denoiser]
 SETTING = ("guidance", "inversion_guidance", "fidelity", "settings", "config")  # of a set, in its row
 
@@ -92,6 +96,28 @@ def round_trip(spec: SetSpec, model: Model, pixels: np.ndarray, model_classes: S
     return float(10 * torch.log10(255**2 / torch.cat(squares).mean()))
 
 
+def redundancy(images: Images, parts: int) -> float:
+    """How much of a set is in a part of it: mean top-1 of ConvNets trained on one part each and tested on the others.
+
+    A diagnostic of learnability-guided distillation (LGD), which splits 50 images per class in five. Parts have every
+    `parts`-th image of each class, 2 at least. Near 1 the parts say the same; NaN for a set with too few images.
+    """
+    place = np.empty(len(images), np.int64)
+    for label in np.unique(images.labels):
+        own = images.labels == label
+        if own.sum() < LEAST * parts:
+            return float("nan")
+        place[own] = np.arange(own.sum()) % parts
+    found = []
+    for part in range(parts):
+        own = place == part
+        pixels, labels = images.pixels[own], images.labels[own]
+        steps, batch = enough_steps(len(pixels)), min(BATCH, len(pixels))
+        net = train_convnet(pixels, labels, len(images.classes), steps, batch_size=batch, seed=part)
+        found.append(float((predict(net, images.pixels[~own]) == images.labels[~own]).mean()))
+    return float(np.mean(found))
+
+
 def score_set(
     found: DistilledSet,
     run: Store,
@@ -100,8 +126,12 @@ def score_set(
     real: Measured,
     model: Callable[[], Model],
     device: str,
+    parts: int,
 ) -> dict[str, float]:
-    """All scores of one of our sets; its `model` is opened when the images have been judged."""
+    """All scores of one of our sets; its `model` is opened when the images have been judged.
+
+    Redundancy is one if `parts` are not 0.
+    """
     images = found.images.load()
     made = measure(judge, images.pixels, images.labels)
     table = run.read_table(CLASSES).sort_by("label")
@@ -110,6 +140,7 @@ def score_set(
         **moment_scores(run, spec),
         **feature_scores(real, made),
         "round_trip": round_trip(spec, model(), images.pixels, ids, device),
+        **({REDUNDANCY: redundancy(images, parts)} if parts else {}),
     }
 
 
@@ -161,6 +192,11 @@ class Scoring:
         return measure(self.judge, real.pixels, real.labels)
 
 
+def columns_of(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """The scores that rows have."""
+    return (*COLUMNS, *([REDUNDANCY] if any(REDUNDANCY in row for row in rows) else []))
+
+
 def check_alike(stores: Sequence[Store], sets: Sequence[DistilledSet], manifests: Sequence[dict[str, Any]]) -> None:
     """Raises ValueError for a set that cannot be scored with the first one's real images and classifier."""
     traits = [
@@ -179,14 +215,14 @@ def check_alike(stores: Sequence[Store], sets: Sequence[DistilledSet], manifests
             )
 
 
-def score_all(scoring: Scoring, real: Measured) -> list[dict[str, Any]]:
-    """A row of scores per set. Networks that sets share are opened once."""
+def score_all(scoring: Scoring, real: Measured, parts: int = 0) -> list[dict[str, Any]]:
+    """A row of scores per set, with redundancy between `parts` of it if they are not 0. Networks are opened once."""
     rows, networks = [], cache(open_networks)
     with progress(len(scoring.sets), "score", "set") as bar:
         for found, run, manifest in zip(scoring.sets, scoring.runs, scoring.manifests, strict=True):
             spec = spec_of(manifest["config"])
             model = partial(open_model, spec.config, scoring.device, networks)
-            scores = score_set(found, run, spec, scoring.judge, real, model, scoring.device)
+            scores = score_set(found, run, spec, scoring.judge, real, model, scoring.device, parts)
             bar.update()
             words = {"set": found.name, "seed": found.set_seed, "ipc": found.about["ipc"], "set_hash": found.set_hash}
             rows.append(words | {key: found.about[key] for key in SETTING} | scores)

@@ -25,7 +25,7 @@ from d3hr_ray.evaluation.ranking import (
     preset_of,
     summarise,
 )
-from d3hr_ray.evaluation.scores import COLUMNS
+from d3hr_ray.evaluation.scores import columns_of
 from d3hr_ray.layout import EVALUATIONS, REPORT, sweep_folder
 from d3hr_ray.runs import base_of
 from d3hr_ray.stages.choose import COUNTS
@@ -176,32 +176,32 @@ def write_scores(run: Store, rows: Sequence[dict[str, Any]], accuracy: Accuracy)
     known = [row | {"top1": accuracy.top1.get(row["set_hash"])} for row in rows]
     shown = [{key: value for key, value in row.items() if key != "config"} for row in known]  # manifests have it
     store.write_csv(SCORES, pa.Table.from_pylist(shown))
-    store.write_csv(CORRELATIONS, pa.Table.from_pylist(correlate(rows, accuracy, COLUMNS), CORRELATION_SCHEMA))
+    store.write_csv(CORRELATIONS, pa.Table.from_pylist(correlate(rows, accuracy, columns_of(rows)), CORRELATION_SCHEMA))
     return f"{store.uri}/{SCORES}"
 
 
 def format_scores(rows: Sequence[dict[str, Any]], accuracy: Accuracy) -> str:
     """Means over seeds as text; below them, per IPC, the rank correlations of single sets with accuracy, if known."""
-    top1 = accuracy.top1
+    top1, columns = accuracy.top1, columns_of(rows)
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in disambiguate_sets(rows):
         kinds[row["ipc"], name_of(row)].append(row)
     width = max(24, *(len(name) for _, name in kinds))
-    lines = [" ".join(["set".ljust(width), "  n", *(f"{c:>10}" for c in COLUMNS), f"{'top-1':>7}"])]
+    lines = [" ".join(["set".ljust(width), "  n", *(f"{c:>10}" for c in columns), f"{'top-1':>7}"])]
     for key in sorted(kinds):
         known = [100 * top1[row["set_hash"]] for row in kinds[key] if row["set_hash"] in top1]
-        means = [f"{np.mean([row[c] for row in kinds[key]]):>10.4g}" for c in COLUMNS]
+        means = [f"{np.mean([row[c] for row in kinds[key]]):>10.4g}" for c in columns]
         end = [f"{np.mean(known):7.1f}"] if known else []
         lines.append(" ".join([key[1].ljust(width), f"{len(kinds[key]):>3}", *means, *end]))
     how = [accuracy.words] if top1 else []
-    return "\n".join([*lines, *how, *_correlation_lines(correlate(rows, accuracy, COLUMNS), width)])
+    return "\n".join([*lines, *how, *_correlation_lines(correlate(rows, accuracy, columns), columns, width)])
 
 
-def _correlation_lines(correlations: Sequence[dict[str, Any]], width: int) -> Iterable[str]:
+def _correlation_lines(correlations: Sequence[dict[str, Any]], columns: Sequence[str], width: int) -> Iterable[str]:
     for ipc in sorted({row["ipc"] for row in correlations}):
         found = {row["score"]: row for row in correlations if row["ipc"] == ipc}
         sets = max(row["sets"] for row in found.values())
-        values = [f"{found[c]['rho']:>+10.2f}" if c in found else f"{'-':>10}" for c in COLUMNS]
+        values = [f"{found[c]['rho']:>+10.2f}" if c in found else f"{'-':>10}" for c in columns]
         yield " ".join([f"Spearman's rho, IPC {ipc}".ljust(width), f"{sets:>3}", *values])
 
 
