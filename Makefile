@@ -43,7 +43,7 @@ chaos: install  ## faults that take minutes: drivers, nodes and jobs killed, clu
 results: install  ## docs/results.md from the records in results/
 	$(BIN)/python -m d3hr_ray.results
 
-docs-check: install  ## run the commands of README and docs on small data, about 10 minutes
+docs-check: install  ## run the commands of README and docs on small data, about 25 minutes
 	$(BIN)/python -m pytest -m docs --timeout 1800 tests/test_docs.py tests/test_own_data.py
 
 lint: install  ## ruff check and format check, mypy
