@@ -159,6 +159,7 @@ def test_more_sets_come_from_gaussians_without_the_data(digits, here, monkeypatc
     assert "no Gaussians at t=300 (there: 100, 200)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_mixtures_come_from_stored_latents(digits, here, monkeypatch, tmp_path):
     """One component per image is its cluster's mean; without latents/ of the cluster's timestep the run is refused."""
     command = f"--from-gaussians {digits} --timesteps 200 --ipc 3 --components ipc --actors 1 1"

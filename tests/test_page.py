@@ -126,6 +126,7 @@ def test_accuracy_comes_first_and_is_said_in_a_sentence(evaluated):
     assert f"real images {100 * cell['top1_last']:.1f} ± " in ten and "points" in ten and ten in page
 
 
+@pytest.mark.slow
 def test_a_run_over_private_images_shows_none_in_its_report_or_in_an_evaluations(evaluated, tmp_path):
     store, rows, sets = evaluated
     private = Store(str(shutil.copytree(store.uri, tmp_path / "run")))

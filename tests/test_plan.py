@@ -21,6 +21,7 @@ def test_dry_run_prints_the_plan_of_imagenet_without_data_or_model(monkeypatch, 
     assert "60,000" in next(line for line in text.splitlines() if line.startswith("synthesize"))
 
 
+@pytest.mark.slow
 def test_a_plan_of_small_work_is_in_units_that_people_read(monkeypatch, capsys):
     """Seconds of this machine's CPU, as measured, within a factor of what a forward takes by --tflops' arithmetic."""
     rows = dry_run(monkeypatch, capsys, "--ipc 2", "digits")
@@ -66,6 +67,7 @@ def test_a_plan_counts_what_mixtures_read(monkeypatch, capsys):
     assert "k-means and SVD on CPUs, 80 task(s); reads 21 GB" in per_image  # a mixture for each IPC, one timestep
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_search_of_a_whole_pool(monkeypatch, capsys):
     rows = dry_run(monkeypatch, capsys, "--method d3hr+cao2 --pool 3 --ipc 10")
     assert [rows[stage].split()[1] for stage in ("search", "pool", "synthesize")] == ["30,000", "30,000", "10,000"]

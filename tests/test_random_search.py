@@ -73,6 +73,7 @@ def test_winning_scores_are_distributed_like_the_plain_loops(n, count, weight):
     assert stats.ks_2samp(ours, plain).pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_a_winners_latents_are_distributed_like_the_plain_loops():
     """Values of the best of 100, 200 times: the subset, not only its score, is the paper's."""
     blocks, ours, plain = search(4, 0.5), [], []
@@ -108,6 +109,7 @@ def test_the_bound_on_skewness_holds(n):
     assert least_skewness(n, 24) < float(sums.min())
 
 
+@pytest.mark.slow
 def test_few_dims_are_drawn_plainly():
     std = torch.tensor([1.0, 0.5, 2.0])
     assert quantiles(SquaredNormal(), std.double().numpy() ** 2) is None

@@ -77,6 +77,7 @@ def test_a_reader_never_sees_half_an_object(s3):
     assert store.read_bytes("x") == new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", WRITERS)
 def test_every_format_is_read_from_busy_s3(busy, tmp_path, form):
     share, busy.share = busy.share, 0

@@ -182,6 +182,7 @@ def test_sets_of_different_runs_are_refused(tmp_path, config, classes, said):
         Scoring.open((own, other), None)
 
 
+@pytest.mark.slow
 def test_the_job_scores_every_set_of_a_run_and_correlates_with_its_accuracies(digits, tmp_path, monkeypatch, capsys):
     from jobs import scores
 
