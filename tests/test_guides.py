@@ -8,7 +8,7 @@ import torch
 from conftest import run, snapshot
 from scipy.optimize import linear_sum_assignment
 
-from d3hr_ray.config import DataConfig, GuideConfig, ModelConfig, RunConfig, as_dict, from_dict
+from d3hr_ray.config import DataConfig, GuideConfig, ModelConfig, RunConfig, SearchConfig, as_dict, from_dict
 from d3hr_ray.numerics import adams, ddim
 from d3hr_ray.numerics.ancestral import ancestral
 from d3hr_ray.numerics.guide_modes import towards
@@ -122,8 +122,10 @@ def test_only_guided_sets_say_so():
         (lambda: GuideConfig("modes", until=-1), "--guide-until -1"),
         (lambda: replace(BASE, guide=GuideConfig("modes")), "give --components .* and --cluster-timestep"),
         (
-            lambda: replace(MIXED, guide=GuideConfig("modes"), fidelity="official", search=BASE.search),
-            "--guide modes pulls|has no --guide|has no --search",
+            lambda: replace(
+                BASE, guide=GuideConfig("modes"), fidelity="official", search=SearchConfig(method="random")
+            ),
+            "--fidelity official has no --guide",
         ),
     ],
 )
@@ -138,9 +140,8 @@ def test_idle_flags_are_refused(monkeypatch, capsys, tmp_path):
     assert "--guide-until does nothing without --guide modes or transport" in capsys.readouterr().err
 
 
-GUIDED = (
-    "--preset digits --limit-per-class 6 --timesteps 300 --cluster-timestep 20 --ipc 3 --actors 1 1 --guide-until 40"
-)
+MIXTURE = "--timesteps 300 --cluster-timestep 20 --components ipc --ipc 3 --actors 1 1"
+GUIDED = f"--preset digits --limit-per-class 6 {MIXTURE} --guide-until 40 --guide-strength 0.9"
 
 
 @pytest.mark.slow
@@ -149,7 +150,7 @@ def test_a_guided_run_comes_nearer_to_its_centres_and_resumes_to_the_same_bytes(
     ray_session, here, monkeypatch, tmp_path, kind
 ):
     out = tmp_path / "run"
-    run(monkeypatch, f"{GUIDED} --components ipc --guide {kind} --guide-strength 0.9 --out {out}")
+    run(monkeypatch, f"{GUIDED} --guide {kind} --out {out}")
     whole = snapshot(out)
     (name,) = (p.name for p in (out / "distilled").iterdir())
     assert name == f"d3hr-moments-k3-c20-{kind}0.9-t300-ipc3-seed0"
@@ -157,15 +158,10 @@ def test_a_guided_run_comes_nearer_to_its_centres_and_resumes_to_the_same_bytes(
     assert mixture.name.endswith("-centres")
     assert len(pq.read_table(mixture)["centre"][0]) == len(pq.read_table(mixture)["mean"][0])
     (out / "distilled" / name / "train" / "3" / "1.png").unlink()
-    run(monkeypatch, f"{GUIDED} --components ipc --guide {kind} --guide-strength 0.9 --out {out}")
+    run(monkeypatch, f"{GUIDED} --guide {kind} --out {out}")
     assert snapshot(out) == whole
 
-    run(
-        monkeypatch,
-        f"{GUIDED} --components ipc --guide none --from-gaussians {out} --out {tmp_path / 'free'}".replace(
-            "--preset digits --limit-per-class 6 ", ""
-        ).replace(" --guide-until 40", ""),
-    )
+    run(monkeypatch, f"--from-gaussians {out} {MIXTURE} --guide none --out {tmp_path / 'free'}")
     (free,) = (p for p in (tmp_path / "free" / "distilled").iterdir())
     assert not {p.read_bytes() for p in free.rglob("*.png")} & {
         p.read_bytes() for p in (out / "distilled").rglob("*.png")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.cli.flags import given
@@ -16,7 +16,6 @@ SETTINGS: Mapping[str, Setting] = settings_of(RunConfig)
 ADAMS_STEPS = 15  # round trip as good as that of 50 DDIM steps (docs/results.md); t = 600 is on this grid
 CANDIDATES = {"moments": 256, "random": 1_000_000}
 AUTO = ("dtype", "batch_size")  # whose `auto` leaves what a stored run has settled
-LEADING = {"refine": "--refine match", "guide": "--guide modes or transport"}  # what the flags of a section go with
 READ: dict[str, Callable[[Any], Any]] = {  # what people type => what the field holds, where these differ
     "classes": read_classes,
     "rematch": lambda typed: typed == "yes",
@@ -83,14 +82,19 @@ def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
             raise ValueError(f"{flag_of(s.name)} does nothing with --method {config.method}; leave it out")
     for s in asked:
         if s.flag.needs and getattr(getattr(config, s.section), s.flag.needs) in (0, "none"):
-            if s.section in LEADING:
-                raise ValueError(
-                    f"{flag_of(s.name)} does nothing without {LEADING[s.section]}; give that, or leave it out"
-                )
+            if lead := _switch(s):
+                raise ValueError(f"{flag_of(s.name)} does nothing without {lead}; give that, or leave it out")
             default = ", the default here," * (flags.optimise is None)
             raise ValueError(
                 f"--optimise 0{default} leaves stage 2 out; leave out {flag_of(s.name)}, or give --optimise"
             )
+
+
+def _switch(setting: Setting) -> str:
+    """What turns a setting on, as people type it, such as --refine match; nothing where that is a number."""
+    (lead,) = (s for s in SETTINGS.values() if s.path == f"{setting.section}.{setting.flag.needs}")
+    words = [word for word in get_args(lead.type) if word != "none"]
+    return f"{flag_of(lead.name)} {' or '.join(words)}" if words else ""
 
 
 def _mends_another(config: RunConfig, flags: DistillFlags) -> bool:

@@ -133,12 +133,12 @@ class RunConfig:
             not (official and self.method == "d3hr" and self.search.method == "moments"),
             "--fidelity official has no --search moments: it is ours; use --search random",
         )
+        check(not (official and self.guides), "--fidelity official has no --guide; use --fidelity fixed")
         check(
             not self.guides or (self.search.components != 1 and self.inversion.cluster_timestep is not None),
             f"--guide {self.guide.kind} pulls towards the means of components near the images: give --components (ipc, "
             "or a number) and --cluster-timestep (such as 100), which stores latents there",
         )
-        check(not (official and self.guides), "--fidelity official has no --guide; use --fidelity fixed")
         check(
             not (official and self.inversion.solver != "ddim"),
             f"--fidelity official walks by DDIM; leave out --solver {self.inversion.solver}",

@@ -3,6 +3,8 @@
 After distribution-matching guidance with optimal transport (DMGD). The plan is Sinkhorn's (Cuturi, 2013), in logs.
 """
 
+from math import log
+
 import torch
 
 from d3hr_ray.numerics.guides import Guide
@@ -23,7 +25,8 @@ def to_support(points: list[torch.Tensor], masses: list[torch.Tensor], labels: t
         for label in labels.unique().tolist():
             own = labels == label
             flat = clean[own].flatten(1)
-            aim = plan(flat, points[label].to(flat), masses[label].to(flat)) @ points[label].to(flat) * len(flat)
+            points_KD = points[label].to(flat)
+            aim = plan(flat, points_KD, masses[label].to(flat)) @ points_KD * len(flat)
             moved[own] = (flat + strength * (aim - flat)).reshape(clean[own].shape)
         return moved
 
@@ -34,9 +37,9 @@ def plan(images_ND: torch.Tensor, points_KD: torch.Tensor, mass_K: torch.Tensor)
     """How much of each image goes to each point, (N, K): rows sum to 1 / N, columns to the points' shares of mass."""
     cost_NK = torch.cdist(images_ND.double(), points_KD.double()).square()
     log_NK = -cost_NK / (SHARPNESS * cost_NK.mean().clamp(min=1e-12))
-    rows_N = torch.full((len(images_ND), 1), -float(torch.tensor(float(len(images_ND))).log()), dtype=torch.float64)
+    row = -log(len(images_ND))
     columns_K = (mass_K.double() / mass_K.double().sum()).log()
     for _ in range(ROUNDS):
         log_NK = log_NK + (columns_K - log_NK.logsumexp(0))
-        log_NK = log_NK + (rows_N.to(log_NK) - log_NK.logsumexp(1, keepdim=True))
+        log_NK = log_NK + (row - log_NK.logsumexp(1, keepdim=True))
     return log_NK.exp().to(images_ND)

@@ -25,7 +25,7 @@ TABLED = (
     "set", "kind", "fidelity", "method", "search", "guidance", "inversion_guidance", "timestep", "arch", "protocol",
     "ipc",
 )  # fmt: skip
-CARDED = ("data", "arch", "protocol", "protocol_version", "teacher", "ipc")  # and of a card's
+CARDED = ("data", "arch", "protocol", "protocol_version", "teacher", "ipc")  # what no two rows of a card's table share
 
 
 def meaning(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -237,9 +237,9 @@ def report(run: Run, listing: Listing | None, show_reals: bool = True) -> str:
             run.store.write_csv(f"{REPORT}/chosen-{spec.name}.csv", chosen)
             lines.append(chosen_text(chosen))
         if spec.timestep is not None and not spec.is_clean:
-            table = matching_table(run.store, spec, rejected, names)
-            run.store.write_csv(f"{REPORT}/matching-{spec.name}.csv", table)
-            lines.append(matching_text(table))
+            matching = matching_table(run.store, spec, rejected, names)
+            run.store.write_csv(f"{REPORT}/matching-{spec.name}.csv", matching)
+            lines.append(matching_text(matching))
         lines.append(f"contact sheet: {run.store.uri}/{REPORT}/{spec.name}.png")
         sets[spec.name] = run.store.read_json(f"{folder}/{MANIFEST}")["set_hash"]
     recorded = run.store.read_json(RUN).get("sets", {})
@@ -275,11 +275,11 @@ def _rejected_per_class(store: Store, classes: int) -> list[int]:
 
 def _write_normality(run: Run, names: list[str]) -> None:
     labels, states = probe_latents(run.store, run.config.inversion.timesteps)
-    table = normality_table(labels, states, names)
-    if len(table):
-        run.store.write_bytes(f"{REPORT}/normality.png", normality_figure(table))
+    measured = normality_table(labels, states, names)
+    if len(measured):
+        run.store.write_bytes(f"{REPORT}/normality.png", normality_figure(measured))
         first = int(labels[0])
         if (labels == first).sum() >= MIN_IMAGES:
-            figure = tsne_figure(labels, states, first, names[first], run.config.seed)
-            run.store.write_bytes(f"{REPORT}/tsne.png", figure)
-        run.store.write_csv(f"{REPORT}/normality.csv", table)
+            drawn = tsne_figure(labels, states, first, names[first], run.config.seed)
+            run.store.write_bytes(f"{REPORT}/tsne.png", drawn)
+        run.store.write_csv(f"{REPORT}/normality.csv", measured)

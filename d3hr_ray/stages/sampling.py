@@ -38,7 +38,7 @@ class Sampler:
         latents = torch.tensor(np.stack(rows["latent"].to_pylist()), dtype=torch.float32)
         return latents.reshape(-1, *self.denoiser.latent_shape)
 
-    def guided(self, rows: pa.Table, timestep: int, guide: Guide, until: int) -> torch.Tensor:
+    def steered(self, rows: pa.Table, timestep: int, guide: Guide, until: int) -> torch.Tensor:
         """Like `sample`, with a guide of all rows at once down to t = `until`; the network sees the same batches."""
         starts, classes = self.starts(rows), self._classes(rows)
         scale = self.config.synthesis.guidance
@@ -50,8 +50,8 @@ class Sampler:
             return torch.cat(run_batches(work, len(x), self._batch))
 
         with torch.inference_mode():
-            steered = steer(denoise, guide, self.schedule, until)
-            return SAMPLE[self.config.inversion.solver](steered, starts, self.schedule, timestep)
+            pulled = steer(denoise, guide, self.schedule, until)
+            return SAMPLE[self.config.inversion.solver](pulled, starts, self.schedule, timestep)
 
     def sample(self, rows: pa.Table, timestep: int | None) -> torch.Tensor:
         """Rows noised to `timestep` (None: pure noise) => clean latents (N, C, H, W) on the CPU, in fixed batches."""

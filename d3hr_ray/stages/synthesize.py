@@ -92,7 +92,7 @@ class SynthesizeBlock(BlockActor):
         if spec.config.guides:
             assert spec.timestep is not None, "guides are of Gaussians"
             guide = block_guide(self.job.store, spec, subsets["label"].to_pylist(), sampler)
-            latents = sampler.guided(subsets, spec.timestep, guide, spec.config.guide.until)
+            latents = sampler.steered(subsets, spec.timestep, guide, spec.config.guide.until)
         else:
             latents = sampler.starts(subsets) if spec.is_clean else sampler.sample(subsets, spec.timestep)
         latents = self.refined(spec, subsets, sampler.optimise(subsets, latents))
