@@ -107,7 +107,7 @@ class SetSpec:
         plain["search"]["ipc"] = [self.ipc]
         if not self.config.has_pool:
             plain["cao2"] = None
-        if not self.config.search.is_mixture:
+        if not (self.config.search.is_mixture or self.config.guides_sets):
             plain["inversion"]["cluster_timestep"] = None
         if not self.config.mended:
             plain.pop("mended")
@@ -160,9 +160,13 @@ class SetSpec:
 
     @property
     def _guide_words(self) -> tuple[str, ...]:
-        """What a name says of a guide: modes0.1."""
+        """What a name says of a guide: modes0.1, or set0.1c100r0.01 for moments at t = 100 and a repulsion of 0.01."""
         guide = self.config.guide
-        return (f"{guide.kind}{guide.strength:g}",) if self.config.guides else ()
+        if not self.config.guides:
+            return ()
+        moments = f"c{self.config.inversion.cluster_timestep}" if self.config.guides_sets else ""
+        repulsion = f"r{guide.repulsion:g}" if guide.repulsion else ""
+        return (f"{guide.kind}{guide.strength:g}{moments}{repulsion}",)
 
     @property
     def _refine_words(self) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ def test_only_guided_sets_say_so():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GuideConfig("mode"), "--guide 'mode' is not one of: none, modes, transport"),
+        (lambda: GuideConfig("mode"), "--guide 'mode' is not one of: none, modes, transport, set"),
         (lambda: GuideConfig("modes", strength=0), "--guide-strength 0"),
         (lambda: GuideConfig("modes", until=-1), "--guide-until -1"),
         (lambda: replace(BASE, guide=GuideConfig("modes")), "give --components .* and --cluster-timestep"),
@@ -137,7 +137,7 @@ def test_what_a_guide_lacks_is_named_before_anything_runs(make, message):
 def test_idle_flags_are_refused(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         run(monkeypatch, f"--preset digits --guide-until 100 --out {tmp_path}")
-    assert "--guide-until does nothing without --guide modes or transport" in capsys.readouterr().err
+    assert "--guide-until does nothing without --guide modes or transport or set" in capsys.readouterr().err
 
 
 MIXTURE = "--timesteps 300 --cluster-timestep 20 --components ipc --ipc 3 --actors 1 1"

@@ -1,4 +1,4 @@
-"""Settings of guides: what clean latents are pulled towards while a set is sampled."""
+"""Settings of guides: where clean latents are moved while a set is sampled."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,7 +6,7 @@ from typing import Literal
 
 from d3hr_ray.config.fields import GUIDANCE, check, one_of, setting
 
-GuideKind = Literal["none", "modes", "transport"]
+GuideKind = Literal["none", "modes", "transport", "set"]
 
 _guide = partial(setting, group=GUIDANCE, methods=("d3hr",), varies=True)
 _guiding = partial(_guide, needs="kind")
@@ -14,21 +14,40 @@ _guiding = partial(_guide, needs="kind")
 
 @dataclass(frozen=True)
 class GuideConfig:
-    """Guides pull the clean latents that are predicted at t >= `until` a share `strength` of the way to cluster means.
+    """Guides move the clean latents that are predicted at t >= `until` a share `strength` of the way to a goal.
 
-    The means are those of the class's components at --cluster-timestep, where images are nearly clean.
+    Goals are the means of the class's components, or its own mean and std, at --cluster-timestep, where images are
+    nearly clean.
     """
 
     kind: GuideKind = _guide(
         "none",
         "modes: pull each image towards the mean of its component; transport: share all components of a class out "
-        "among its images, by optimal transport. Needs --components and --cluster-timestep.",
+        "among its images, by optimal transport; both need --components. set: bring the images of a class together to "
+        "its mean and std (one image: to its mean). All need --cluster-timestep.",
         name="guide",
     )
     strength: float = _guiding(0.1, "Share of the way that each step goes.", name="guide_strength")
-    until: int = _guiding(300, "Timestep below which nothing is pulled.", name="guide_until")
+    until: int = _guiding(300, "Timestep below which nothing is moved.", name="guide_until")
+    repulsion: float = _guiding(
+        0.0,
+        "Of --guide set: how strongly the images of a class are driven apart in each step, by the log-determinant of "
+        "their cosines; each goes at most 10 x this of its own length.",
+        name="guide_repulsion",
+        late=True,
+    )
+
+    @property
+    def seeks_components(self) -> bool:
+        """Whether it pulls to the means of components."""
+        return self.kind in ("modes", "transport")
 
     def __post_init__(self) -> None:
         one_of("--guide", self.kind, GuideKind)
         check(0 < self.strength <= 1, f"--guide-strength {self.strength:g} must be above 0 and at most 1")
         check(self.until >= 0, f"--guide-until {self.until} must not be negative; 0 guides to the end")
+        check(self.repulsion >= 0, f"--guide-repulsion {self.repulsion:g} must not be negative; 0 drives nothing apart")
+        check(
+            self.repulsion == 0 or not self.seeks_components,
+            f"--guide-repulsion {self.repulsion:g} is of --guide set; with {self.kind} leave it out, or give 0",
+        )

@@ -50,7 +50,7 @@ class InversionConfig:
     cluster_timestep: int | None = setting(
         None,
         "Store latents at this t too and cluster them there (--components): nearer the images, such as 100, clusters "
-        "mean more.",
+        "mean more. --guide set takes the moments of classes there.",
         MATCHING,
         shown="where the Gaussians are fitted",
         methods=SEARCHING,

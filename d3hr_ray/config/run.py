@@ -95,8 +95,23 @@ class RunConfig:
 
     @property
     def guides(self) -> bool:
-        """Whether latents are pulled towards cluster means while they are sampled."""
+        """Whether clean latents are moved while they are sampled."""
         return self.guide.kind != "none" and self.method == "d3hr"
+
+    @property
+    def guides_to_components(self) -> bool:
+        """Whether they are pulled to the means of components."""
+        return self.guides and self.guide.seeks_components
+
+    @property
+    def guides_sets(self) -> bool:
+        """Whether they are moved to the moments of their class."""
+        return self.guides and self.guide.kind == "set"
+
+    @property
+    def moments_timestep(self) -> int | None:
+        """Where these moments are taken, if they are."""
+        return self.inversion.cluster_timestep if self.guides_sets else None
 
     @property
     def fits(self) -> bool:
@@ -135,9 +150,15 @@ class RunConfig:
         )
         check(not (official and self.guides), "--fidelity official has no --guide; use --fidelity fixed")
         check(
-            not self.guides or (self.search.components != 1 and self.inversion.cluster_timestep is not None),
+            not self.guides_to_components
+            or (self.search.components != 1 and self.inversion.cluster_timestep is not None),
             f"--guide {self.guide.kind} pulls towards the means of components near the images: give --components (ipc, "
             "or a number) and --cluster-timestep (such as 100), which stores latents there",
+        )
+        check(
+            not self.guides_sets or self.inversion.cluster_timestep is not None,
+            "--guide set moves images to the mean and std of their class near the images: give --cluster-timestep "
+            "(such as 100), which stores latents there",
         )
         check(
             not (official and self.inversion.solver != "ddim"),

@@ -22,6 +22,7 @@ from d3hr_ray.stages.card import UNKNOWN, Origin
 from d3hr_ray.stages.choose import run_choose
 from d3hr_ray.stages.features import feature_kind, require_features, run_features
 from d3hr_ray.stages.fit import run_fit
+from d3hr_ray.stages.guides import require_moments, run_moments
 from d3hr_ray.stages.invert import run_invert
 from d3hr_ray.stages.judge import judge_id
 from d3hr_ray.stages.mixture import mixture_kind, run_mixtures
@@ -112,6 +113,8 @@ def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, 
         )
     if config.refines:
         require_features(source, config.refine)
+    if (near := config.moments_timestep) is not None:
+        require_moments(source, near)
     if store != source:
         open_run(store, config, inputs)
         for name in (CLASSES, *files):
@@ -150,6 +153,7 @@ def make_together(run: Run, specs: Sequence[SetSpec]) -> None:
         choose_from_pools(run, specs)
     else:
         find_subsets(run, run.store, specs)
+    find_moments(run, specs)
     run_synthesize(run.store, specs, run.classes, run.actors, run.latents)
     for spec in specs:
         run_publish(run.store, spec, run.classes, run.inputs, None, run.origin)
@@ -164,6 +168,12 @@ def find_subsets(run: Run, store: Store, specs: Sequence[SetSpec]) -> None:
     kinds = [mixture_kind(spec.config, t, spec.images_per_class) for spec, t in fitted if spec.config.has_mixture]
     run_mixtures(run.latents, store, list(dict.fromkeys(kinds)), run.card.latent_shape)
     run_search(store, [spec for spec, _ in fitted], len(run.classes))
+
+
+def find_moments(run: Run, specs: Sequence[SetSpec]) -> None:
+    """latents => gaussians near the images, if sets are guided to them."""
+    for near in {t for spec in specs if (t := spec.config.moments_timestep) is not None}:
+        run_moments(run.latents, run.store, near, folder_names(run.classes))
 
 
 def choose_from_pools(run: Run, specs: Sequence[SetSpec]) -> None:

@@ -54,7 +54,7 @@ def mixture_kind(config: RunConfig, timestep: int, ipc: int) -> MixtureKind:
     search, cluster = config.search, config.inversion.cluster_timestep
     at = timestep if cluster is None else cluster
     pool = 1 if components == 1 else search.cluster_pool
-    return MixtureKind(timestep, at, components, search.rank, config.seed, pool, config.guides)
+    return MixtureKind(timestep, at, components, search.rank, config.seed, pool, config.guides_to_components)
 
 
 def run_mixtures(latents: Store, store: Store, kinds: Sequence[MixtureKind], shape: tuple[int, int, int]) -> None:
@@ -121,15 +121,21 @@ def part_file(kind: MixtureKind, labels: range) -> str:
 
 def _check_latents(latents: Store, kind: MixtureKind, images: int) -> None:
     """Raise ValueError unless the latents of both timesteps are stored."""
-    files = latents.list(LATENTS)
-    there = latents.column_names(f"{LATENTS}/{files[0]}") if files else []
+    there = stored_timesteps(latents)
     for t in (kind.timestep, kind.cluster_timestep):
-        if f"z_{t}" not in there:
-            stored = ", ".join(name[2:] for name in there if name.startswith("z_"))
+        if t not in there:
+            stored = ", ".join(map(str, there))
             raise ValueError(
                 f"--components and --rank are fitted to stored latents, and {latents.uri} has none at t={t} of its "
                 f"{images} images (there: {stored or 'none'}); run it with --timesteps or --cluster-timestep {t}"
             )
+
+
+def stored_timesteps(latents: Store) -> list[int]:
+    """Those whose latents a run folder has."""
+    files = latents.list(LATENTS)
+    names = latents.column_names(f"{LATENTS}/{files[0]}") if files else []
+    return [int(name[2:]) for name in names if name.startswith("z_")]
 
 
 def write_mixtures(latents: Store, store: Store, kind: MixtureKind, labels: range, shape: tuple[int, int, int]) -> None:
