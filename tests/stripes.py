@@ -6,7 +6,8 @@ import numpy as np
 from conftest import encode
 
 from d3hr_ray.datasets.images import Images
-from d3hr_ray.evaluation.protocols import Augment, Recipe, Setting
+from d3hr_ray.evaluation.protocols import Augment, Setting
+from d3hr_ray.evaluation.recipes import Recipe
 
 SETTING = Setting("convnet-d3-w32", 16, 10, 10)
 

@@ -18,7 +18,6 @@ from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.baselines import centres, herd, k_centers, make_baseline, nearest_to_centres, random_set
 from d3hr_ray.evaluation.comparison import list_real, open_comparison
-from d3hr_ray.evaluation.protocols import Recipe
 from d3hr_ray.evaluation.ranking import (
     accuracy_of,
     augmentation_robust_score,
@@ -27,6 +26,7 @@ from d3hr_ray.evaluation.ranking import (
     spread,
     summarise,
 )
+from d3hr_ray.evaluation.recipes import Recipe
 from d3hr_ray.evaluation.sets import DistilledSet, _names, find_sets, image_side, load_set
 from d3hr_ray.evaluation.training import train_student
 from d3hr_ray.evaluation.trials import SCHEMA, make_trial, records, rows_of, run_trial

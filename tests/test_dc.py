@@ -15,7 +15,8 @@ from d3hr_ray.config import as_dict
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.normalisation import GREY, IMAGENET, are_digits, is_grey, normalisation_of
 from d3hr_ray.evaluation import training
-from d3hr_ray.evaluation.protocols import PROTOCOLS, Augment, Recipe, Setting, is_soft, without_augment
+from d3hr_ray.evaluation.protocols import PROTOCOLS, Augment, Setting, is_soft
+from d3hr_ray.evaluation.recipes import Recipe, without_augment
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.training import Hooks, Share, batches, train_student
 from d3hr_ray.evaluation.trials import load_state, make_trial, run_trial

@@ -30,7 +30,7 @@ from d3hr_ray.config import DataConfig, as_dict
 from d3hr_ray.datasets.images import Images, nbytes
 from d3hr_ray.evaluation.baselines import baseline_sets, full_set, read_full
 from d3hr_ray.evaluation.comparison import list_real, open_comparison, with_sets
-from d3hr_ray.evaluation.protocols import Recipe
+from d3hr_ray.evaluation.recipes import Recipe
 from d3hr_ray.evaluation.schedule import launch, tune_trials
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, rows_of

@@ -11,7 +11,8 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
 from d3hr_ray.evaluation import augment as aug
-from d3hr_ray.evaluation.protocols import Augment, Overrides, Recipe, Setting
+from d3hr_ray.evaluation.protocols import Augment, Setting
+from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.training import (
     Hooks,

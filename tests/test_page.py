@@ -17,8 +17,8 @@ from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.look import SHOWN
 from d3hr_ray.evaluation.baselines import random_set
 from d3hr_ray.evaluation.comparison import Comparison, list_real
-from d3hr_ray.evaluation.protocols import Overrides, Recipe
 from d3hr_ray.evaluation.ranking import summarise
+from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, load_set
 from d3hr_ray.evaluation.trials import rows_of, run_trial
 from d3hr_ray.report.accuracy import meaning, write_card, write_cards

@@ -15,7 +15,7 @@ from d3hr_ray.benchmarks.measure import Result, peak_mb
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.images import nbytes
 from d3hr_ray.evaluation.comparison import open_comparison
-from d3hr_ray.evaluation.protocols import Overrides, Recipe
+from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.schedule import launch
 from d3hr_ray.runtime.capacity import Workers
 from d3hr_ray.store import Store

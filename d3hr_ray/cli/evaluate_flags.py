@@ -9,7 +9,8 @@ from d3hr_ray.cli.flags import with_own
 from d3hr_ray.config import DataConfig, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, OUTPUT, TRAINING
 from d3hr_ray.evaluation.baselines import Baseline
-from d3hr_ray.evaluation.protocols import FULL_EPOCHS, is_soft
+from d3hr_ray.evaluation.protocols import is_soft
+from d3hr_ray.evaluation.recipes import FULL_EPOCHS
 
 DEFAULT_BASELINES: tuple[Baseline, ...] = ("real-random",)
 ProtocolName = Literal["hard", "hard-mixup", "d3hr-soft", "rded-soft", "fixed-soft", "dc", "dsa", "rd3"]

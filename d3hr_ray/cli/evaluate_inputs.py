@@ -9,7 +9,7 @@ from d3hr_ray.config import fingerprint
 from d3hr_ray.datasets.listing import Listing, open_source
 from d3hr_ray.evaluation.baselines import baseline_sets, full_set, read_full
 from d3hr_ray.evaluation.comparison import Comparison, list_train, open_comparison, with_sets
-from d3hr_ray.evaluation.protocols import Overrides, Recipe
+from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.schedule import check_teachers, launch
 from d3hr_ray.evaluation.trials import make_trial
 from d3hr_ray.layout import teacher_folder

@@ -11,7 +11,8 @@ from d3hr_ray.cli.sweep_axes import expand, timesteps
 from d3hr_ray.cli.sweep_checks import base_of
 from d3hr_ray.cli.sweep_flags import SweepFlags, kept
 from d3hr_ray.evaluation.comparison import Comparison, open_comparison
-from d3hr_ray.evaluation.protocols import Overrides, Recipe, Setting
+from d3hr_ray.evaluation.protocols import Setting
+from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.layout import sweep_folder
 from d3hr_ray.methods.inputs import read_model

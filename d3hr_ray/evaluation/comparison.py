@@ -17,7 +17,8 @@ from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.baselines import DRAWN
-from d3hr_ray.evaluation.protocols import Protocol, Recipe, Setting
+from d3hr_ray.evaluation.protocols import Protocol, Setting
+from d3hr_ray.evaluation.recipes import Recipe
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, image_side, load_set
 from d3hr_ray.evaluation.training import check_batches
 from d3hr_ray.evaluation.trials import Trial, make_trial

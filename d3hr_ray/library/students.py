@@ -4,7 +4,8 @@ import numpy as np
 
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation import training
-from d3hr_ray.evaluation.protocols import Overrides, Recipe, Setting
+from d3hr_ray.evaluation.protocols import Setting
+from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.trials import student_seed
 from d3hr_ray.library.images import ImageSet
 
