@@ -51,6 +51,13 @@ class SetSpec:
         return self.config.search.method if self.config.method in SEARCHING else None
 
     @property
+    def has_weights(self) -> bool:
+        """Whether its images stand for several components of a class, each with a share of it."""
+        components = self.config.search.components
+        several = self.images_per_class > 1 if components == "ipc" else components != 1
+        return several and self.timestep is not None and self.config.has_mixture
+
+    @property
     def is_clean(self) -> bool:
         """Whether its subsets/ hold latents that are sampled already: chosen candidates that were not re-matched."""
         return self.config.has_pool and not self.is_pool and not self._is_rematched

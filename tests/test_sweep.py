@@ -127,6 +127,13 @@ def test_a_sweep_is_resumed_by_name_and_another_is_refused(tmp_path):
         open_sweep(other)
 
 
+def test_weights_without_components_are_refused_before_anything_runs():
+    for components, ipc in (((1,), 10), (("ipc",), 1)):
+        with pytest.raises(ValueError, match="--weights needs sets of several components: give --components"):
+            check_settings(*planned(weights=True, components=components, ipc=(ipc,)))
+    check_settings(*planned(weights=True, components=(1, 2)))
+
+
 def test_a_sweep_goes_on_with_other_resources(tmp_path):
     flags, made = planned(str(tmp_path), ipc=(1,), gpus_per_trial=0.5)
     record(made.store, BASE)

@@ -5,7 +5,7 @@ from d3hr_ray.cli.evaluate_flags import EvaluateFlags
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.datasets.splits import held_out_of
-from d3hr_ray.evaluation.sets import find_sets, run_of, source_of
+from d3hr_ray.evaluation.sets import check_weights, find_sets, run_of, source_of
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.store import Store
 
@@ -13,9 +13,12 @@ from d3hr_ray.store import Store
 def find_out(flags: EvaluateFlags) -> Store:
     """Where results go: --out, or the run folder that the first set lies in.
 
-    Raises ValueError for a path with nothing in it, or once for all that is missing.
+    Raises ValueError for a path with nothing in it, for weights that no set has, or once for all that is missing.
     """
-    first = find_sets(flags.distilled)[0]
+    sets = find_sets(flags.distilled)
+    if flags.weights:
+        check_weights(sets)
+    first = sets[0]
     for flag, data in (("--data", test_data(flags)), ("--train-data", train_data(flags))):
         if data:
             _check(flag, data)

@@ -83,6 +83,12 @@ class EvaluateFlags:
     )
     full: bool = setting(False, "Also train on the full training set: what there is to reach.", DATA)
     full_epochs: int = setting(FULL_EPOCHS, "Epochs of the full set, where the protocol has more.", TRAINING)
+    weights: bool = setting(
+        False,
+        "In losses, let each image count by the share of its class that it stands for (sets of --components). Another "
+        "version of each protocol.",
+        TRAINING,
+    )
     ranking: bool = setting(
         False,
         "Also run what DD-Ranking's LRS and ARS need (hard, fixed-soft and unaugmented runs, full set), and print "

@@ -80,6 +80,9 @@ class SweepFlags:
     epochs: tuple[int, ...] = _axis("Epochs; they change the protocol's version.", TRAINING, "the protocol's")
     batch_size: tuple[int, ...] = _axis("Images per step.", TRAINING, "the protocol's")
     temperature: tuple[float, ...] = _axis("Of soft labels.", TRAINING, "the protocol's")
+    weights: bool = setting(
+        False, "Let each image count by the share of its class that it stands for, as of jobs/evaluate.py.", TRAINING
+    )
     repeats: int = setting(1, "Students per set.", TRAINING)
     data: str | None = setting(
         None, "Real images to test on.", DATA, metavar="URI", shown="the images that the run was distilled from"

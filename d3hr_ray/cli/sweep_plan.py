@@ -24,7 +24,7 @@ from d3hr_ray.runs import stored_config
 from d3hr_ray.runtime.actors import Actors, find_actors
 from d3hr_ray.runtime.capacity import Ask, Workers, claim
 from d3hr_ray.runtime.console import announce, tell
-from d3hr_ray.sets import SetSpec
+from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.stages.choose import pools_table
 from d3hr_ray.store import Store
 
@@ -46,6 +46,8 @@ def check_settings(flags: SweepFlags, sweep: Sweep) -> None:
             f"--method {need} needs images, and the run of --run {sweep.store.uri} has none: make one with "
             f"jobs/distill.py --method {need} --data, and sweep that"
         )
+    if flags.weights and not any(spec.has_weights for config in sweep.configs for spec in sets_of(config)):
+        raise ValueError("--weights needs sets of several components: give --components (ipc with --ipc above 1)")
     card, _ = read_model(sweep.base, planning=False)
     side = sweep.base.synthesis.image_size or card.image_size
     for arch in flags.arch:
@@ -85,7 +87,8 @@ def compare(
 ) -> tuple[Comparison, list[Trial], dict[tuple[str, ...], float | None]]:
     """The comparison, its trials under every combination of hyperparameters, and the teachers' top-1."""
     data = test_data(flags) or sweep.base.data
-    comparison = open_comparison(tuple(sets), data, None, flags.arch, None, Recipe())
+    recipe = Recipe(weighted=flags.weights)
+    comparison = open_comparison(tuple(sets), data, None, flags.arch, None, recipe)
     tell(comparison.notes)
     teachers = tuple(map(resolve, flags.teacher))
     top1: dict[tuple[str, ...], float | None] = {}

@@ -31,13 +31,15 @@ class Loadable(Protocol):
 class Images:
     """`pixels` (N, S, S, 3) uint8; `labels` (N,) int64 into `classes`, the names in label order.
 
-    `notes` are what people should hear of how they were read.
+    `notes` are what people should hear of how they were read. `weights` (N,) float32 are what each counts in a loss,
+    above 0; None: all alike.
     """
 
     pixels: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +56,7 @@ class Images:
 
     @property
     def digest(self) -> str:
-        """Changes when any pixel, label or class name does."""
+        """Changes when any pixel, label or class name does; not with weights."""
         return digest_of(self.side, self.labels, self.classes, [self.pixels])
 
     def load(self, glance: bool = False) -> "Images":
@@ -63,7 +65,8 @@ class Images:
 
     def take(self, rows: np.ndarray) -> "Images":
         """Some of the images, in the order given."""
-        return Images(self.pixels[rows], self.labels[rows], self.classes)
+        weights = None if self.weights is None else self.weights[rows]
+        return Images(self.pixels[rows], self.labels[rows], self.classes, weights=weights)
 
 
 def digest_of(side: int, labels: np.ndarray, classes: tuple[str, ...], parts: Iterable[np.ndarray]) -> str:

@@ -82,7 +82,8 @@ def mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """CutMix (Yun et al., 2019) or mixup (Zhang et al., 2018) of a batch with a permutation of itself.
 
-    `targets` (N, K) are class probabilities and are mixed in the same share.
+    `targets` (N, K) are class probabilities and are mixed in the same share, and so is what else is known of each
+    image: the weight of share s of image i and 1 - s of j is s w_i + (1 - s) w_j.
     """
     if how.mix == "none" or draw.random() >= how.mix_probability:
         return images, targets

@@ -19,7 +19,7 @@ from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.baselines import DRAWN
 from d3hr_ray.evaluation.protocols import Protocol, Setting
 from d3hr_ray.evaluation.recipes import Recipe
-from d3hr_ray.evaluation.sets import DistilledSet, find_sets, image_side, load_set
+from d3hr_ray.evaluation.sets import DistilledSet, check_weights, find_sets, image_side, load_set
 from d3hr_ray.evaluation.training import check_batches
 from d3hr_ray.evaluation.trials import Trial, make_trial
 from d3hr_ray.models.students import build_on_meta
@@ -34,7 +34,7 @@ from d3hr_ray.store import Store
 class Comparison:
     """What is compared on which test images, whose digest names them in every result; it holds no image.
 
-    `notes` are what people should hear of the test images' source.
+    `notes` are what people should hear of the test images' source, and of the sets.
     """
 
     sets: tuple[DistilledSet, ...]
@@ -49,8 +49,8 @@ class Comparison:
         return Target(self.test.classes, self.sets[0].wnids, self.test.side)
 
     def images(self) -> dict[str, Loadable]:
-        """The sets that workers need, by hash."""
-        return {found.set_hash: found.images for found in self.sets}
+        """The sets that workers need, by key."""
+        return {found.key: found.images for found in self.sets}
 
     def setting(self, found: DistilledSet, arch: str) -> Setting:
         """What the constants of a protocol depend on."""
@@ -103,9 +103,12 @@ def open_comparison(
 ) -> Comparison:
     """Load sets and test images. `data` None means the test split of their own set, `side` None the sets' own.
 
-    Raises ValueError for sets that do not belong together, or for a test set without one of their classes.
+    Raises ValueError for sets that do not belong together, for a test set without one of their classes, or if weights
+    are asked for and no set has any.
     """
     stores = find_sets(paths)
+    if recipe.weighted:
+        check_weights(stores)
     side = side or _own_side(stores[0])
     for arch in archs:
         build_on_meta(arch, 10, side)
@@ -128,7 +131,14 @@ def open_comparison(
     test = hold(replace(Reading.of(listing, first.images.classes, side), context=True).load)
     is_glyphs = isinstance(listing.source, Digits) if glyphs is None else glyphs
     recipe = replace(recipe, glyphs=is_glyphs)
-    return Comparison(tuple(hashed(sets)), test, data.uri, recipe, listing.notes)
+    notes = (*listing.notes, *(_without_weights(sets) if recipe.weighted else ()))
+    return Comparison(tuple(hashed(sets)), test, data.uri, recipe, notes)
+
+
+def _without_weights(sets: Sequence[DistilledSet]) -> list[str]:
+    """A line on the sets, if there are any, that weights do nothing to."""
+    plain = [found.name for found in sets if not found.weighting]
+    return [f"--weights: {len(plain)} of {len(sets)} sets have none, such as {plain[0]}"] if plain else []
 
 
 def hashed(sets: Sequence[DistilledSet]) -> list[DistilledSet]:

@@ -51,6 +51,7 @@ class Protocol:
     does); the last one is always reported too. `steps`, where given, replaces `epochs`. `rate` drop divides the rate by
     ten once, after half of the epochs and two, and forgets the momentum. `input` data: the student's first layer has as
     many channels as the data, normalised as published for it (datasets/normalisation.py), else three, as ImageNet's.
+    `weighted`: a batch's loss is the mean of its images' by their weights; without any, each counts 1.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Protocol:
     double_norm: bool = False  # the authors' extra student forward, which updates batch norm twice
     decay: Literal["weights", "all"] = _late("weights")  # of weights only, or of biases and norms too
     input: Literal["imagenet", "data"] = _late("imagenet")
+    weighted: bool = _late(False)
 
     def __post_init__(self) -> None:
         assert self.evaluate_every > 0 and (self.steps is None or self.steps > 0), "no flag says these"

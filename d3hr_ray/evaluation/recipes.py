@@ -56,11 +56,15 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How protocols are made for a run: what changes them, and how often the full set is seen at most."""
+    """How protocols are made for a run: what changes them, and how often the full set is seen at most.
+
+    `weighted` makes the loss of each so, and each another version.
+    """
 
     glyphs: bool = False
     full_epochs: int = FULL_EPOCHS
     overrides: Overrides = field(default_factory=Overrides)
+    weighted: bool = False
 
     def make(self, name: str, setting: Setting) -> Protocol:
         """The protocol of a name (with -noaug: without augmentation). Raises ValueError for an unknown one."""
@@ -71,8 +75,8 @@ class Recipe:
         made = for_glyphs(made) if self.glyphs else made
         made = without_augment(made) if name != base else made
         given = {k: v for k, v in vars(self.overrides).items() if v is not None}
-        if not given:
+        changes = [f"{k}={v:g}" for k, v in sorted(given.items())] + ["weights"] * self.weighted
+        if not changes:
             return made
-        changes = ",".join(f"{k}={v:g}" for k, v in sorted(given.items()))
         given |= {"steps": None} if "epochs" in given else {}
-        return replace(made, **given, version=f"{made.version}+{changes}")
+        return replace(made, **given, weighted=self.weighted, version=f"{made.version}+{','.join(changes)}")

@@ -6,8 +6,9 @@ Nothing here needs torch or Ray: a wrong path is refused before they are importe
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from d3hr_ray.filesystems import absolute
 from d3hr_ray.layout import DISTILLED, IMAGES, MANIFEST, METADATA, RUN, run_at
 from d3hr_ray.runs import base_of
 from d3hr_ray.sets import about_of, without_axes
+from d3hr_ray.stages.images import WEIGHT
 from d3hr_ray.store import MARKS, Store
 
 
@@ -30,7 +32,8 @@ from d3hr_ray.store import MARKS, Store
 class DistilledSet:
     """A set to train on. `about` says what made it; `set_seed` distinguishes draws of the same kind.
 
-    `set_hash` is empty until its images are read (comparison.hashed).
+    `set_hash` is empty until its images are read (comparison.hashed); `weighting` is a digest of what each image counts
+    in a loss, empty where all count alike.
     """
 
     name: str
@@ -39,6 +42,12 @@ class DistilledSet:
     set_seed: int = 0
     about: dict[str, Any] = field(default_factory=dict)
     wnids: tuple[str, ...] | None = None
+    weighting: str = ""
+
+    @property
+    def key(self) -> str:
+        """What workers take its images by: their hash, and what each counts."""
+        return "-".join(filter(None, (self.set_hash, self.weighting)))
 
     @property
     def source(self) -> DataConfig | None:
@@ -151,8 +160,9 @@ def _load_ours(store: Store, side: int) -> DistilledSet:
         "settings": fingerprint(without_axes(config))[:8],
         "config": json.dumps(without_axes(config)),
     }
-    images = Made(store, side, _names(rows), len(rows))
-    return DistilledSet(words["name"], images, manifest["set_hash"], words["seed"], about, _wnids(rows))
+    images, weights = Made(store, side, _names(rows), len(rows)), _weights(store, rows)
+    weighting = "" if weights is None else fingerprint(weights.tolist())[:8]
+    return DistilledSet(words["name"], images, manifest["set_hash"], words["seed"], about, _wnids(rows), weighting)
 
 
 @dataclass(frozen=True)
@@ -176,7 +186,34 @@ class Made:
             rows, labels = [rows[i] for i in chosen], labels[chosen]
         with ThreadPoolExecutor(READERS if "://" in self.store.uri else 1) as pool:
             pixels = pool.map(lambda row: _read_made(self.store, row, self.side)[None], rows)
-            return assemble(self.side, labels, self.classes, pixels)
+            return replace(assemble(self.side, labels, self.classes, pixels), weights=_weights(self.store, rows))
+
+
+def has_weights(store: Store) -> bool:
+    """Whether the images of a set say what each counts."""
+    return store.exists(METADATA) and WEIGHT in store.column_names(METADATA)
+
+
+def check_weights(stores: Sequence[Store]) -> None:
+    """Raise ValueError, for --weights, if none of some sets has any."""
+    if not any(map(has_weights, stores)):
+        raise ValueError(
+            f"--weights: no set has any ({', '.join(store.name for store in stores[:3])}); sets of jobs/distill.py "
+            "--components K have, older ones once their command is run again (a sweep's: without their manifest.json)"
+        )
+
+
+def _weights(store: Store, rows: list[dict[str, Any]]) -> np.ndarray | None:
+    """What each of a set's images counts, (N,) float32; None where nothing is said.
+
+    Raises RunError for a weight that is not above 0.
+    """
+    if WEIGHT not in rows[0]:
+        return None
+    for row in rows:
+        if not 0 < (row[WEIGHT] or 0) < float("inf"):
+            raise RunError(f"{store.uri}/{METADATA}: weight {row[WEIGHT]} of {row['file_name']} is no number above 0")
+    return np.array([row[WEIGHT] for row in rows], np.float32)
 
 
 def _rows(store: Store) -> list[dict[str, Any]]:

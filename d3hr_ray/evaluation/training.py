@@ -16,6 +16,7 @@ from torch.nn import functional
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.normalisation import IMAGENET, Normalisation, is_grey, normalisation_of
 from d3hr_ray.evaluation.augment import augment, mix
+from d3hr_ray.evaluation.losses import hard_loss, soft_loss
 from d3hr_ray.evaluation.protocols import Protocol
 from d3hr_ray.models.classifiers import Score, evaluate
 from d3hr_ray.models.families import siamese
@@ -184,7 +185,10 @@ class _Run:
         self.protocol, self.seed, self.device, self.share, self.teacher = protocol, seed, device, share, teacher
         # Copied by numpy: Ray's objects are read-only, of which torch warns.
         self.pixels = torch.from_numpy(np.array(train.pixels.transpose(0, 3, 1, 2), order="C")).to(device)
-        self.targets = functional.one_hot(torch.tensor(train.labels), len(train.classes)).float().to(device)
+        targets = functional.one_hot(torch.tensor(train.labels), len(train.classes)).float()
+        if protocol.weighted:  # a column more, which is mixed as the labels are
+            targets = torch.cat([targets, _weights(train)[:, None]], 1)
+        self.targets = targets.to(device)
         self.net = build_student(arch, len(train.classes), train.side, _start(seed), norm).to(device)
         self.module = share.wrap(self.net)
         self.optimizer = _optimizer(self.net, protocol)
@@ -212,28 +216,34 @@ class _Run:
         if families := self.protocol.augment.families:
             images = self.net.restore(siamese(self.net.normalise(images), families, draw))
         stripe = slice(self.share.rank, None, self.share.count)
-        images, targets = images[stripe], targets[stripe]
+        images, targets, whole = images[stripe], targets[stripe], targets
         if self.protocol.double_norm:
             with torch.no_grad():
                 self.module(images)
-        # Gradients are averaged over workers: a smaller stripe weighs less, so that every image weighs the same.
-        loss = self._loss(images, targets) * (len(images) * self.share.count / len(rows))
+        # Gradients are averaged over workers: a smaller stripe weighs less, so that no image's weight depends on it.
+        loss = self._loss(images, targets) * (self._mass(targets) * self.share.count / self._mass(whole))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
 
+    def _mass(self, targets: torch.Tensor) -> int | torch.Tensor:
+        """What some images count together: their number, or the sum of their weights."""
+        return targets[:, -1].sum() if self.protocol.weighted else len(targets)
+
     def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = self.module(images)
+        labels, weights = (targets[:, :-1], targets[:, -1]) if self.protocol.weighted else (targets, None)
         if self.protocol.labels == "hard":
-            loss = functional.cross_entropy(logits, targets)
-        else:
-            assert self.teacher is not None
-            t = self.protocol.temperature
-            with torch.no_grad():
-                soft = functional.softmax(self.teacher(images) / t, 1)
-            # D3HR's and RDED's: batch mean, without the factor t^2 of Hinton et al. (2015).
-            loss = functional.kl_div(functional.log_softmax(logits / t, 1), soft, reduction="batchmean")
-        return loss
+            return hard_loss(logits, labels, weights)
+        assert self.teacher is not None
+        with torch.no_grad():
+            taught = self.teacher(images)
+        return soft_loss(logits, taught, self.protocol.temperature, weights)
+
+
+def _weights(train: Images) -> torch.Tensor:
+    """What each image counts, (N,) float32."""
+    return torch.ones(len(train)) if train.weights is None else torch.from_numpy(np.array(train.weights, np.float32))
 
 
 def _start(seed: int) -> int:

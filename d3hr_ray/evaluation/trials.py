@@ -121,6 +121,7 @@ def make_trial(
     soft = protocol.labels == "soft"
     network = students.identity(arch, found.images.side)
     identity = [found.set_hash, found.set_seed, network, as_dict(protocol), seed, teacher if soft else None, tested[1]]
+    identity += [found.weighting] if protocol.weighted else []
     words = {name: found.about.get(name) for name in WORDS}
     words["kind"] = words["kind"] or found.name
     if words["method"] is None:  # two folders of one name, that others made, never share a mean
@@ -129,7 +130,7 @@ def make_trial(
     about |= {"data": tested[0], "test": tested[1]}
     about |= {"teacher": teacher if soft else None, "images": len(found.images)}
     return Trial(
-        set_key=found.set_hash,
+        set_key=found.key,
         arch=arch,
         protocol=protocol,
         seed=seed,

@@ -13,11 +13,15 @@ from d3hr_ray.models.autoencoder import to_images
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """`pixels` (N, S, S, 3) uint8; `labels` (N,) int64, which count into `classes`, the names."""
+    """`pixels` (N, S, S, 3) uint8; `labels` (N,) int64, which count into `classes`, the names.
+
+    `weights` (N,) float32 say what each image counts, of mean 1 in a class; None for sets without.
+    """
 
     pixels: torch.Tensor
     labels: torch.Tensor
     classes: tuple[str, ...]
+    weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,4 +48,5 @@ def load_set(path: str | Path, side: int | None = None, as_test: bool = False) -
             raise ValueError(f"{path} holds {len(stores)} sets; give the path of one of them: {names}")
         images = sets.load_set(stores[0], side or sets.image_side(stores[0])).images
         found = (replace(images, context=True) if as_test and isinstance(images, Reading) else images).load()
-    return ImageSet(torch.from_numpy(found.pixels), torch.from_numpy(found.labels), found.classes)
+    weights = None if found.weights is None else torch.from_numpy(found.weights)
+    return ImageSet(torch.from_numpy(found.pixels), torch.from_numpy(found.labels), found.classes, weights)

@@ -30,6 +30,7 @@ from d3hr_ray.stages.publish import run_publish
 from d3hr_ray.stages.reals import run_reals
 from d3hr_ray.stages.search import run_search, write_noise
 from d3hr_ray.stages.synthesize import run_synthesize
+from d3hr_ray.stages.weights import image_weights
 from d3hr_ray.store import Store
 
 
@@ -156,7 +157,9 @@ def make_together(run: Run, specs: Sequence[SetSpec]) -> None:
     find_moments(run, specs)
     run_synthesize(run.store, specs, run.classes, run.actors, run.latents)
     for spec in specs:
-        run_publish(run.store, spec, run.classes, run.inputs, None, run.origin)
+        mixtures = run.pools if spec.config.has_pool else run.store
+        weights = image_weights(run.store, mixtures, spec, len(run.classes))
+        run_publish(run.store, spec, run.classes, run.inputs, None, run.origin, weights)
 
 
 def find_subsets(run: Run, store: Store, specs: Sequence[SetSpec]) -> None:

@@ -139,6 +139,22 @@ def share_out(count_C: torch.Tensor, n: int) -> list[int]:
     return [int(g) for g in given]
 
 
+def components_of(count_C: torch.Tensor, n: int) -> torch.Tensor:
+    """The component (n,) of each of the images that `match_mixture` gives."""
+    return torch.arange(len(count_C)).repeat_interleave(torch.tensor(share_out(count_C, n)))
+
+
+def weights_of(count_C: torch.Tensor, component_N: torch.Tensor) -> torch.Tensor:
+    """What each image of a class stands for, (N,) float32 of mean 1: its component's share, split among its images.
+
+    After the masses of optimal quantization in DDOQ (Tan and Slade, ICLR 2026, arXiv 2501.07681). The share of a
+    component without an image is everyone's.
+    """
+    images_C = torch.bincount(component_N, minlength=len(count_C))
+    weight_N = (count_C.double() / images_C)[component_N]
+    return (weight_N / weight_N.mean()).float()
+
+
 def match_mixture(
     mixture: Mixture,
     n: int,

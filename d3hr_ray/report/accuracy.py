@@ -187,9 +187,11 @@ def _card_arguments(cells: Sequence[dict[str, Any]]) -> str:
     """Arguments of d3hr_ray.train_student that train as the first cell of hard labels and no further flags."""
     for cell in cells:
         version, _, changes = cell["protocol_version"].partition("+")
-        name, _, value = changes.partition("=")
-        if cell["teacher"] is None and (not changes or (name == "epochs" and value.isdecimal())):
+        changed = dict(change.partition("=")[::2] for change in changes.split(",") if change)
+        epochs = changed.get("epochs", "0")
+        if cell["teacher"] is None and changed.keys() <= {"epochs", "weights"} and epochs.isdecimal():
             own = {"arch": cell["arch"], "protocol": cell["protocol"]}
             own |= {"glyphs": True} if "-glyphs" in version else {}
-            return arguments(**own, **({"epochs": int(value)} if changes else {}))
+            own |= {"epochs": int(epochs)} if "epochs" in changed else {}
+            return arguments(**own, **({"weights": True} if "weights" in changed else {}))
     return ""

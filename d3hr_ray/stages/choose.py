@@ -17,6 +17,7 @@ from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.fit import Gaussians, share_gaussians
 from d3hr_ray.stages.search import several, subset_table
+from d3hr_ray.stages.weights import COMPONENT, pool_components
 from d3hr_ray.store import Store
 
 COUNTS = ("candidates", "correct", "kept", "kept_correct")
@@ -86,9 +87,11 @@ def choose_block(
 ) -> None:
     """Choose the images of some labels, re-match them to `gaussians` if given, and write their subsets/ file."""
     config, pool, subsets, facts = spec.config, spec.pool, [], []
+    components, own_components = pool_components(pools, pool, labels), list[int]()
     for label in labels:
         rows = _class_rows(pools, pool, candidate_file, label)
         choice = _choose(config, rows, label, spec.ipc)
+        own_components += components[label][list(choice.places)].tolist() if components else []
         own = torch.tensor(rows["own"].to_pylist())[list(choice.places)]
         source = rows if spec.is_clean else _class_rows(pools, pool, subset_file, label)
         latents_ND = torch.tensor(source.take(list(choice.places))["latent"].to_pylist())
@@ -100,7 +103,9 @@ def choose_block(
         facts.append((label, len(rows), correct, spec.ipc, choice.correct, float(own.mean())))
     columns = [pa.array(c, f.type) for c, f in zip(zip(*facts, strict=True), CHOICE_SCHEMA, strict=True)]
     store.write_table(choice_file(spec, block), pa.table(columns, schema=CHOICE_SCHEMA))
-    store.write_table(subset_file(spec, block), subset_table(subsets, config.seed))
+    table = subset_table(subsets, config.seed)
+    table = table.append_column(COMPONENT, pa.array(own_components, pa.int32())) if components else table
+    store.write_table(subset_file(spec, block), table)
 
 
 def _class_rows(pools: Store, pool: SetSpec, file: Callable[[SetSpec, int], str], label: int) -> pa.Table:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+WEIGHT = "weight"  # one column more, of sets whose images do not count alike: stages/weights.py
 IMAGE_SCHEMA = pa.schema(
     [
         ("file_name", pa.string()),

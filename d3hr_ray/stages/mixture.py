@@ -222,15 +222,26 @@ def mixture_rows(label: int, timestep: int, mixture: Mixture, images: int) -> li
 
 def read_mixtures(store: Store, kind: MixtureKind, labels: range) -> dict[int, Mixture]:
     """The stored mixtures of some labels."""
-    tables = []
     columns = [name for name in MIXTURE_SCHEMA.names if name != "images"]  # which files of older versions do not have
     columns += ["centre"] if kind.centres else []
+    return {label: _mixture(rows) for label, rows in _rows(store, kind, labels, columns).items()}
+
+
+def read_counts(store: Store, kind: MixtureKind, labels: range) -> dict[int, torch.Tensor]:
+    """Images per component of the stored mixtures of some labels, (C,) each."""
+    found = _rows(store, kind, labels, ["label", "component", "count"])
+    return {label: torch.tensor(rows["count"].to_pylist()) for label, rows in found.items()}
+
+
+def _rows(store: Store, kind: MixtureKind, labels: range, columns: list[str]) -> dict[int, pa.Table]:
+    """Stored rows of each of some labels, by component."""
+    tables = []
     for name in store.list(kind.folder):
         start, stop = (int(word) for word in name.removesuffix(".parquet").split("-")[1:])
         if start < labels.stop and labels.start < stop:
             tables.append(store.read_table(f"{kind.folder}/{name}", columns))
     rows = pa.concat_tables(tables).sort_by([("label", "ascending"), ("component", "ascending")])
-    return {label: _mixture(rows.filter(pc.equal(rows["label"], label))) for label in labels}
+    return {label: rows.filter(pc.equal(rows["label"], label)) for label in labels}
 
 
 def _mixture(rows: pa.Table) -> Mixture:

@@ -13,6 +13,7 @@ from d3hr_ray.runs import versions
 from d3hr_ray.runtime.console import LOG
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.card import PREVIEW, Looks, Origin, card_text
+from d3hr_ray.stages.images import WEIGHT
 from d3hr_ray.stages.synthesize import written_images
 from d3hr_ray.store import Store
 
@@ -26,14 +27,19 @@ def run_publish(
     inputs: dict[str, Any],
     images: pa.Table | None,
     origin: Origin,
+    weights: pa.Array | None = None,
 ) -> str:
-    """Write a set's metadata, card and manifest, and return the set's hash. `images` if not by synthesis."""
+    """Write a set's metadata, card and manifest, and return the set's hash. `images` if not by synthesis.
+
+    `weights` (stages/weights.py), where its images do not count alike, are a column more, beside the hash.
+    """
     table = written_images(store, spec, len(classes)) if images is None else images
     if text := repeats_text(table):
         LOG.warning(f"{spec.name}: {text}")
     folder = set_folder(spec)
     lines = sorted(f"{r['sha256']}  {r['file_name']}" for r in table.select(["sha256", "file_name"]).to_pylist())
     set_hash = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    table = table if weights is None else table.append_column(WEIGHT, weights)
     store.write_table(f"{folder}/{METADATA}", table)
     files = {line[66:]: line[:64] for line in lines}
     manifest = spec.recipe(inputs) | {"set": spec.about, "set_hash": set_hash}
