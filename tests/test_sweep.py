@@ -127,6 +127,13 @@ def test_a_sweep_is_resumed_by_name_and_another_is_refused(tmp_path):
         open_sweep(other)
 
 
+def test_as_many_actors_at_least_as_at_most_are_no_value_given_twice():
+    check_flags(SweepFlags(run="somewhere", actors=(5, 5)))
+    with pytest.raises(ValueError, match="--ipc names a value twice"):
+        check_flags(SweepFlags(run="somewhere", ipc=(5, 5)))
+
+
+
 def test_weights_without_components_are_refused_before_anything_runs():
     for components, ipc in (((1,), 10), (("ipc",), 1)):
         with pytest.raises(ValueError, match="--weights needs sets of several components: give --components"):

@@ -144,9 +144,8 @@ def check_flags(flags: SweepFlags) -> None:
     if flags.resume:  # the stored flags are to be checked, and were
         return
     for name, values in vars(flags).items():
-        if not isinstance(values, tuple):
-            continue
-        if len(set(values)) < len(values):
+        # --actors is a range, not an axis: 2 2 is two of them
+        if isinstance(values, tuple) and name != "actors" and len(set(values)) < len(values):
             raise ValueError(f"{flag_of(name)} names a value twice")
     if flags.scheduler == "asha" and (len(flags.ipc) > 1 or len(flags.arch) > 1 or len(flags.protocol) > 1):
         raise ValueError("--scheduler asha compares students: give one --ipc, one --arch and one --protocol")
