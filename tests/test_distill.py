@@ -168,6 +168,8 @@ def test_mixtures_come_from_stored_latents(digits, here, monkeypatch, tmp_path):
     mixtures = pq.read_table(tmp_path / "k" / "mixtures" / "t0200-c0100-k3-r2-seed0").to_pylist()
     assert [r["latent"] for r in subset] == [m["mean"] for m in mixtures]
     assert sum(m["count"] for m in mixtures) == 120
+    rows = pq.read_table(tmp_path / "k/distilled/d3hr-moments-k3-c100-r2-t200-ipc3-seed0/metadata.parquet").to_pylist()
+    assert [r["weight"] for r in rows] == pytest.approx([m["count"] / 4 for m in mixtures])  # of 12 images, in threes
     with pytest.raises(ValueError, match="has none at t=300"):
         run(monkeypatch, f"{command} --cluster-timestep 300 --out {tmp_path / 'none'}")
 
