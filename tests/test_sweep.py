@@ -133,7 +133,6 @@ def test_as_many_actors_at_least_as_at_most_are_no_value_given_twice():
         check_flags(SweepFlags(run="somewhere", ipc=(5, 5)))
 
 
-
 def test_weights_without_components_are_refused_before_anything_runs():
     for components, ipc in (((1,), 10), (("ipc",), 1)):
         with pytest.raises(ValueError, match="--weights needs sets of several components: give --components"):
