@@ -26,6 +26,8 @@ REPORT = "report"
 REALS = f"{REPORT}/real.parquet"  # a few real images per class, for its page
 PROBES = f"{MARKS}/probes"  # VAE latents of the images whose normality is tested
 VERSIONS = f"{MARKS}/versions.parquet"  # of the images' files
+KEYS = f"{MARKS}/keys"  # of the bytes of each image that is in latents/; runs of older versions have none
+REUSED = f"{MARKS}/reused.parquet"  # the images whose latents come from the run of --extend, and from which shard
 # All that a run may write; --overwrite deletes these and nothing else.
 # The marks go first and run.json last, so that a killed --overwrite neither mixes two runs nor locks the folder.
 OWN = (
@@ -63,6 +65,16 @@ def latents_file(shard: int) -> str:
 def rejected_file(shard: int) -> str:
     """Of a shard's rejected images."""
     return f"{REJECTED}/{shard_file(shard)}"
+
+
+def keys_file(shard: int) -> str:
+    """Of the keys of a shard's accepted images."""
+    return f"{KEYS}/{shard_file(shard)}"
+
+
+def probes_file(shard: int) -> str:
+    """Of the VAE's latents of a shard's probes."""
+    return f"{PROBES}/{shard_file(shard)}"
 
 
 def finished(store: Store) -> dict[int, dict[str, int]]:

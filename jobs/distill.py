@@ -2,6 +2,7 @@
 
     python jobs/distill.py                                          # the embedded digits, on any laptop
     python jobs/distill.py --preset imagenet1k --data /data/imagenet/train --ipc 10 50
+    python jobs/distill.py --extend runs/shapes --out runs/shapes-2 # what was added since is inverted, and no more
     python jobs/distill.py --status runs/imagenet1k                 # what is done, what is left
 
 The same command resumes a run that was stopped. D3HR_TRACEBACK=1 shows the traceback of a failure.
@@ -19,6 +20,7 @@ from d3hr_ray.cli.proposing import proposing
 from d3hr_ray.cli.resolve import on_grid, resolve_auto
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.lock import driving
+from d3hr_ray.methods.growing import check_extended
 from d3hr_ray.methods.inputs import check_data, check_fit, count_images, list_data, list_early, read_model
 from d3hr_ray.report.status import status
 from d3hr_ray.runs import require_run, stored_config
@@ -36,13 +38,16 @@ def main() -> None:
         config = build_config(flags)
     store = Store(absolute(flags.out or default_out(flags)))
     source = Store(absolute(flags.from_gaussians)) if flags.from_gaussians else None
+    extended = Store(absolute(flags.extend)) if flags.extend else None
     with refusing():
         if source is None:
             check_data(config)
         card, grid = read_model(config, planning=flags.dry_run)
-        if not (source or flags.timesteps or flags.preset or default_preset(flags)):
+        if not (source or extended or flags.timesteps or flags.preset or default_preset(flags)):
             config = on_grid(config, grid)
         check_fit(config, card, grid)
+        if extended:
+            check_extended(extended, store, config, card)
         if not (source or flags.dry_run or flags.overwrite):
             with proposing():
                 require_run(store, resolve_auto(config, stored_config(store), None))
@@ -79,7 +84,7 @@ def main() -> None:
         with refusing(), proposing():
             config = resolve_auto(config, None if flags.overwrite else stored_config(source or store), actors)
             if listing is not None:
-                run = d3hr.start_run(store, config, card, listing, actors, flags.overwrite)
+                run = d3hr.start_run(store, config, card, listing, actors, flags.overwrite, extended)
             else:
                 assert source is not None, "what is not listed comes from Gaussians"
                 run = d3hr.reopen_run(store, source, config, card, actors)

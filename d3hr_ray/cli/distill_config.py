@@ -5,12 +5,14 @@ from pathlib import Path
 
 from d3hr_ray.cli.defaults import default_preset
 from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.extending import refuse_contradictions, refuse_unlike
 from d3hr_ray.cli.flags import given
 from d3hr_ray.cli.overlay import SETTINGS, overlay, refuse_idle
 from d3hr_ray.cli.parsing import meant
 from d3hr_ray.cli.presets import PRESETS, as_cao2, as_official, own
 from d3hr_ray.cli.resolve import require_float32
 from d3hr_ray.config import RunConfig, flag_of, from_dict
+from d3hr_ray.filesystems import absolute
 from d3hr_ray.runs import stored_config
 from d3hr_ray.store import Store
 
@@ -19,28 +21,16 @@ UPSTREAM = ("preset", *(name for name, s in SETTINGS.items() if s.flag.upstream)
 
 
 def build_config(flags: DistillFlags) -> RunConfig:
-    """The preset, or the run of --from-gaussians, with the flags laid over it.
+    """The preset, or the run of --from-gaussians or --extend, with the flags laid over it.
 
     Raises ValueError for flags that are wrong, that contradict each other, or that are missing.
     """
-    if flags.from_gaussians:
-        _refuse_upstream(flags)
-        stored = stored_config(Store(flags.from_gaussians))
-        if stored is None:
-            raise ValueError(f"--from-gaussians {flags.from_gaussians}: no run there (it has no run.json)")
-        base = from_dict(stored)
-        if flags.fidelity not in (None, base.fidelity):
-            raise ValueError(f"--fidelity {flags.fidelity} contradicts --from-gaussians: that run is {base.fidelity}")
-    else:
-        preset = flags.preset or default_preset(flags)
-        base = load_preset(preset) if preset else own(flags.model or "")
-        if flags.fidelity == "fixed" and base.fidelity == "official":
-            raise ValueError(f"--fidelity fixed contradicts --preset {preset}, which is official; leave one out")
-        base = as_official(base, bool(preset)) if flags.fidelity == "official" else base
-        base = as_cao2(base, preset, bool(preset)) if flags.method == "cao2" else base
+    base = _base(flags)
     config = overlay(base, flags)
     if flags.from_gaussians and flags.dtype in (None, "auto"):
         config = require_float32(config)
+    if flags.extend:
+        refuse_unlike(base, config, flags)
     refuse_idle(config, flags)
     for name in ("tflops", "task_timeout"):
         if getattr(flags, name) is not None and not getattr(flags, name) > 0:
@@ -53,6 +43,33 @@ def build_config(flags: DistillFlags) -> RunConfig:
         whose = f"preset {flags.preset}" if flags.preset else f"--model {flags.model}"
         raise ValueError(f"--data is needed: the images of {whose} do not come with the package")
     return config
+
+
+def _base(flags: DistillFlags) -> RunConfig:
+    """What flags are laid over. Raises ValueError for flags that contradict it."""
+    if flags.extend:
+        refuse_contradictions(flags)
+        return _config_of("--extend", flags.extend)
+    if flags.from_gaussians:
+        _refuse_upstream(flags)
+        base = _config_of("--from-gaussians", flags.from_gaussians)
+        if flags.fidelity not in (None, base.fidelity):
+            raise ValueError(f"--fidelity {flags.fidelity} contradicts --from-gaussians: that run is {base.fidelity}")
+        return base
+    preset = flags.preset or default_preset(flags)
+    base = load_preset(preset) if preset else own(flags.model or "")
+    if flags.fidelity == "fixed" and base.fidelity == "official":
+        raise ValueError(f"--fidelity fixed contradicts --preset {preset}, which is official; leave one out")
+    base = as_official(base, bool(preset)) if flags.fidelity == "official" else base
+    return as_cao2(base, preset, bool(preset)) if flags.method == "cao2" else base
+
+
+def _config_of(flag: str, run: str) -> RunConfig:
+    """The config of an earlier run. Raises ValueError if there is none."""
+    stored = stored_config(Store(absolute(run)))
+    if stored is None:
+        raise ValueError(f"{flag} {run}: no run there (it has no run.json)")
+    return from_dict(stored)
 
 
 def load_preset(name: str) -> RunConfig:

@@ -27,6 +27,14 @@ class DistillFlags:
     from_gaussians: str | None = setting(
         None, "Make sets from the Gaussians of an earlier run, without its dataset.", DATA, metavar="RUN"
     )
+    extend: str | None = setting(
+        None,
+        "Distil a set that has grown since an earlier run: what that run has inverted is not inverted again. --data is "
+        "the whole set as it is now, the old images and the new ones. The settings are that run's unless a flag says "
+        "otherwise, those of the data too.",
+        DATA,
+        metavar="RUN",
+    )
     out: str | None = setting(
         None,
         "Run folder. The same command resumes it.",

@@ -24,7 +24,7 @@ def proposing() -> Iterator[None]:
         run, free = _short(refused.store.uri), _short(refused.free)
         ways = [again(sys.argv, ("--out",), "--out", free)]
         if all(text.startswith(OF_SETS) for text in refused.changed) and refused.store.list(GAUSSIANS):
-            upstream = (*UPSTREAM, "from_gaussians", "out", "overwrite")
+            upstream = (*UPSTREAM, "from_gaussians", "extend", "out", "overwrite")
             sets = again(sys.argv, [flag_of(name) for name in upstream], "--from-gaussians", run)
             ways.insert(0, f"{sets} (more sets of that run, nothing is inverted again)")
         raise ValueError(

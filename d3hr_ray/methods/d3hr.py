@@ -11,10 +11,11 @@ from d3hr_ray.config import RefineConfig, RunConfig, from_dict
 from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import look_of
-from d3hr_ray.layout import CLASSES, GAUSSIANS, RUN, VERSIONS, finished, gaussian_file
+from d3hr_ray.layout import CLASSES, GAUSSIANS, REUSED, RUN, VERSIONS, finished, gaussian_file
 from d3hr_ray.models.card import ModelCard
-from d3hr_ray.runs import claim_recipe, open_run, read_run
+from d3hr_ray.runs import claim_recipe, describe_lineage, lineage_of, open_run, read_run
 from d3hr_ray.runtime.actors import Actors
+from d3hr_ray.runtime.console import announce
 from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.stages import contents
 from d3hr_ray.stages.candidates import run_candidates
@@ -22,12 +23,14 @@ from d3hr_ray.stages.card import UNKNOWN, Origin
 from d3hr_ray.stages.choose import run_choose
 from d3hr_ray.stages.features import feature_kind, require_features, run_features
 from d3hr_ray.stages.fit import run_fit
+from d3hr_ray.stages.growth import find_growth
 from d3hr_ray.stages.guides import require_moments, run_moments
 from d3hr_ray.stages.invert import run_invert
 from d3hr_ray.stages.judge import judge_id
 from d3hr_ray.stages.mixture import mixture_kind, run_mixtures
 from d3hr_ray.stages.publish import run_publish
 from d3hr_ray.stages.reals import run_reals
+from d3hr_ray.stages.reuse import run_reuse
 from d3hr_ray.stages.search import run_search, write_noise
 from d3hr_ray.stages.synthesize import run_synthesize
 from d3hr_ray.stages.weights import image_weights
@@ -50,24 +53,57 @@ class Run:
 
 
 def start_run(
-    store: Store, config: RunConfig, card: ModelCard, listing: Listing, actors: Actors, overwrite: bool
+    store: Store,
+    config: RunConfig,
+    card: ModelCard,
+    listing: Listing,
+    actors: Actors,
+    overwrite: bool,
+    extended: Store | None = None,
 ) -> Run:
-    """Open a run folder, new or to resume. Raises ValueError if it holds another run, or one of other images."""
-    inputs = {
+    """Open a run folder, new or to resume, that may take latents of an `extended` run.
+
+    Raises ValueError if it holds another run, or one of other images.
+    """
+    inputs: dict[str, Any] = {
         "images": len(listing),
         "listing": listing.digest,
         "classes": listing.classes.checksum,
         "model": card.digest,
     }
     changed = {} if overwrite else contents.changed_files(store, listing)
+    lineage, reused = _lineage(store, config, listing, overwrite, extended)
+    inputs |= {"extends": lineage} if lineage else {}
     open_run(store, config, inputs, overwrite, contents.describe(changed))
     if changed:
         contents.refuse_replaced(store, config, listing, changed)
     if changed or not store.exists(VERSIONS):
         contents.remember(store, listing)
+    if reused is not None:
+        store.write_table(REUSED, reused)
     classes = listing.classes.table()
     store.write_table(CLASSES, classes)
     return Run(store, config, card, classes, inputs, actors, store, store)
+
+
+def _lineage(
+    store: Store, config: RunConfig, listing: Listing, overwrite: bool, extended: Store | None
+) -> tuple[dict[str, Any], pa.Table | None]:
+    """What a run says of the one that it extends, nothing if it extends none; and what REUSED holds, if not there yet.
+
+    A run that is resumed knows it already, also without --extend and where the other run is gone.
+    """
+    known = {} if overwrite or not store.exists(RUN) else read_run(store)["inputs"].get("extends", {})
+    if known and store.exists(REUSED):
+        lineage, reused = known | (lineage_of(extended) if extended else {}), None
+    elif known or extended:
+        source = extended or Store(known["run"])
+        growth = find_growth(source, config, listing)
+        lineage, reused = lineage_of(source) | growth.counts, growth.images
+    else:
+        return {}, None
+    announce(describe_lineage(lineage))
+    return lineage, reused
 
 
 def stored_run(store: Store, card: ModelCard, actors: Actors) -> Run:
@@ -124,7 +160,9 @@ def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, 
 
 
 def fit_gaussians(run: Run, listing: Listing) -> None:
-    """images => latents => gaussians."""
+    """images => latents => gaussians; of a run that extends another, its latents are taken first."""
+    if "extends" in run.inputs:
+        run_reuse(run.store, Store(run.inputs["extends"]["run"]), run.classes, run.config.inversion.stored)
     run_invert(run.store, run.config, run.card, listing, run.actors)
     accepted = sum(counts["accepted"] for counts in finished(run.store).values())
     run_fit(run.store, run.config.inversion.timesteps, folder_names(run.classes), accepted)

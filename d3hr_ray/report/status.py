@@ -17,7 +17,7 @@ from d3hr_ray.layout import (
     subset_file,
 )
 from d3hr_ray.lock import describe, is_alive, read_holder
-from d3hr_ray.runs import read_run
+from d3hr_ray.runs import describe_lineage, read_run
 from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.store import Store
 
@@ -43,12 +43,16 @@ def status(store: Store) -> str:
     record = read_run(store)
     config = from_dict(record["config"])
     done = finished(store).values()
-    rejected = sum(counts["rejected"] for counts in done)
-    steps = progress(store, config, record["inputs"]["images"], sum(c["accepted"] + c["rejected"] for c in done))
+    rejected, inputs = sum(counts["rejected"] for counts in done), record["inputs"]
+    reused, lineage = sum(counts.get("reused", 0) for counts in done), inputs.get("extends")
+    inverted = sum(c["accepted"] + c["rejected"] for c in done) - reused
+    steps = [] if lineage is None else [Progress("reuse", reused, lineage["reused"], "images")]
+    steps += progress(store, config, inputs["images"] - (lineage["reused"] if lineage else 0), inverted)
     left = [f"{s.stage} {s.total - s.done:,} {s.unit}" for s in steps if s.done < s.total]
     lines = [
         f"{store.uri}: {config.method} ({config.fidelity}) of {config.data.uri}, seed {config.seed}",
         f"started {record['started']}, {_driver(store, record)}",
+        *([] if lineage is None else [f"extends: {describe_lineage(lineage)}"]),
         *map(str, steps),
         f"rejected images: {rejected:,}",
         "left: " + ("; ".join(left) or "nothing"),
@@ -57,7 +61,7 @@ def status(store: Store) -> str:
 
 
 def progress(store: Store, config: RunConfig, images: int, inverted: int) -> list[Progress]:
-    """Every stage that the run's method needs, in order. `images` are listed, `inverted` are done with."""
+    """Every stage that the run's method needs, in order. `images` are to be inverted, `inverted` are done with."""
     classes = len(store.read_table(CLASSES, ["label"])) if store.exists(CLASSES) else 0
     steps = []
     sets = sets_of(config)

@@ -18,6 +18,7 @@ from d3hr_ray.layout import DISTILLED, VERSIONS, finished
 from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.stages.read import read_content, shard_unit
+from d3hr_ray.stages.shards import shards_of
 from d3hr_ray.store import Store
 
 NAMED = 3  # files, of those that changed
@@ -25,7 +26,7 @@ NAMED = 3  # files, of those that changed
 
 def versions_of(listing: Listing) -> pa.Table:
     """Each file that holds images of a listing, in its order, and its version."""
-    table = pa.table({"file": _files(listing.entries), "version": listing.entries["version"]})
+    table = pa.table({"file": files_of(listing.entries), "version": listing.entries["version"]})
     return table.group_by("file", use_threads=False).aggregate([("version", "min")]).rename_columns(table.column_names)
 
 
@@ -63,8 +64,8 @@ def refuse_replaced(store: Store, config: RunConfig, listing: Listing, changed: 
     """
     if config.method == "random" and store.at(DISTILLED).folders():
         raise ValueError(_refusal(store, config, changed))
-    shards, done = listing.shards(config.data.shard_size), finished(store) if config.fits else {}
-    held = {i: {*_files(shards[i]).to_pylist()} & changed.keys() for i in sorted(done)}
+    shards, done = shards_of(store, listing, config.data.shard_size), finished(store) if config.fits else {}
+    held = {i: {*files_of(shards[i]).to_pylist()} & changed.keys() for i in sorted(done)}
     touched = [i for i, names in held.items() if names]
     known = [i for i in touched if "content" in done[i]]
     if len(known) < len(touched):
@@ -81,7 +82,7 @@ def refuse_replaced(store: Store, config: RunConfig, listing: Listing, changed: 
         raise ValueError(_refusal(store, config, {name: changed[name] for name in names}))
 
 
-def _files(entries: pa.Table) -> pa.ChunkedArray:
+def files_of(entries: pa.Table) -> pa.ChunkedArray:
     """The file that each image lies in: its own, which its id names, if the source says none."""
     files = entries["file"].cast(pa.string())
     return pc.if_else(pc.equal(files, ""), entries["image_id"], files)

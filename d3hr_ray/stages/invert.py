@@ -15,7 +15,7 @@ import torch
 from d3hr_ray.config import RunConfig, RunError
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import STORED, Seen, look_of
-from d3hr_ray.layout import PROBES, REJECTED, SEEN, finished, latents_file, rejected_file, shard_file
+from d3hr_ray.layout import REJECTED, SEEN, finished, keys_file, latents_file, probes_file, rejected_file
 from d3hr_ray.models.accelerate import to_device
 from d3hr_ray.models.autoencoder import Autoencoder, to_images
 from d3hr_ray.models.card import ModelCard, portable
@@ -30,6 +30,7 @@ from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.telemetry import describe
 from d3hr_ray.stages.networks import open_model
 from d3hr_ray.stages.read import ReadShard, content_of, open_message, shard_unit
+from d3hr_ray.stages.shards import shards_of
 from d3hr_ray.store import Store
 
 Invert = Callable[[Denoise, torch.Tensor, Schedule, tuple[int, ...]], dict[int, torch.Tensor]]
@@ -38,7 +39,7 @@ PROBE_CLASSES, PROBE_IMAGES = 10, 200  # whose VAE latents are kept too, to show
 
 def run_invert(store: Store, config: RunConfig, card: ModelCard, listing: Listing, actors: Actors) -> None:
     """Invert every shard that is not done. Raises RunError if images are lost or too many are unreadable."""
-    shards = replace(listing, entries=_with_probes(listing.entries)).shards(config.data.shard_size)
+    shards = shards_of(store, replace(listing, entries=_with_probes(listing.entries)), config.data.shard_size)
     done = finished(store)
     _check_looks(config, done)
     units = [shard_unit(i, entries) for i, entries in enumerate(shards) if i not in done]
@@ -157,6 +158,7 @@ class InvertShard:
             for t in self.job.config.inversion.stored:
                 table = table.append_column(f"z_{t}", _column(states[t], accepted["image_id"], t))
             store.write_table(latents_file(shard), table)
+            store.write_table(keys_file(shard), accepted.select(["image_id", "key"]))
             self._write_probe(shard, accepted, states[0])
         if len(rejected):
             store.write_table(rejected_file(shard), rejected)
@@ -191,7 +193,7 @@ class InvertShard:
         if len(chosen):
             table = accepted.select(["image_id", "label"]).take(chosen)
             column = _column(latents[chosen], table["image_id"], 0)
-            self.job.store.write_table(f"{PROBES}/{shard_file(shard)}", table.append_column("z_0", column))
+            self.job.store.write_table(probes_file(shard), table.append_column("z_0", column))
 
 
 def _without(accepted: pa.Table, misfits: list[int], rejected: pa.Table) -> tuple[pa.Table, pa.Table]:

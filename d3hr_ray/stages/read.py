@@ -86,12 +86,17 @@ def content_of(*images: pa.Table) -> int:
     return digest(repr(sorted(rows)).encode())
 
 
-def read_content(unit: tuple[Source, bytes]) -> int:
-    """A source and a shard's entries, as shard_unit packs them => the content of their images as they are now."""
+def read_keys(unit: tuple[Source, bytes]) -> pa.Table:
+    """A source and some entries, as shard_unit packs them => their image_id and key, of their bytes as they are now."""
     source, packed = unit
     entries = _unpack(packed)
     keys = pa.array([digest(data) for data in source.read(entries)], pa.int64())
-    return content_of(pa.table({"image_id": entries["image_id"], "key": keys}))
+    return pa.table({"image_id": entries["image_id"], "key": keys})
+
+
+def read_content(unit: tuple[Source, bytes]) -> int:
+    """A source and a shard's entries, as shard_unit packs them => the content of their images as they are now."""
+    return content_of(read_keys(unit))
 
 
 def _pack(table: pa.Table) -> bytes:

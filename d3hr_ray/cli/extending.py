@@ -1,0 +1,48 @@
+"""--extend: the settings are the earlier run's, and new images must be inverted as it inverted its own."""
+
+from functools import reduce
+
+from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.flags import text_of
+from d3hr_ray.cli.overlay import SETTINGS
+from d3hr_ray.cli.resolve import needs_float32
+from d3hr_ray.config import RunConfig, flag_of
+
+# What decides an image's latents, beside the model, whose weights are compared, and the timesteps.
+DECIDING = [
+    *(name for name, s in SETTINGS.items() if s.section == "inversion" and s.flag.upstream),
+    "fidelity",
+    "dtype",
+    "seed",
+]
+
+
+def refuse_contradictions(flags: DistillFlags) -> None:
+    """Raise ValueError for flags that cannot stand beside --extend, and without --out."""
+    for name, why in (
+        ("preset", "the settings are those of that run"),
+        ("from_gaussians", "that makes sets without images, this inverts new ones"),
+    ):
+        if getattr(flags, name):
+            raise ValueError(f"{flag_of(name)} contradicts --extend: {why}; leave one of them out")
+    if not flags.out:
+        raise ValueError(f"--out is needed with --extend: another folder than {flags.extend}, which stays as it is")
+
+
+def refuse_unlike(base: RunConfig, config: RunConfig, flags: DistillFlags) -> None:
+    """Raise ValueError for a config that inverts images unlike the `base` of the run that it extends, or uses none."""
+    again = f"leave it out, or leave --extend {flags.extend} out to invert all images again"
+    if not config.fits:
+        raise ValueError(f"--method {config.method} inverts no images, so there is nothing to --extend; leave that out")
+    for name in DECIDING:
+        was, now = (reduce(getattr, SETTINGS[name].path.split("."), each) for each in (base, config))
+        keyed = name != "seed" or config.inversion.posterior == "sample"  # of a mode, nothing is drawn
+        if was != now and keyed:
+            raise ValueError(
+                f"{flag_of(name)} {text_of(now)}: that run inverted its images with {text_of(was)}; {again}"
+            )
+    if needs_float32(config) and not needs_float32(base) and config.model.dtype != "float32":
+        raise ValueError(
+            f"--method {config.method} needs float32, and {flags.extend} inverted its images in {config.model.dtype}; "
+            f"extend it without --method, then make these sets --from-gaussians {flags.out}"
+        )
