@@ -51,7 +51,8 @@ def main() -> None:
         if not (source or flags.dry_run or flags.overwrite):
             with proposing():
                 require_run(store, resolve_auto(config, stored_config(store), None))
-        counted = count_images(config, card, SIZES.get(flags.preset or "")) if flags.dry_run else (0, 0)
+        known = SIZES.get(flags.preset or "")
+        counted = count_images(config, card, known, extended) if flags.dry_run else (0, 0, 0)
         listing = None if source or flags.dry_run else list_early(config, card)
 
     # Imported late: torch and Ray take seconds, and --help, --status or a wrong flag should not wait for them.

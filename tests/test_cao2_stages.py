@@ -287,7 +287,7 @@ def test_official_cao2_is_each_of_the_authors_scripts(preset, pool, select, cond
 def test_the_plan_counts_the_pool_and_the_second_stage():
     """CaO2's scripts: ImageNet-1K at IPC 10 takes 40 x 50 x 2 + 10 x 100 x 3 = 7,000 forwards per class."""
     config = build_config(DistillFlags(preset="imagenet1k", method="cao2", ipc=(10,)))
-    text = plan(config, DIT_XL_CARD, leading_grid(1000, 50), 0, 1000, 300.0)
+    text = plan(config, DIT_XL_CARD, leading_grid(1000, 50), 0, 1000, 0, 300.0)
     rows = {line.split()[0]: line.split()[1:3] for line in text.splitlines()}
     assert rows["pool"] == ["40,000", "100"] and rows["synthesize"] == ["10,000", "300"]
     assert "invert" not in rows

@@ -25,7 +25,7 @@ from d3hr_ray.methods.plan import plan
 from d3hr_ray.models.card import read_card
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.stages.fit import run_fit, to_tensors
-from d3hr_ray.stages.invert import run_invert
+from d3hr_ray.stages.invert import InvertShard, run_invert
 from d3hr_ray.store import Store
 from jobs import distill
 
@@ -157,6 +157,57 @@ def test_more_sets_come_from_gaussians_without_the_data(digits, here, monkeypatc
     with pytest.raises(SystemExit):
         run(monkeypatch, f"--from-gaussians {digits} --timesteps 300 --ipc 3 --out {out}")
     assert "no Gaussians at t=300 (there: 100, 200)" in capsys.readouterr().err
+
+
+def gaussians(out: Path, t: int) -> tuple[list[int], np.ndarray]:
+    """Counts, and means and variances, of each class in its order."""
+    rows = pq.read_table(out / "gaussians" / f"t{t:04d}.parquet").sort_by("label").to_pylist()
+    return [r["count"] for r in rows], np.array([[r["mean"], r["variance"]] for r in rows])
+
+
+@pytest.mark.slow
+def test_a_run_of_more_images_takes_what_is_inverted(digits, here, monkeypatch, capsys, tmp_path):
+    out = tmp_path / "grown"
+    run(monkeypatch, f"--extend {digits} --limit-per-class 13 --timesteps 200 --ipc 1 --actors 1 1 --out {out}")
+    assert f"120 images are taken from {digits}, 10 are inverted" in capsys.readouterr().err
+    assert gaussians(out, 200)[0] == [13] * 10
+    manifest = json.loads((out / "distilled" / "d3hr-moments-t200-ipc1-seed0" / "manifest.json").read_text())
+    extends = manifest["inputs"]["extends"]
+    assert (extends["run"], extends["reused"], extends["inverted"]) == (str(digits), 120, 10)
+    run(monkeypatch, f"--status {out}")
+    said = capsys.readouterr().out
+    assert "left: nothing" in said and "reuse" in said
+    with pytest.raises(SystemExit):
+        run(monkeypatch, f"--extend {digits} --timesteps 300 --ipc 1 --out {out}")
+    assert "stored no latents there (it has t = 100, 200)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "then", "reused"),
+    [
+        ("--limit-per-class 90", "--limit-per-class 1000", 900),
+        ("--classes 0 1 2 4 5 6 7 8 9", "--classes 0 1 2 3 4 5 6 7 8 9", 1165),
+    ],
+)
+def test_digits_in_two_parts_have_the_gaussians_of_all(ray_session, here, monkeypatch, tmp_path, first, then, reused):
+    """In the batches that are the default; a class that comes later changes the labels of those after it."""
+    parts, grown, whole = (tmp_path / name for name in ("parts", "grown", "whole"))
+    plain, inverted = InvertShard.invert, []
+
+    def noting(self, pixels, accepted, misfits):
+        inverted.extend(accepted["image_id"].to_pylist())
+        return plain(self, pixels, accepted, misfits)
+
+    monkeypatch.setattr(InvertShard, "invert", noting)
+    command = "--preset digits --timesteps 100 --ipc 1 --actors 1 1"
+    run(monkeypatch, f"{command} {first} --out {parts}")
+    run(monkeypatch, f"--extend {parts} {then} --actors 1 1 --out {grown}")
+    assert len(inverted) == len(set(inverted)) == 1297
+    assert json.loads((grown / "run.json").read_text())["inputs"]["extends"]["reused"] == reused
+    run(monkeypatch, f"{command} --out {whole}")
+    (counts, values), (all_counts, all_values) = gaussians(grown, 100), gaussians(whole, 100)
+    assert counts == all_counts and np.abs(values - all_values).max() < 1e-6
 
 
 @pytest.mark.slow

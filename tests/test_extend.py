@@ -1,6 +1,7 @@
 """--extend: a grown set is made from the latents of a run of the smaller one, and equals a run on everything."""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,18 @@ import numpy as np
 import pytest
 from conftest import PIPELINE, WNIDS, make_images, write_imagefolder, write_parquet, write_webdataset
 
-from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig
+from d3hr_ray.cli.distill_config import build_config
+from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.parsing import parse
+from d3hr_ray.cli.presets import PRESETS
+from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig, as_dict, from_dict
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.layout import CLASSES, KEYS, LATENTS, RUN, finished
 from d3hr_ray.methods import d3hr
+from d3hr_ray.methods.growing import check_extended
+from d3hr_ray.methods.inputs import count_images
+from d3hr_ray.methods.plan import plan
 from d3hr_ray.models.card import read_card
 from d3hr_ray.report.status import status
 from d3hr_ray.runs import read_run
@@ -298,3 +306,102 @@ def test_status_says_what_is_reused(tmp_path):
     )
     left = {line.split()[0]: line.split()[1:] for line in said}
     assert left["reuse"][:3] == ["10", "of", "18"] and left["invert"][:3] == ["1", "of", "9"]
+
+
+def settled(root: Path, **changes) -> str:
+    """A folder with the run.json of a run of the digits, which has inverted nothing."""
+    made = PRESETS["digits"]()
+    made = replace(
+        made,
+        model=replace(made.model, dtype=changes.pop("dtype", "float32")),
+        inversion=replace(made.inversion, batch_size=64),
+        **changes,
+    )
+    record = {"config": as_dict(made), "inputs": {"images": 1297}, "started": "", "finished": None}
+    Store(str(root)).write_json(RUN, record)
+    return str(root)
+
+
+def asked(*argv: str) -> RunConfig:
+    return build_config(parse(DistillFlags, "", list(argv)))
+
+
+def test_settings_are_those_of_the_run_but_for_what_is_said(tmp_path):
+    run = settled(tmp_path / "run", method="gaussian")
+    of_run = from_dict(read_run(Store(run))["config"])
+    assert asked("--extend", run, "--out", "new") == of_run
+    told = asked("--extend", run, "--out", "new", "--data", "digits-affine", "--solver", "ddim", "--ipc", "3")
+    assert told.data.uri == "digits-affine" and told.search.ipc == (3,) and told.inversion == of_run.inversion
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--preset digits", "--preset contradicts --extend: the settings are those of that run"),
+        ("--from-gaussians RUN", "--from-gaussians contradicts --extend"),
+        (
+            "--solver adams",
+            "--solver adams: that run inverted its images with ddim; leave it out, or leave --extend RUN",
+        ),
+        ("--ddim-steps 25", "--ddim-steps 25: that run inverted its images with 50"),
+        ("--inversion-guidance 1.5", "--inversion-guidance 1.5: that run inverted its images with"),
+        ("--posterior mode", "--posterior mode: that run inverted its images with sample"),
+        ("--fidelity official", "--fidelity official contradicts --extend: that run is fixed"),
+        ("--seed 3", "--seed 3: that run inverted its images with 0"),
+        ("--dtype bfloat16", "--dtype bfloat16: that run inverted its images with float32"),
+        ("--method dit", "--method dit inverts no images"),
+        ("--method random", "--method random inverts no images"),
+    ],
+)
+def test_what_would_invert_otherwise_is_refused_with_its_flag(tmp_path, flags, said):
+    run = settled(tmp_path / "run")
+    with pytest.raises(ValueError, match=re.escape(said.replace("RUN", run))):
+        asked("--extend", run, "--out", "new", *flags.replace("RUN", run).split())
+
+
+def test_what_is_missing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--extend \S*none: no run there \(it has no run.json\)"):
+        asked("--extend", str(tmp_path / "none"), "--out", "new")
+    with pytest.raises(ValueError, match="--out is needed with --extend: another folder than"):
+        asked("--extend", settled(tmp_path / "run"))
+    half = settled(tmp_path / "half", dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"needs float32, and .*then make these sets --from-gaussians new"):
+        asked(
+            "--extend", half, "--out", "new", "--method", "d3hr+cao2", "--optimise", "10", "--classifier", "prototypes"
+        )
+
+
+def test_a_run_that_cannot_be_extended_is_refused(tmp_path):
+    made = config(write_imagefolder(tmp_path / "data", FEWER))
+    run, card, new = distil(tmp_path / "run", made), read_card(PIPELINE), Store(str(tmp_path / "new"))
+    check_extended(run, new, made, card)
+    at = {t: replace(made, inversion=replace(made.inversion, timesteps=(t,))) for t in (20, 60)}
+    check_extended(run, new, at[20], card)
+    near = replace(made, inversion=replace(made.inversion, cluster_timestep=60))
+    for config_, said in ((at[60], "--timesteps 60: "), (near, "--cluster-timestep 60: ")):
+        with pytest.raises(ValueError, match=said + r".*stored no latents there \(it has t = 20, 100\)"):
+            check_extended(run, new, config_, card)
+    with pytest.raises(ValueError, match=r"is not the model that --extend .* was made with"):
+        check_extended(run, new, made, replace(card, digest="another"))
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for out in (run, Store(str(tmp_path / "link"))):
+        with pytest.raises(ValueError, match="is the run that --extend names, which stays as it is"):
+            check_extended(run, out, made, card)
+    run.delete(f"{LATENTS}/part-000001.parquet")
+    with pytest.raises(ValueError, match="it is unfinished, 10 of 18 images are inverted; the command that began it"):
+        check_extended(run, new, made, card)
+    run.delete(LATENTS)
+    with pytest.raises(ValueError, match="it has no latents/ of images"):
+        check_extended(run, new, made, card)
+
+
+def test_a_plan_says_what_is_reused(tmp_path):
+    uri = write_imagefolder(tmp_path / "data", FEWER)
+    run, card = distil(tmp_path / "run", config(uri)), read_card(PIPELINE)
+    add(uri, IMAGES)
+    copied(tmp_path / "data" / WNIDS[0])
+    counted = count_images(config(uri), card, None, run)
+    assert counted == (27, 3, 18)
+    lines = plan(config(uri), card, (0, 20, 60, 100), *counted, 1.0).splitlines()
+    rows = {line.split()[0]: line.split()[1] for line in lines}
+    assert (rows["reuse"], rows["invert"], rows["fit"]) == ("18", "9", "27")

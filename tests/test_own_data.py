@@ -21,7 +21,9 @@ SOON = {  # the page's commands with so little to do that nothing is learnt
 
 def made(folder: Path) -> dict[tuple[str, str], float]:
     """The page's files are there => top-1 by method and IPC."""
-    assert len(list(folder.glob("shapes/train/*/*.png"))) == 40 * CLASSES
+    assert len(list(folder.glob("shapes/train/*/[0-9]*.png"))) == 40 * CLASSES
+    extends = json.loads((folder / "runs" / "shapes-grown" / "run.json").read_text())["inputs"]["extends"]
+    assert (extends["reused"], extends["inverted"]) == (40 * CLASSES, 5 * CLASSES)
     assert json.loads((folder / "my-model" / "training.json").read_text())["settings"]["architecture"]
     with open(folder / "runs" / "shapes" / "evaluations" / "summary.csv", newline="") as lines:
         top1 = {(row["method"], row["ipc"]): float(row["top1_last"]) for row in csv.DictReader(lines)}

@@ -49,13 +49,10 @@ def _base(flags: DistillFlags) -> RunConfig:
     """What flags are laid over. Raises ValueError for flags that contradict it."""
     if flags.extend:
         refuse_contradictions(flags)
-        return _config_of("--extend", flags.extend)
+        return _earlier("--extend", flags.extend, flags)
     if flags.from_gaussians:
         _refuse_upstream(flags)
-        base = _config_of("--from-gaussians", flags.from_gaussians)
-        if flags.fidelity not in (None, base.fidelity):
-            raise ValueError(f"--fidelity {flags.fidelity} contradicts --from-gaussians: that run is {base.fidelity}")
-        return base
+        return _earlier("--from-gaussians", flags.from_gaussians, flags)
     preset = flags.preset or default_preset(flags)
     base = load_preset(preset) if preset else own(flags.model or "")
     if flags.fidelity == "fixed" and base.fidelity == "official":
@@ -64,12 +61,15 @@ def _base(flags: DistillFlags) -> RunConfig:
     return as_cao2(base, preset, bool(preset)) if flags.method == "cao2" else base
 
 
-def _config_of(flag: str, run: str) -> RunConfig:
-    """The config of an earlier run. Raises ValueError if there is none."""
+def _earlier(flag: str, run: str, flags: DistillFlags) -> RunConfig:
+    """The config of the run that a flag names. Raises ValueError if there is none, or one of another fidelity."""
     stored = stored_config(Store(absolute(run)))
     if stored is None:
         raise ValueError(f"{flag} {run}: no run there (it has no run.json)")
-    return from_dict(stored)
+    base = from_dict(stored)
+    if flags.fidelity not in (None, base.fidelity):
+        raise ValueError(f"--fidelity {flags.fidelity} contradicts {flag}: that run is {base.fidelity}")
+    return base
 
 
 def load_preset(name: str) -> RunConfig:

@@ -3,18 +3,13 @@
 from functools import reduce
 
 from d3hr_ray.cli.distill_flags import DistillFlags
-from d3hr_ray.cli.flags import text_of
+from d3hr_ray.cli.flags import given, text_of
 from d3hr_ray.cli.overlay import SETTINGS
 from d3hr_ray.cli.resolve import needs_float32
 from d3hr_ray.config import RunConfig, flag_of
 
 # What decides an image's latents, beside the model, whose weights are compared, and the timesteps.
-DECIDING = [
-    *(name for name, s in SETTINGS.items() if s.section == "inversion" and s.flag.upstream),
-    "fidelity",
-    "dtype",
-    "seed",
-]
+DECIDING = [*(name for name, s in SETTINGS.items() if s.section == "inversion" and s.flag.upstream), "dtype", "seed"]
 
 
 def refuse_contradictions(flags: DistillFlags) -> None:
@@ -34,7 +29,7 @@ def refuse_unlike(base: RunConfig, config: RunConfig, flags: DistillFlags) -> No
     again = f"leave it out, or leave --extend {flags.extend} out to invert all images again"
     if not config.fits:
         raise ValueError(f"--method {config.method} inverts no images, so there is nothing to --extend; leave that out")
-    for name in DECIDING:
+    for name in sorted(DECIDING, key=lambda name: given(flags, name) is None):  # and then what that implies
         was, now = (reduce(getattr, SETTINGS[name].path.split("."), each) for each in (base, config))
         keyed = name != "seed" or config.inversion.posterior == "sample"  # of a mode, nothing is drawn
         if was != now and keyed:

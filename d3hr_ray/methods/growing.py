@@ -3,7 +3,7 @@
 from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.datasets.look import STORED, look_of
 from d3hr_ray.filesystems import is_same_place
-from d3hr_ray.layout import GAUSSIANS, finished, latents_file
+from d3hr_ray.layout import GAUSSIANS, RUN, finished, latents_file
 from d3hr_ray.models.card import ModelCard
 from d3hr_ray.runs import read_run
 from d3hr_ray.store import Store
@@ -11,9 +11,9 @@ from d3hr_ray.store import Store
 
 def check_extended(run: Store, out: Store, config: RunConfig, card: ModelCard) -> None:
     """Raise ValueError for a run whose latents cannot be those of a run in `out` with this config and model."""
-    if is_same_place(run.uri, out.uri):
-        raise ValueError(f"--out {out.uri} is the run that --extend names, which stays as it is; give another folder")
     record, done = read_run(run), finished(run)
+    if is_same_place(run.uri, out.uri) or (out.exists(RUN) and read_run(out) == record):  # by way of a link, too
+        raise ValueError(f"--out {out.uri} is the run that --extend names, which stays as it is; give another folder")
     inputs, inverted = record["inputs"], sum(counts["accepted"] + counts["rejected"] for counts in done.values())
     if not from_dict(record["config"]).fits or (not done and run.list(GAUSSIANS)):
         raise ValueError(

@@ -11,6 +11,7 @@ from d3hr_ray.models.card import ModelCard, read_card, sampling_grid
 from d3hr_ray.models.geometry import DIT_XL, DIT_XL_CARD
 from d3hr_ray.numerics.grids import above, even_grid, leading_grid, position
 from d3hr_ray.runtime.console import tell
+from d3hr_ray.store import Store
 
 
 def is_remote(config: RunConfig) -> bool:
@@ -75,15 +76,27 @@ def check_fit(config: RunConfig, card: ModelCard, grid: tuple[int, ...]) -> None
         raise ValueError(f"--cluster-pool {cells} does not divide the model's latents of {height}x{width}")
 
 
-def count_images(config: RunConfig, card: ModelCard, known: tuple[int, int] | None) -> tuple[int, int]:
-    """(images, classes) of the plan: from the data, or those `known` of the preset if no data is given."""
+def count_images(
+    config: RunConfig, card: ModelCard, known: tuple[int, int] | None, extended: Store | None = None
+) -> tuple[int, int, int]:
+    """(images, classes, images that an `extended` run has inverted) of the plan: from the data, or those `known` of the
+    preset if no data is given.
+    """
     if config.data.uri or not config.lists_images:
         listing = list_data(config, card, planning=True)
-        return len(listing), len(listing.classes)
+        return len(listing), len(listing.classes), _count_reused(extended, config, listing)
     if known is None:
         raise ValueError("--data is needed: how many images the preset has is not known")
     images, classes = known
     if chosen := len(config.data.classes):
         images, classes = images * chosen // classes if chosen < classes else images, chosen
     limit = config.data.limit_per_class
-    return (images if limit is None else min(images, limit * classes)), classes
+    return (images if limit is None else min(images, limit * classes)), classes, 0
+
+
+def _count_reused(extended: Store | None, config: RunConfig, listing: Listing) -> int:
+    if extended is None:
+        return 0
+    from d3hr_ray.stages.growth import find_growth
+
+    return find_growth(extended, config, listing, planning=True).counts["reused"]

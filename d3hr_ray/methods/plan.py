@@ -19,9 +19,18 @@ PNG_SHARE = 0.7  # of the raw bytes of a natural image
 
 
 def plan(
-    config: RunConfig, card: ModelCard, grid: tuple[int, ...], images: int, classes: int, tflops: float | None
+    config: RunConfig,
+    card: ModelCard,
+    grid: tuple[int, ...],
+    images: int,
+    classes: int,
+    reused: int,
+    tflops: float | None,
 ) -> str:
-    """The plan as text. Times are of one device at a sustained `tflops` TFLOP/s; None: as find_speed finds."""
+    """The plan as text. The latents of `reused` images are taken from another run.
+
+    Times are of one device at a sustained `tflops` TFLOP/s; None: as find_speed finds.
+    """
     cost, dims = count_flop(card), torch.Size(card.latent_shape).numel()
     speed = find_speed(config.model.name, card, cost, tflops)
     sets = sets_of(config)
@@ -35,11 +44,14 @@ def plan(
         top = max(config.inversion.stored)
         adams = config.inversion.solver == "adams"
         forwards = (position(grid, top) + adams) * _passes(config.inversion.guidance)
-        flop = images * (forwards * cost.forward + cost.encode)
+        fresh = images - reused
+        flop = fresh * (forwards * cost.forward + cost.encode)
         stored = len(config.inversion.stored)
         walk = f"{position(grid, top)} {config.inversion.solver} steps to t={top}"
         note = f"{walk}, guidance {config.inversion.guidance:g}"
-        lines.append(_row("invert", images, forwards, flop, flop / rate, images * stored * dims * 2, note))
+        if reused:
+            lines.append(_row("reuse", reused, 0, 0, 0, reused * stored * dims * 2, "copies latents of another run"))
+        lines.append(_row("invert", fresh, forwards, flop, flop / rate, fresh * stored * dims * 2, note))
         lines.append(_row("fit", images, 0, 0, 0, classes * stored * dims * 8, "reads latents/ once per timestep"))
         if config.has_mixture:
             lines.append(_mixture_row(config, images, classes, dims))

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from d3hr_ray.config import RunConfig, data_config
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.source import thread_map
-from d3hr_ray.layout import CLASSES, VERSIONS, finished, keys_file, latents_file
+from d3hr_ray.layout import CLASSES, KEYS, VERSIONS, finished, keys_file, latents_file, shard_file
 from d3hr_ray.runs import read_run
 from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.tasks import ray_map
@@ -35,8 +35,10 @@ class Growth:
     counts: dict[str, int]
 
 
-def find_growth(run: Store, config: RunConfig, listing: Listing) -> Growth:
-    """Compare the grown set with the images that a run has inverted. Raises ValueError if they share none."""
+def find_growth(run: Store, config: RunConfig, listing: Listing, planning: bool = False) -> Growth:
+    """Compare the grown set with the images that a run has inverted; a plan reads no image, and takes those that would
+    be compared as the same. Raises ValueError if they share none.
+    """
     old, entries = inverted_images(run), listing.entries
     place = _places(entries["image_id"], old["image_id"])
     there = place >= 0
@@ -44,8 +46,10 @@ def find_growth(run: Store, config: RunConfig, listing: Listing) -> Growth:
     same = there & (labels[old["label"].to_numpy()[place]] == entries["label"].to_numpy())
     written = same & ~_same_files(run, config, listing)
     if written.any():
-        LOG.warning(f"images in files that were written since {run.uri}: {written.sum():,}; comparing their bytes")
-        same &= ~written | _same_bytes(run, listing, written, old, place)
+        what = "a run compares their bytes" if planning else "comparing their bytes"
+        LOG.warning(f"images in files that were written since {run.uri}: {written.sum():,}; {what}")
+        if not planning:
+            same &= ~written | _same_bytes(run, listing, written, old, place)
     if not same.any():
         raise ValueError(_nothing_shared(run, config, old, listing, there.sum()))
     kept = np.sort(place[same])
@@ -117,14 +121,14 @@ def _same_bytes(run: Store, listing: Listing, chosen: np.ndarray, old: pa.Table,
 
     Runs of older versions kept one digest per shard: a shard of theirs is the same as a whole, or not at all.
     """
-    source, done = old["source"].to_numpy(), finished(run)
+    source, done, kept = old["source"].to_numpy(), finished(run), set(run.list(KEYS))
     rows_of = {int(s): np.flatnonzero(chosen & (source[place] == s)) for s in np.unique(source[place[chosen]])}
     units = [
         (listing.source, shard_unit(s, listing.entries.take(pa.array(rows)))["entries"]) for s, rows in rows_of.items()
     ]
     same = np.zeros(len(chosen), bool)
     for (shard, rows), now in zip(rows_of.items(), ray_map(read_keys, units), strict=True):
-        if run.exists(keys_file(shard)):
+        if shard_file(shard) in kept:
             was = run.read_table(keys_file(shard)).combine_chunks()
             before = was["key"].to_numpy()[_places(now["image_id"], was["image_id"])]
             same[rows] = before == now["key"].to_numpy()
