@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig, RunError, SearchConfig
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.source import thread_map
-from d3hr_ray.layout import VERSIONS
+from d3hr_ray.layout import VERSIONS, latents_file
 from d3hr_ray.methods.d3hr import start_run
 from d3hr_ray.models.card import read_card
 from d3hr_ray.models.loading import load_schedule
@@ -344,7 +344,7 @@ def test_the_first_files_that_changed_are_named(tmp_path):
 def test_an_image_replaced_before_its_shard_is_done_mixes_nothing(tmp_path):
     made = whole(tmp_path)
     store = Store(str(tmp_path / "run"))
-    store.delete(f"latents/{stage.shard_file(2)}")
+    store.delete(latents_file(2))
     path = tmp_path / "data" / WNIDS[2] / "0006.png"
     path.write_bytes(replaced(path.read_bytes()))
     started(tmp_path / "run", made)
