@@ -2,7 +2,7 @@
 
     python jobs/distill.py                                          # the embedded digits, on any laptop
     python jobs/distill.py --preset imagenet1k --data /data/imagenet/train --ipc 10 50
-    python jobs/distill.py --extend runs/shapes --out runs/shapes-2 # what was added since is inverted, and no more
+    python jobs/distill.py --extend runs/shapes --out runs/shapes-2  # only what is new is inverted
     python jobs/distill.py --status runs/imagenet1k                 # what is done, what is left
 
 The same command resumes a run that was stopped. D3HR_TRACEBACK=1 shows the traceback of a failure.
@@ -66,7 +66,7 @@ def main() -> None:
         with refusing():
             cluster = connect(flags.address, flags.log_format, "d3hr_ray.stages.search")
         from d3hr_ray.methods import d3hr
-        from d3hr_ray.report.page import report
+        from d3hr_ray.report.page import may_show_reals, report
         from d3hr_ray.runtime.actors import find_actors
         from d3hr_ray.runtime.capacity import PATIENCE
         from d3hr_ray.runtime.summary import recording
@@ -97,7 +97,8 @@ def main() -> None:
         else:
             d3hr.make_sets(run)  # gaussians => subsets => distilled
         with waiting("writing the report"):
-            text = report(run, listing, not flags.no_real_images)
+            private = flags.no_real_images or (extended is not None and not may_show_reals(extended))
+            text = report(run, listing, not private)
         print(text)
 
 

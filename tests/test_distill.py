@@ -167,18 +167,22 @@ def gaussians(out: Path, t: int) -> tuple[list[int], np.ndarray]:
 
 @pytest.mark.slow
 def test_a_run_of_more_images_takes_what_is_inverted(digits, here, monkeypatch, capsys, tmp_path):
-    out = tmp_path / "grown"
-    run(monkeypatch, f"--extend {digits} --limit-per-class 13 --timesteps 200 --ipc 1 --actors 1 1 --out {out}")
-    assert f"120 images are taken from {digits}, 10 are inverted" in capsys.readouterr().err
+    """Of a run that shows no real images, which neither does."""
+    out, old = tmp_path / "grown", shutil.copytree(digits, tmp_path / "old")
+    record = json.loads((old / "run.json").read_text())
+    (old / "run.json").write_text(json.dumps(record | {"real_images": False}))
+    run(monkeypatch, f"--extend {old} --limit-per-class 13 --timesteps 200 --ipc 1 --actors 1 1 --out {out}")
+    assert f"120 images are taken from {old}, 10 are inverted" in capsys.readouterr().err
+    assert not (out / "report" / "real.parquet").exists()
     assert gaussians(out, 200)[0] == [13] * 10
     manifest = json.loads((out / "distilled" / "d3hr-moments-t200-ipc1-seed0" / "manifest.json").read_text())
     extends = manifest["inputs"]["extends"]
-    assert (extends["run"], extends["reused"], extends["inverted"]) == (str(digits), 120, 10)
+    assert (extends["run"], extends["reused"], extends["inverted"]) == (str(old), 120, 10)
     run(monkeypatch, f"--status {out}")
     said = capsys.readouterr().out
     assert "left: nothing" in said and "reuse" in said
     with pytest.raises(SystemExit):
-        run(monkeypatch, f"--extend {digits} --timesteps 300 --ipc 1 --out {out}")
+        run(monkeypatch, f"--extend {old} --timesteps 300 --ipc 1 --out {out}")
     assert "stored no latents there (it has t = 100, 200)" in capsys.readouterr().err
 
 

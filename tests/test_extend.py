@@ -13,7 +13,7 @@ from d3hr_ray.cli.distill_config import build_config
 from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.presets import PRESETS
-from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig, as_dict, from_dict
+from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig, RunError, as_dict, from_dict
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.layout import CLASSES, KEYS, LATENTS, RUN, finished
@@ -266,6 +266,16 @@ def test_a_grown_run_needs_the_earlier_one_no_more_and_grows_again(tmp_path, inv
     assert_equal_to_a_run_on_all(again, distil(tmp_path / "all", config(uri)))
 
 
+def test_latents_that_the_earlier_run_has_lost_are_named(tmp_path):
+    uri = write_imagefolder(tmp_path / "data", FEWER)
+    run = distil(tmp_path / "run", config(uri))
+    grown = distil(tmp_path / "grown", config(uri), run)
+    for store in (run, grown):
+        store.delete(f"{LATENTS}/part-000001.parquet")
+    with pytest.raises(RunError, match=r"run has lost latents that .*grown takes from it \(1 shards, the first 1\)"):
+        distil(tmp_path / "grown", config(uri))
+
+
 def test_another_earlier_run_is_another_run(tmp_path):
     uri = write_imagefolder(tmp_path / "data", FEWER)
     one, two = (distil(tmp_path / name, config(uri)) for name in ("one", "two"))
@@ -387,6 +397,10 @@ def test_a_run_that_cannot_be_extended_is_refused(tmp_path):
     for out in (run, Store(str(tmp_path / "link"))):
         with pytest.raises(ValueError, match="is the run that --extend names, which stays as it is"):
             check_extended(run, out, made, card)
+    (first,) = run.list(".done/seen")[:1]
+    run.delete(f".done/seen/{first}")
+    with pytest.raises(ValueError, match="it is of a version that left EXIF rotations and transparency aside"):
+        check_extended(run, new, made, card)
     run.delete(f"{LATENTS}/part-000001.parquet")
     with pytest.raises(ValueError, match="it is unfinished, 10 of 18 images are inverted; the command that began it"):
         check_extended(run, new, made, card)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from d3hr_ray.config import RunError
 from d3hr_ray.datasets.look import COLUMNS
 from d3hr_ray.layout import CLASSES, REUSED, SEEN, finished, keys_file, latents_file, probes_file
 from d3hr_ray.runtime.tasks import bounded
@@ -25,9 +26,14 @@ def run_reuse(store: Store, run: Store, classes: pa.Table, timesteps: tuple[int,
     left = [(shard, *rows) for shard, rows in enumerate(source_runs(reused)) if shard not in done]
     if not left:
         return
+    labels, theirs, ids = new_labels(run.read_table(CLASSES), classes), finished(run), reused["image_id"]
+    if lost := {source for _, source, *_ in left} - theirs.keys():
+        raise RunError(
+            f"reuse: {run.uri} has lost latents that {store.uri} takes from it ({len(lost)} shards, the first "
+            f"{min(lost)}); the command that began it makes them again, or start anew without --extend"
+        )
     for stage in ("invert", SEEN):  # a shard whose files are lost gets other marks
         store.unmark(stage, {shard for shard, *_ in left})
-    labels, theirs, ids = new_labels(run.read_table(CLASSES), classes), finished(run), reused["image_id"]
     jobs = [
         (n, (store, run, labels, timesteps, n, source, ids.slice(a, b - a).combine_chunks(), theirs[source]))
         for n, source, a, b in left
