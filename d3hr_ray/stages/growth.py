@@ -1,7 +1,7 @@
 """Which images of a grown set an earlier run has inverted: those that --extend does not invert again.
 
 An image is the same if its id, its class (by wnid or name, and the model's id of it) and its bytes are. Bytes are taken
-as the same where the version of their file is (contents.py); those of files written since, or of copies, are read and
+as the same where the version of their file is (contents.py); those of files written since, or elsewhere, are read and
 compared with the keys that the run kept. All others are inverted. What makes latents depends on the bytes and the
 model's class alone, never on a label, so classes may be renumbered.
 """
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from d3hr_ray.config import RunConfig, data_config
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.source import thread_map
+from d3hr_ray.filesystems import is_same_place
 from d3hr_ray.layout import CLASSES, KEYS, VERSIONS, finished, keys_file, latents_file, shard_file
 from d3hr_ray.runs import read_run
 from d3hr_ray.runtime.console import LOG
@@ -44,12 +45,12 @@ def find_growth(run: Store, config: RunConfig, listing: Listing, planning: bool 
     there = place >= 0
     labels = new_labels(run.read_table(CLASSES), listing.classes.table())
     same = there & (labels[old["label"].to_numpy()[place]] == entries["label"].to_numpy())
-    written = same & ~_same_files(run, config, listing)
-    if written.any():
+    unsure = same & ~_same_files(run, config, listing)
+    if unsure.any():
         what = "a run compares their bytes" if planning else "comparing their bytes"
-        LOG.warning(f"images in files that were written since {run.uri}: {written.sum():,}; {what}")
+        LOG.warning(f"images in files that {run.uri} does not know, or were written since: {unsure.sum():,}; {what}")
         if not planning:
-            same &= ~written | _same_bytes(run, listing, written, old, place)
+            same &= ~unsure | _same_bytes(run, listing, unsure, old, place)
     if not same.any():
         raise ValueError(_nothing_shared(run, config, old, listing, there.sum()))
     kept = np.sort(place[same])
@@ -103,16 +104,16 @@ def _places(values: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
 
 
 def _same_files(run: Store, config: RunConfig, listing: Listing) -> np.ndarray:
-    """Whether each image's file has the version that the run knows. Sources without versions have 0 for each file:
-    that says something within one source alone.
+    """Whether each image's file has the version that the run knows. In another place versions say nothing: archives
+    that are unpacked there may give other files of the same name the same size and time.
     """
     versions = listing.entries["version"].to_numpy()
-    if not run.exists(VERSIONS):
+    moved = not is_same_place(data_config(read_run(run)["config"]["data"]).uri, config.data.uri)
+    if moved or not run.exists(VERSIONS):
         return np.zeros(len(versions), bool)
     was = run.read_table(VERSIONS).combine_chunks()
     place = _places(files_of(listing.entries), was["file"])
-    same_source = data_config(read_run(run)["config"]["data"]).uri == config.data.uri
-    same: np.ndarray = (place >= 0) & (was["version"].to_numpy()[place] == versions) & ((versions != 0) | same_source)
+    same: np.ndarray = (place >= 0) & (was["version"].to_numpy()[place] == versions)
     return same
 
 
