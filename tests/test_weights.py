@@ -27,7 +27,7 @@ from d3hr_ray.config import (
     as_dict,
 )
 from d3hr_ray.evaluation.augment import mix
-from d3hr_ray.evaluation.comparison import open_comparison
+from d3hr_ray.evaluation.comparison import _without_weights, open_comparison
 from d3hr_ray.evaluation.losses import hard_loss, soft_loss
 from d3hr_ray.evaluation.protocols import Augment
 from d3hr_ray.evaluation.recipes import Overrides, Recipe
@@ -314,6 +314,9 @@ def test_weights_that_no_set_has_are_refused_and_sets_without_are_counted(tmp_pa
     assert find_out(replace(asked, weights=False, baselines=("none",))).name == "out"
     with pytest.raises(ValueError, match="--weights: no set has any"):
         open_comparison((without,), DataConfig(f"{without}/train"), None, [STUDENT], None, Recipe(weighted=True))
+    both = [load_set(Store(path), 16) for path in (with_some, without)]
+    assert _without_weights(both) == ["--weights: 1 of 2 sets have none, such as theirs"]
+    assert _without_weights(both[:1]) == []
     theirs = d3.load_set(without)
     with pytest.raises(ValueError, match="weights=True, and train has none"):
         d3.train_student(theirs, theirs, weights=True)
