@@ -161,3 +161,8 @@ def stopped_folder(name: str) -> str:
 def teacher_folder(name: str) -> str:
     """Of a teacher that was trained on the full set."""
     return f"{EVALUATIONS}/teachers/{name}"
+
+
+def student_folder(arch: str, key: str) -> str:
+    """Of a student that was kept, by the key of its trial."""
+    return f"{EVALUATIONS}/students/{arch}-{key}"

@@ -103,10 +103,10 @@ class SetSpec:
         images = REFINED_PER_BLOCK if self.config.refines and not self.is_pool else IMAGES_PER_BLOCK
         return list(whole_classes(range(classes), self.ipc, images))
 
-    def recipe(self, inputs: Mapping[str, Any], classifier: str | None = None) -> dict[str, Any]:
+    def recipe(self, inputs: Mapping[str, Any], judges: Mapping[str, str] | None = None) -> dict[str, Any]:
         """All that decides its bytes: the config but for what its method does not look at, and the run's inputs.
 
-        For a pool only what decides what it holds, and the classifier that judges it.
+        For a pool only what decides what it holds, and the networks that judge it: `classifier` and `learner`.
         """
         plain = as_dict(self.config)
         plain["data"].pop("max_rejected")
@@ -121,8 +121,7 @@ class SetSpec:
         if self.is_pool:
             plain.pop("refine", None)
             plain |= {"cao2": {key: plain["cao2"][key] for key in ("pool", "sampler")}, "method": "pool"}
-        judged = {"classifier": classifier} if classifier else {}
-        return {"variant": self.name, "config": plain, "inputs": inputs, **judged}
+        return {"variant": self.name, "config": plain, "inputs": inputs, **(judges or {})}
 
     @property
     def _is_rematched(self) -> bool:

@@ -71,11 +71,11 @@ def main() -> None:
         from d3hr_ray.runtime.capacity import PATIENCE
         from d3hr_ray.runtime.summary import recording
         from d3hr_ray.stages.card import Origin
-        from d3hr_ray.stages.judge import judge_id
+        from d3hr_ray.stages.judge import judge_ids
 
         with refusing():
-            if config.has_pool and config.cao2.select != "none":
-                judge_id(config)  # a classifier that is not there is said before anything is computed
+            if config.has_pool:
+                judge_ids(config)  # a classifier or learner that is not there is said before anything is computed
     with refusing():
         actors = find_actors(flags.actors, flags.gpus_per_actor, PATIENCE if cluster else 0)
         actors = replace(actors, limit=flags.task_timeout)

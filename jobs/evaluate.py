@@ -28,10 +28,9 @@ def main() -> None:
         # Imported late: torch and timm take seconds, and --help or a wrong flag or path should not wait for them.
         with refusing():
             cluster = connect(flags.address, ahead="d3hr_ray.evaluation.baselines")
-        from d3hr_ray.cli.evaluate_inputs import add_baselines, make_teachers, open_all, protocols
+        from d3hr_ray.cli.evaluate_inputs import add_baselines, kept_lines, make_teachers, open_all, students
         from d3hr_ray.evaluation.schedule import launch, trained_already
         from d3hr_ray.evaluation.trials import rows_of
-        from d3hr_ray.models.teachers import teacher_id
         from d3hr_ray.report.accuracy import after_evaluating, meaning, write_cards
         from d3hr_ray.report.page import report_evaluation
         from d3hr_ray.report.tables import format_summary, write_summary
@@ -48,11 +47,10 @@ def main() -> None:
             yours = len(comparison.sets)
             with waiting("drawing baselines"):
                 comparison = add_baselines(flags, comparison, listing, full)
-            names = teacher_id(teachers) if teachers else None
-            trials = comparison.trials(flags.arch, protocols(flags), flags.repeats, teachers, names)
+            trials = students(flags, store, comparison, teachers)
         compared = f"{yours} sets of yours, {len(comparison.sets) - yours} baselines"
-        students = f"{len(trials)} students{trained_already(store, trials)}"
-        announce(f"{compared}: {students}, tested on {len(comparison.test):,} real images -> {store.uri}/{EVALUATIONS}")
+        counted = f"{len(trials)} students{trained_already(store, trials)}"
+        announce(f"{compared}: {counted}, tested on {len(comparison.test):,} real images -> {store.uri}/{EVALUATIONS}")
         launch(store, trials, comparison.images(), comparison.test, comparison.target, workers, {teachers: top1})
         rows = rows_of(store, trials)
         print(format_summary(rows))
@@ -60,7 +58,7 @@ def main() -> None:
         with waiting("writing the report"):
             write_cards(store, comparison.sets)
             text = report_evaluation(store, comparison.test, rows, comparison.sets, not flags.no_real_images)
-        print("\n".join(["", *meaning(rows), "", text, *after_evaluating(store)]))
+        print("\n".join(["", *meaning(rows), "", text, *kept_lines(trials), *after_evaluating(store)]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from d3hr_ray.numerics.ancestral import ancestral
 from d3hr_ray.numerics.grids import ancestral_grid
 from d3hr_ray.numerics.latent_optimisation import noise_loss, optimise_latents
 from d3hr_ray.numerics.schedule import Schedule, linear_alphas
-from d3hr_ray.numerics.selection import rematch, select
+from d3hr_ray.numerics.selection import learnability, rematch, select
 
 SCHEDULE = Schedule(linear_alphas(), ancestral_grid(1000, 50))
 
@@ -139,24 +139,41 @@ MAX = torch.tensor([0.6, 0.8, 0.9, 0.5, 0.7])
 
 
 @pytest.mark.parametrize(
-    ("n", "order", "fill", "places", "correct"),
+    ("n", "score", "fill", "places", "correct"),
     [
-        (2, "easy", OWN, (2, 4), 2),
-        (2, "hard", OWN, (0, 4), 2),
-        (4, "easy", OWN, (2, 4, 0, 3), 3),  # the wrong one that looks most like its class
-        (4, "easy", MAX, (2, 4, 0, 1), 3),  # the authors': the most confident wrong one
-        (5, "hard", MAX, (0, 4, 2, 1, 3), 3),
+        (2, OWN, OWN, (2, 4), 2),
+        (2, -OWN, OWN, (0, 4), 2),  # hard
+        (4, OWN, OWN, (2, 4, 0, 3), 3),  # the wrong one that looks most like its class
+        (4, OWN, MAX, (2, 4, 0, 1), 3),  # the authors': the most confident wrong one
+        (5, -OWN, MAX, (0, 4, 2, 1, 3), 3),
     ],
 )
-def test_selection_on_a_case_made_by_hand(n, order, fill, places, correct):
-    choice = select(RIGHT, OWN, fill, n, order)
+def test_selection_on_a_case_made_by_hand(n, score, fill, places, correct):
+    choice = select(RIGHT, score, fill, n)
     assert (choice.places, choice.correct) == (places, correct)
 
 
 def test_a_pool_without_a_right_image_still_fills_up():
-    assert select(torch.zeros(3, dtype=torch.bool), OWN[:3], OWN[:3], 2, "hard").places == (2, 0)
+    assert select(torch.zeros(3, dtype=torch.bool), -OWN[:3], OWN[:3], 2).places == (2, 0)
     with pytest.raises(ValueError, match="larger --pool"):
-        select(RIGHT, OWN, OWN, 6, "easy")
+        select(RIGHT, OWN, OWN, 6)
+
+
+def test_learnability_is_the_learners_loss_less_half_the_references():
+    """Probabilities of the class: the learner's p and the reference's q, -log(p / sqrt(q)); largest first."""
+    learner, reference = torch.tensor([0.5, 0.2, 0.05, 0.02]), torch.tensor([1.0, 0.01, 0.81, 0.0])
+    score = learnability(-learner.log(), reference)
+    assert torch.allclose(score[:3], -torch.tensor([0.5, 0.2 / 0.1, 0.05 / 0.9]).log())
+    assert select(torch.ones(4, dtype=torch.bool), score, reference, 4).places == (2, 0, 1, 3)
+
+
+def test_what_the_reference_gets_wrong_is_kept_only_to_fill_up():
+    """Learnable as it looks: a mislabelled image has a large loss under both. Then it goes by the reference alone."""
+    right, own = torch.tensor([False, True, False, True]), torch.tensor([0.1, 0.9, 0.3, 0.9])
+    score = learnability(torch.tensor([9.0, 0.1, 8.0, 0.1]), own)
+    assert score.argmax() == 0
+    places = [select(right, score, own, n).places for n in range(1, 5)]
+    assert places == [(1,), (1, 3), (1, 3, 2), (1, 3, 2, 0)]  # 1 and 3 are level: the pool's order
 
 
 def test_rematched_latents_have_the_class_moments():

@@ -118,6 +118,12 @@ class EvaluateFlags:
     out: str | None = setting(
         None, "Where evaluations/ goes.", OUTPUT, metavar="URI", shown="the run folder of the first set"
     )
+    keep_students: bool = setting(
+        False,
+        "Keep the network of every student in evaluations/students/, a folder each: for --teacher, and for "
+        "distill.py --select learnable --learner.",
+        OUTPUT,
+    )
     no_real_images: bool = machine_flags.no_real_images()
     address: str | None = machine_flags.address()
 

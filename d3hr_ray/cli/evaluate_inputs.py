@@ -1,5 +1,6 @@
 """What jobs/evaluate.py compares: sets, real images, baselines and teachers, as its flags ask."""
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from d3hr_ray.cli.data_flags import test_data
@@ -11,7 +12,7 @@ from d3hr_ray.evaluation.baselines import baseline_sets, full_set, read_full
 from d3hr_ray.evaluation.comparison import Comparison, list_train, open_comparison, with_sets
 from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.schedule import check_teachers, launch
-from d3hr_ray.evaluation.trials import make_trial
+from d3hr_ray.evaluation.trials import Trial, keep_networks, make_trial, retrain_unkept
 from d3hr_ray.layout import teacher_folder
 from d3hr_ray.models.teachers import CARD, resolve, teacher_id
 from d3hr_ray.runtime.capacity import Workers
@@ -90,7 +91,7 @@ def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, f
     folder = store.at(teacher_folder(f"{arch}-{fingerprint(whole.set_hash, protocol)[:8]}")).uri
     if not Store(folder).exists(CARD):
         trial = make_trial(whole, arch, protocol, 0, (), None, (comparison.data, comparison.test.digest), keep=folder)
-        store.delete(trial.record)  # a record without its teacher's folder would never be trained again
+        retrain_unkept(store, trial)
         launch(
             store, [trial], {whole.set_hash: full}, comparison.test, comparison.target, workers, {}, f"teacher {arch}"
         )
@@ -117,3 +118,16 @@ def protocols(flags: EvaluateFlags) -> list[str]:
     """The protocols to train under; DD-Ranking's scores need three."""
     asked = [*flags.protocol, *(("hard", "fixed-soft", "fixed-soft-noaug") if flags.ranking else ())]
     return list(dict.fromkeys(asked))
+
+
+def students(flags: EvaluateFlags, store: Store, comparison: Comparison, teachers: tuple[str, ...]) -> list[Trial]:
+    """Every student to train, as a trial that keeps its network if --keep-students asks for it."""
+    names = teacher_id(teachers) if teachers else None
+    trials = comparison.trials(flags.arch, protocols(flags), flags.repeats, teachers, names)
+    return keep_networks(store, trials) if flags.keep_students else trials
+
+
+def kept_lines(trials: Sequence[Trial]) -> list[str]:
+    """Where networks were kept, a line for each that was."""
+    kept = {t.keep: (t, dict(t.about)) for t in trials if t.keep}
+    return [f"kept: {t.keep} ({a['set']}, seed {a['set_seed']}; {t.protocol.name}, {t.seed})" for t, a in kept.values()]

@@ -46,6 +46,8 @@ def _implied(base: RunConfig, values: dict[str, Any]) -> dict[str, Any]:
         more["levels"] = _same_levels(base, steps)
     if values.get("select") == "none":
         more["pool"] = 1
+    if values.get("select", "learnable") != "learnable":
+        more["learner"] = None
     if values.get("method") == "d3hr+cao2" != base.method:
         more["optimise"] = 0  # stage 2 was measured not to help there (docs/results.md)
     return more

@@ -26,6 +26,7 @@ from d3hr_ray.runtime.capacity import Ask, Workers, claim
 from d3hr_ray.runtime.console import announce, tell
 from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.stages.choose import pools_table
+from d3hr_ray.stages.judge import judge_ids
 from d3hr_ray.store import Store
 
 
@@ -56,6 +57,9 @@ def check_settings(flags: SweepFlags, sweep: Sweep) -> None:
             Recipe(overrides=changes).make(protocol, Setting(arch, side, flags.ipc[0], card.num_classes))
     for name in flags.teacher:
         teacher_id((resolve(name),))
+    for config in sweep.configs:
+        if config.has_pool:
+            judge_ids(config)
 
 
 def trial_gpus(flags: SweepFlags, actors: Actors, patience: float) -> float:

@@ -7,7 +7,7 @@ from typing import Literal
 from d3hr_ray.config.fields import CAO2, check, one_of, setting
 
 Sampler = Literal["ddpm", "ddim"]
-Selection = Literal["easy", "hard", "none"]
+Selection = Literal["easy", "hard", "learnable", "none"]
 Condition = Literal["class", "null"]
 
 CHOOSING = ("cao2", "d3hr+cao2")  # methods that choose from a pool
@@ -21,8 +21,9 @@ class CaO2Config:
     """CaO2 (arXiv 2506.22637): what stays of a pool of `pool` x IPC images, and how its latents are optimised.
 
     `rematch` brings what stays back to the class moments. `levels` are the noise levels of stage 2, as places on the
-    even grid of --ddim-steps. `classifier` None is the model's own. jobs/distill.py leaves stage 2 out of d3hr+cao2,
-    where it was measured not to help, unless it is asked for.
+    even grid of --ddim-steps. `classifier` None is the model's own; `learner` is the network that `learnable` asks
+    beside it. jobs/distill.py leaves stage 2 out of d3hr+cao2, where it was measured not to help, unless it is asked
+    for.
     """
 
     pool: int = _cao2(4, "Candidates per image kept.", shown="4; official imagenette, imagenet100: 2; --select none: 1")
@@ -39,8 +40,16 @@ class CaO2Config:
     )
     select: Selection = _cao2(
         "easy",
-        "Stage 1: of the images whose class the classifier sees, keep the easy ones (most confident) or the hard ones; "
-        "if these are too few, wrong ones fill up. none: the first of the pool, unjudged.",
+        "Stage 1: of the images whose class the classifier sees, keep the easy ones (most confident), the hard ones or "
+        "the learnable ones, whose loss under --learner is farthest above half that under the classifier; if these are "
+        "too few, wrong ones fill up. none: the first of the pool, unjudged.",
+    )
+    learner: str | None = _cao2(
+        None,
+        "Of --select learnable: the network as it is so far, such as a student that evaluate.py --keep-students "
+        "trained on the images that there are; or a timm name, or ARCH=FILE.",
+        metavar="NAME|PATH",
+        late=True,
     )
     rematch: bool = _cao2(
         True,
@@ -67,6 +76,15 @@ class CaO2Config:
         check(self.pool >= 1, f"--pool {self.pool} must be at least 1")
         one_of("--sampler", self.sampler, Sampler)
         one_of("--select", self.select, Selection)
+        check(
+            self.select != "learnable" or self.learner is not None,
+            "--select learnable needs --learner: a student that jobs/evaluate.py --keep-students trained on the images "
+            "that there are, a timm name, or ARCH=FILE",
+        )
+        check(
+            self.select == "learnable" or self.learner is None,
+            f"--learner does nothing with --select {self.select}; leave it out, or give --select learnable",
+        )
         one_of("--condition", self.condition, Condition)
         check(self.iterations >= 0, f"--optimise {self.iterations} must not be negative; 0 leaves stage 2 out")
         check(self.lr > 0, f"--optimise-lr {self.lr:g} must be above 0")

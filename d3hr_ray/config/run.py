@@ -150,6 +150,10 @@ class RunConfig:
         )
         check(not (official and self.guides), "--fidelity official has no --guide; use --fidelity fixed")
         check(
+            not (official and self.has_pool and self.cao2.select == "learnable"),
+            "--fidelity official has no --select learnable: CaO2's code knows easy and hard; use --fidelity fixed",
+        )
+        check(
             not self.guides_to_components
             or (self.search.components != 1 and self.inversion.cluster_timestep is not None),
             f"--guide {self.guide.kind} pulls towards the means of components near the images: give --components (ipc, "

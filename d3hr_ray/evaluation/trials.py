@@ -20,9 +20,9 @@ from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation.protocols import Protocol
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.training import Hooks, Outcome, Share, State, train_student
-from d3hr_ray.layout import EVALUATIONS, RECORDS, RESULTS
+from d3hr_ray.layout import EVALUATIONS, RECORDS, RESULTS, student_folder
 from d3hr_ray.models import students
-from d3hr_ray.models.teachers import save_teacher
+from d3hr_ray.models.teachers import CARD, save_teacher
 from d3hr_ray.numerics.seeds import digest
 from d3hr_ray.sets import about_of, with_axes
 from d3hr_ray.store import Store
@@ -141,6 +141,20 @@ def make_trial(
     )
 
 
+def keep_networks(store: Store, trials: Iterable[Trial]) -> list[Trial]:
+    """The trials, whose networks are to be kept as teachers; one that has a record but no network is trained again."""
+    kept = [replace(trial, keep=store.at(student_folder(trial.arch, trial.key)).uri) for trial in trials]
+    for trial in kept:
+        retrain_unkept(store, trial)
+    return kept
+
+
+def retrain_unkept(store: Store, trial: Trial) -> None:
+    """Delete the record of a trial whose network is to be kept and is not there: it would never be trained again."""
+    if not Store(trial.keep).exists(CARD):
+        store.delete(trial.record)
+
+
 def untrained(store: Store, trials: Iterable[Trial]) -> list[Trial]:
     """The trials that have no record yet, one of each key: equal sets of two settings are trained on once."""
     return [t for t in {t.key: t for t in trials}.values() if not store.exists(t.record)]
@@ -168,7 +182,8 @@ def run_trial(
     if leads:
         if trial.keep:
             facts = {"top1": row["top1_last"]}
-            save_teacher(Store(trial.keep), trial.arch, images.classes, images.side, outcome.weights, facts)
+            kept = Store(trial.keep), trial.arch, images.classes, images.side
+            save_teacher(*kept, outcome.weights, facts, outcome.norm)
         store.write_json(trial.record, row)
         for left in (trial.checkpoint, trial.note):
             store.delete(left)

@@ -26,7 +26,7 @@ from d3hr_ray.stages.fit import run_fit
 from d3hr_ray.stages.growth import find_growth
 from d3hr_ray.stages.guides import require_moments, run_moments
 from d3hr_ray.stages.invert import run_invert
-from d3hr_ray.stages.judge import judge_id
+from d3hr_ray.stages.judge import judge_ids
 from d3hr_ray.stages.mixture import mixture_kind, run_mixtures
 from d3hr_ray.stages.publish import run_publish
 from d3hr_ray.stages.reals import run_reals
@@ -219,10 +219,10 @@ def find_moments(run: Run, specs: Sequence[SetSpec]) -> None:
 
 def choose_from_pools(run: Run, specs: Sequence[SetSpec]) -> None:
     """CaO2's first stage: subsets of pools => candidates, judged => the subsets of those that stay."""
-    classifier, pools = judge_id(specs[0].config), [spec.pool for spec in specs]
+    judges, pools = judge_ids(specs[0].config), [spec.pool for spec in specs]
     for pool in pools:
         for store in (run.store, run.pools):  # that of the sets, too, lest another classifier goes on with them
-            claim_recipe(store, pool.recipe(run.inputs, classifier))
+            claim_recipe(store, pool.recipe(run.inputs, judges))
     find_subsets(run, run.pools, pools)
     run_candidates(run.pools, pools, run.classes, run.actors)
     run_choose(run.store, run.pools, specs, len(run.classes))

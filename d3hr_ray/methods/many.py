@@ -13,7 +13,7 @@ from d3hr_ray.layout import CLASSES, SETS, gaussian_file, manifest_file, set_fol
 from d3hr_ray.methods.d3hr import Run, make_together
 from d3hr_ray.sets import SetSpec, sets_of, without_axes
 from d3hr_ray.stages.choose import choice_files
-from d3hr_ray.stages.judge import judge_id
+from d3hr_ray.stages.judge import judge_ids
 from d3hr_ray.store import Store
 
 
@@ -45,7 +45,7 @@ def _published(base: Run, store: Store, spec: SetSpec) -> Store | None:
     choices = choice_files(spec, len(base.classes)) if spec.config.has_pool else []
     if store.exists(file) and all(map(store.exists, choices)):
         return store
-    if spec.config.has_pool or not base.store.exists(file):  # a pool's recipe knows its classifier, a manifest does not
+    if spec.config.has_pool or not base.store.exists(file):  # a pool's recipe knows its judges, a manifest does not
         return None
     own, wanted = base.store.read_json(file), json.loads(json.dumps(spec.recipe(base.inputs)))
     return base.store if all(own.get(key) == value for key, value in wanted.items()) else None
@@ -58,9 +58,9 @@ def with_pools(base: Run, run: Run, specs: Sequence[SetSpec]) -> Run:
     """
     if not specs[0].config.has_pool:
         return run
-    classifier = judge_id(specs[0].config)
-    plain = specs[0].pool.recipe(base.inputs, classifier)["config"]
-    pools = base.store.at(f"{SETS}/pools-{fingerprint([without_axes(plain), classifier])[:6]}")
+    plain = specs[0].pool.recipe(base.inputs)["config"]
+    judges = judge_ids(specs[0].config).values() or [None]
+    pools = base.store.at(f"{SETS}/pools-{fingerprint([without_axes(plain), *judges])[:6]}")
     for spec in specs:
         _give(base, pools, spec)
     return replace(run, pools=pools)

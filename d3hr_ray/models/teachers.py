@@ -1,6 +1,7 @@
 """Teachers: networks whose soft labels a student learns, matched to the set's classes by name, and checked first.
 
-A teacher is a timm name with weights, ARCH=FILE, or a folder that this job trained (`--teacher train`).
+A teacher is a timm name with weights, ARCH=FILE, or a folder of a network that jobs/evaluate.py trained: on real images
+(`--teacher train`), or on a set (`--keep-students`).
 """
 
 import hashlib
@@ -14,8 +15,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from d3hr_ray.config import RunError
+from d3hr_ray.config import RunError, as_dict, with_tuples
 from d3hr_ray.datasets.classes import imagenet_wnids
+from d3hr_ray.datasets.normalisation import IMAGENET, Normalisation
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.models.card import locate
 from d3hr_ray.models.students import Normalised, build_student
@@ -85,9 +87,16 @@ def load_teacher(name: str, target: Target) -> nn.Module:
     store = Store(absolute(name))
     if store.exists(CARD):
         return _from_folder(store, target)
-    if "/" in name and not name.startswith(("timm/", HUB)):
-        raise ValueError(f"--teacher {name}: no {CARD} in it; give a folder of `--teacher train`, or ARCH=FILE")
+    _refuse_folder(name)
     return _from_timm(name, target)
+
+
+def _refuse_folder(name: str) -> None:
+    """Raise ValueError for the name of a folder, where a network of timm's is what is left."""
+    if "/" in name and not name.startswith(("timm/", HUB)):
+        raise ValueError(
+            f"--teacher {name}: no {CARD} in it; give a folder of `--teacher train` or `--keep-students`, or ARCH=FILE"
+        )
 
 
 def own_classifier(model: str) -> str | None:
@@ -104,7 +113,10 @@ def resolve(name: str) -> str:
 
 
 def teacher_id(names: Sequence[str]) -> str:
-    """What a result row calls its teacher: the names, with a hash of the weights where they are files."""
+    """What a result row calls its teacher: the names, with a hash of the weights where they are files.
+
+    Raises ValueError for a file or folder that is not there.
+    """
     return "+".join(_identity(name) for name in names)
 
 
@@ -115,16 +127,27 @@ def _identity(name: str) -> str:
     if store.exists(CARD):
         card = store.read_json(CARD)
         return f"{card['arch']}@{card['weights'][:8]}"
+    _refuse_folder(name)
     return name
 
 
 def save_teacher(
-    store: Store, arch: str, classes: Sequence[str], side: int, weights: dict[str, torch.Tensor], facts: dict[str, Any]
+    store: Store,
+    arch: str,
+    classes: Sequence[str],
+    side: int,
+    weights: dict[str, torch.Tensor],
+    facts: dict[str, Any],
+    norm: Normalisation = IMAGENET,
 ) -> None:
-    """Write a trained network as a teacher's folder: safetensors, and a card with its classes in order."""
+    """Write a trained network as a teacher's folder: safetensors, and a card with its classes in order.
+
+    Cards tell of another normalisation than ImageNet's alone.
+    """
     data = safetensors.torch.save({k: v.contiguous() for k, v in weights.items()})
     store.write_bytes(WEIGHTS, data)
     card = {"arch": arch, "classes": list(classes), "image_size": side} | facts
+    card |= {} if norm == IMAGENET else {"normalisation": as_dict(norm)}
     store.write_json(CARD, card | {"weights": hashlib.sha256(data).hexdigest()})
 
 
@@ -138,7 +161,8 @@ def _from_folder(store: Store, target: Target) -> nn.Module:
     data = store.read_bytes(WEIGHTS)
     if hashlib.sha256(data).hexdigest() != card["weights"]:
         raise RunError(f"--teacher {store.uri}: {WEIGHTS} is not the file that was saved; train it again")
-    net = build_student(card["arch"], len(card["classes"]), card["image_size"], 0)
+    norm = Normalisation(**with_tuples(card["normalisation"])) if "normalisation" in card else IMAGENET
+    net = build_student(card["arch"], len(card["classes"]), card["image_size"], 0, norm)
     try:
         net.load_state_dict(safetensors.torch.load(data))
     except RuntimeError as error:

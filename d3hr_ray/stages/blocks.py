@@ -73,8 +73,8 @@ def run_blocks(
         return
     config = specs[0].config
     config = replace(config, model=replace(config.model, name=portable(config.model.name)))
-    if config.cao2.classifier is not None:
-        config = replace(config, cao2=replace(config.cao2, classifier=resolve(config.cao2.classifier)))
+    classifier, learner = (name and resolve(name) for name in (config.cao2.classifier, config.cao2.learner))
+    config = replace(config, cao2=replace(config.cao2, classifier=classifier, learner=learner))
     job = BlockJob(store, config, tuple(specs), classes, actors.device, source)
     units = [{"set": specs.index(spec), "block": b} for spec, b in todo]
     steps: list[tuple[Any, dict[str, Any]]] = [(actor, {"fn_constructor_args": (job,), **actors.options(len(units))})]

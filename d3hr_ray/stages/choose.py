@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from d3hr_ray.config import RunConfig
+from d3hr_ray.config import RunConfig, Selection
 from d3hr_ray.layout import candidate_file, choice_file, run_at, subset_file
-from d3hr_ray.numerics.selection import Choice, rematch, select
+from d3hr_ray.numerics.selection import Choice, learnability, rematch, select
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.fit import Gaussians, share_gaussians
@@ -121,4 +121,12 @@ def _choose(config: RunConfig, rows: pa.Table, label: int, n: int) -> Choice:
     order = config.cao2.select
     if order == "none":
         return Choice(tuple(range(n)), int((predicted[:n] == label).sum()))
-    return select(predicted == label, own, confidence if config.has_quirk("fill") else own, n, order)
+    fill = confidence if config.has_quirk("fill") else own
+    return select(predicted == label, _scores(order, own, rows), fill, n)
+
+
+def _scores(order: Selection, own_P: torch.Tensor, rows: pa.Table) -> torch.Tensor:
+    """What the kept candidates have most of, by their own class's probability and the other columns of `rows`."""
+    if order == "learnable":
+        return learnability(torch.tensor(rows["learner_loss"].to_pylist()), own_P)
+    return own_P if order == "easy" else -own_P

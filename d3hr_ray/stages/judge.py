@@ -1,8 +1,12 @@
 """The classifier that CaO2 asks of each candidate: is this its class, and how sure is that?
 
-Any teacher of the evaluation can judge: a timm name with weights, ARCH=FILE, a folder of `--teacher train`, or the one
-that comes with the embedded models. Its classes are matched to the run's by wnid or name.
+Any teacher of the evaluation can judge: a timm name with weights, ARCH=FILE, a folder of `--teacher train` or
+`--keep-students`, or the one that comes with the embedded models. Its classes are matched to the run's by wnid or name.
+A learner, which says what it has still to learn from a candidate, is another such.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 import torch
@@ -26,13 +30,20 @@ class Judge:
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, 3, H, W) [-1, 1] => (N, K) probabilities of the run's classes, on the CPU."""
-        parts = []
+        return torch.cat([logits.softmax(1).cpu() for logits in self._logits(images)])
+
+    @torch.inference_mode()
+    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Images (N, 3, H, W) [-1, 1] and labels (N,) => cross-entropies (N,) in nats, on the CPU."""
+        logits = torch.cat([part.cpu() for part in self._logits(images)])
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    def _logits(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         for part in images.split(BATCH):
             fitted = part.to(self.device).clamp(-1, 1)
             if fitted.shape[-1] != self.side:
                 fitted = nn.functional.interpolate(fitted, size=self.side, mode="bilinear", antialias=True)
-            parts.append(self.net(fitted).float().softmax(1).cpu())
-        return torch.cat(parts)
+            yield self.net(fitted).float()
 
 
 def judge_name(config: RunConfig) -> str:
@@ -51,9 +62,21 @@ def judge_name(config: RunConfig) -> str:
     return own
 
 
-def judge_id(config: RunConfig) -> str | None:
-    """What recipes call the classifier: its name, with a hash of its weights where they are files. None without one."""
-    return teacher_id((judge_name(config),)) if config.cao2.select != "none" else None
+def judge_ids(config: RunConfig) -> dict[str, str]:
+    """What recipes call the classifier and, if there is one, the learner; nothing where no candidate is judged.
+
+    That is a name, with a hash of the weights where they are files. Raises ValueError for one that does not exist.
+    """
+    if config.cao2.select == "none":
+        return {}
+    names = {"classifier": judge_name(config)}
+    if config.cao2.learner is not None:
+        names["learner"] = resolve(config.cao2.learner)
+    found = {}
+    for role, name in names.items():
+        with _called(role):
+            found[role] = teacher_id((name,))
+    return found
 
 
 def load_judge(config: RunConfig, classes: pa.Table, device: str) -> Judge:
@@ -69,16 +92,28 @@ def load_judge(config: RunConfig, classes: pa.Table, device: str) -> Judge:
     return judge
 
 
-def load_classifier(name: str, classes: pa.Table, device: str) -> Judge:
+def load_learner(name: str, classes: pa.Table, device: str) -> Judge:
+    """The network of --learner, that normalises as it was trained to. Raises as load_judge does."""
+    return load_classifier(name, classes, device, "learner")
+
+
+def load_classifier(name: str, classes: pa.Table, device: str, role: str = "classifier") -> Judge:
     """A classifier by its name from `judge_name`, that normalises as it was trained to. Raises as load_judge does."""
     side = _side(name)
     wnids = classes["wnid"].to_pylist()
     target = Target(tuple(classes["name"].to_pylist()), tuple(wnids) if all(wnids) else None, side)
-    try:
+    with _called(role):
         net = load_teacher(name, target)
-    except ValueError as error:
-        raise ValueError(str(error).replace("--teacher", "--classifier")) from error
     return Judge(net, side, device)
+
+
+@contextmanager
+def _called(role: str) -> Iterator[None]:
+    """A refusal of a teacher names the flag that it was given by."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("--teacher", f"--{role}", 1)) from error
 
 
 def _side(name: str) -> int:
