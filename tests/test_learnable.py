@@ -17,6 +17,7 @@ from d3hr_ray.cli.variants import vary
 from d3hr_ray.config import CaO2Config, as_dict, from_dict
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation.protocols import Protocol, Recipe
+from d3hr_ray.evaluation.schedule import count_steps, trained_already
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import keep_networks, make_trial, run_trial, untrained
 from d3hr_ray.layout import candidate_file, subset_file
@@ -103,7 +104,10 @@ def test_a_student_with_a_record_but_no_network_is_trained_again_and_then_never(
     plain = make_trial(found, "convnet-d3-w8", hard(), 0, (), None, ("uri", "test"))
     row = run_trial(store, plain, found.images, stripes(2, 1), None, None, "cpu")
     (kept,) = keep_networks(store, [plain])
-    assert (untrained(store, [plain]), kept.key) == ([plain], plain.key)
+    assert kept.key == plain.key and untrained(store, [plain]) == [] and untrained(store, [kept]) == [kept]
+    assert (trained_already(store, [plain]), trained_already(store, [kept])) == (", all trained already", "")
+    assert count_steps(store, {kept.key: kept}) == (0, "0 of 1 students done")
+    assert store.read_json(plain.record) == row  # kept until another is there
     again = run_trial(store, kept, found.images, stripes(2, 1), None, None, "cpu")
     assert again["confusion"] == row["confusion"]
     assert untrained(store, keep_networks(store, [plain])) == []

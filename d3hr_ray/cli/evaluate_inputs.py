@@ -12,7 +12,7 @@ from d3hr_ray.evaluation.baselines import baseline_sets, full_set, read_full
 from d3hr_ray.evaluation.comparison import Comparison, list_train, open_comparison, with_sets
 from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.schedule import check_teachers, launch
-from d3hr_ray.evaluation.trials import Trial, keep_networks, make_trial, retrain_unkept
+from d3hr_ray.evaluation.trials import Trial, keep_networks, make_trial
 from d3hr_ray.layout import teacher_folder
 from d3hr_ray.models.teachers import CARD, resolve, teacher_id
 from d3hr_ray.runtime.capacity import Workers
@@ -91,7 +91,6 @@ def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, f
     folder = store.at(teacher_folder(f"{arch}-{fingerprint(whole.set_hash, protocol)[:8]}")).uri
     if not Store(folder).exists(CARD):
         trial = make_trial(whole, arch, protocol, 0, (), None, (comparison.data, comparison.test.digest), keep=folder)
-        retrain_unkept(store, trial)
         launch(
             store, [trial], {whole.set_hash: full}, comparison.test, comparison.target, workers, {}, f"teacher {arch}"
         )

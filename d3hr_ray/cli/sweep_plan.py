@@ -57,9 +57,8 @@ def check_settings(flags: SweepFlags, sweep: Sweep) -> None:
             Recipe(overrides=changes).make(protocol, Setting(arch, side, flags.ipc[0], card.num_classes))
     for name in flags.teacher:
         teacher_id((resolve(name),))
-    for config in sweep.configs:
-        if config.has_pool:
-            judge_ids(config)
+    for config in {config.cao2: config for config in sweep.configs if config.has_pool}.values():
+        judge_ids(config)
 
 
 def trial_gpus(flags: SweepFlags, actors: Actors, patience: float) -> float:

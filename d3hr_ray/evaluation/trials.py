@@ -143,21 +143,22 @@ def make_trial(
 
 def keep_networks(store: Store, trials: Iterable[Trial]) -> list[Trial]:
     """The trials, whose networks are to be kept as teachers; one that has a record but no network is trained again."""
-    kept = [replace(trial, keep=store.at(student_folder(trial.arch, trial.key)).uri) for trial in trials]
-    for trial in kept:
-        retrain_unkept(store, trial)
-    return kept
+    return [replace(trial, keep=store.at(student_folder(trial.arch, trial.key)).uri) for trial in trials]
 
 
-def retrain_unkept(store: Store, trial: Trial) -> None:
-    """Delete the record of a trial whose network is to be kept and is not there: it would never be trained again."""
-    if not Store(trial.keep).exists(CARD):
-        store.delete(trial.record)
+def is_trained(store: Store, trial: Trial) -> bool:
+    """Whether there is a trial's record, and its network where that is to be kept."""
+    return store.exists(trial.record) and has_network(trial)
+
+
+def has_network(trial: Trial) -> bool:
+    """Whether a trial's network is there, or is not to be kept."""
+    return not trial.keep or Store(trial.keep).exists(CARD)
 
 
 def untrained(store: Store, trials: Iterable[Trial]) -> list[Trial]:
-    """The trials that have no record yet, one of each key: equal sets of two settings are trained on once."""
-    return [t for t in {t.key: t for t in trials}.values() if not store.exists(t.record)]
+    """The trials that are not trained yet, one of each key: equal sets of two settings are trained on once."""
+    return [t for t in {t.key: t for t in trials}.values() if not is_trained(store, t)]
 
 
 def run_trial(
