@@ -12,14 +12,16 @@ from test_dc import CLOTHES, FASHION, STUDENT, clothes
 
 from d3hr_ray.cli.distill_config import build_config
 from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.evaluate_inputs import kept_at, kept_lines
 from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.cli.variants import vary
 from d3hr_ray.config import CaO2Config, as_dict, from_dict
 from d3hr_ray.datasets.images import Images
-from d3hr_ray.evaluation.protocols import Protocol, Recipe
+from d3hr_ray.evaluation.protocols import Protocol
+from d3hr_ray.evaluation.recipes import Recipe
 from d3hr_ray.evaluation.schedule import count_steps, trained_already
 from d3hr_ray.evaluation.sets import DistilledSet
-from d3hr_ray.evaluation.trials import keep_networks, make_trial, run_trial, untrained
+from d3hr_ray.evaluation.trials import make_trial, run_trial, untrained
 from d3hr_ray.layout import candidate_file, subset_file
 from d3hr_ray.models.classifiers import evaluate
 from d3hr_ray.models.students import build_student
@@ -69,7 +71,7 @@ def student(root: Path, images: Images, test: Images, arch: str, protocol: Proto
     """A student that was trained on a set and kept => its folder and its record."""
     store = Store(str(root))
     trial = make_trial(DistilledSet("mine", images, "hash"), arch, protocol, 0, (), None, ("uri", "test"))
-    (trial,) = keep_networks(store, [trial])
+    trial = kept_at(store, trial)
     return trial.keep, run_trial(store, trial, images, test, None, None, "cpu")
 
 
@@ -103,14 +105,15 @@ def test_a_student_with_a_record_but_no_network_is_trained_again_and_then_never(
     store, found = Store(str(tmp_path)), DistilledSet("mine", stripes(2), "hash")
     plain = make_trial(found, "convnet-d3-w8", hard(), 0, (), None, ("uri", "test"))
     row = run_trial(store, plain, found.images, stripes(2, 1), None, None, "cpu")
-    (kept,) = keep_networks(store, [plain])
+    kept = kept_at(store, plain)
     assert kept.key == plain.key and untrained(store, [plain]) == [] and untrained(store, [kept]) == [kept]
     assert (trained_already(store, [plain]), trained_already(store, [kept])) == (", all trained already", "")
     assert count_steps(store, {kept.key: kept}) == (0, "0 of 1 students done")
     assert store.read_json(plain.record) == row  # kept until another is there
     again = run_trial(store, kept, found.images, stripes(2, 1), None, None, "cpu")
     assert again["confusion"] == row["confusion"]
-    assert untrained(store, keep_networks(store, [plain])) == []
+    assert untrained(store, [kept]) == []
+    assert kept_lines([plain, kept, kept]) == [f"kept: {kept.keep} (mine, seed 0; hard, 0)"]
 
 
 def test_configs_and_recipes_without_a_learner_stay_as_they_were():

@@ -12,8 +12,8 @@ from d3hr_ray.evaluation.baselines import baseline_sets, full_set, read_full
 from d3hr_ray.evaluation.comparison import Comparison, list_train, open_comparison, with_sets
 from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.schedule import check_teachers, launch
-from d3hr_ray.evaluation.trials import Trial, keep_networks, make_trial
-from d3hr_ray.layout import teacher_folder
+from d3hr_ray.evaluation.trials import Trial, make_trial
+from d3hr_ray.layout import student_folder, teacher_folder
 from d3hr_ray.models.teachers import CARD, resolve, teacher_id
 from d3hr_ray.runtime.capacity import Workers
 from d3hr_ray.runtime.console import announce, tell
@@ -120,10 +120,15 @@ def protocols(flags: EvaluateFlags) -> list[str]:
 
 
 def students(flags: EvaluateFlags, store: Store, comparison: Comparison, teachers: tuple[str, ...]) -> list[Trial]:
-    """Every student to train, as a trial that keeps its network if --keep-students asks for it."""
+    """Every student to train, with --keep-students as trials that keep their networks."""
     names = teacher_id(teachers) if teachers else None
     trials = comparison.trials(flags.arch, protocols(flags), flags.repeats, teachers, names)
-    return keep_networks(store, trials) if flags.keep_students else trials
+    return [kept_at(store, trial) for trial in trials] if flags.keep_students else trials
+
+
+def kept_at(store: Store, trial: Trial) -> Trial:
+    """A trial whose network is to be kept: if it has a record but no network, it is trained again."""
+    return replace(trial, keep=store.at(student_folder(trial.arch, trial.key)).uri)
 
 
 def kept_lines(trials: Sequence[Trial]) -> list[str]:

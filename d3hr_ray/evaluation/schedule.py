@@ -24,17 +24,7 @@ from torch import nn
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.images import Images, Loadable
 from d3hr_ray.evaluation.training import Share, epochs, steps_per_epoch
-from d3hr_ray.evaluation.trials import (
-    LOOKS,
-    SCRATCH,
-    Trial,
-    has_network,
-    is_trained,
-    note_seconds,
-    run_trial,
-    stopped_rows,
-    untrained,
-)
+from d3hr_ray.evaluation.trials import LOOKS, SCRATCH, Trial, note_seconds, run_trial, stopped_rows, untrained
 from d3hr_ray.layout import RECORDS, stopped_folder
 from d3hr_ray.models.classifiers import preflight
 from d3hr_ray.models.teachers import Target, load_teachers
@@ -122,7 +112,7 @@ def _train_stripe(config: dict[str, Any]) -> None:
     share = _share(rank % workers.per_student, workers.per_student, group, groups, device)
     test, teacher = work.test.load(), cache(lambda names: work.teacher(names, device))
     for trial in work.trials[group::groups]:
-        if not is_trained(work.store, trial):  # as some are before a restart
+        if not trial.is_trained(work.store):  # as some are before a restart
             work.train(trial, test, teacher(trial.teachers), device, share=share)
 
 
@@ -274,7 +264,7 @@ def counting_steps(store: Store, trials: Iterable[Trial], title: str) -> Abstrac
 def count_steps(store: Store, wanted: dict[str, Trial]) -> tuple[int, str]:
     """Steps that are done, and in words how many of the students are: by their records, and notes of the others."""
     recorded, noted = ({n.removesuffix(".json") for n in store.list(folder)} for folder in (RECORDS, SCRATCH))
-    trained = {key for key in wanted.keys() & recorded if has_network(wanted[key])}
+    trained = {k for k in wanted.keys() & recorded if not wanted[k].keep or wanted[k].is_trained(store)}
     steps = sum(_epochs(wanted[key]) * _steps(wanted[key]) for key in trained)
     steps += sum(_noted(store, wanted[key]) * _steps(wanted[key]) for key in (wanted.keys() & noted) - trained)
     return steps, f"{len(trained)} of {len(wanted)} students done"

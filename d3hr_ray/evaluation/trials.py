@@ -20,7 +20,7 @@ from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation.protocols import Protocol
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.training import Hooks, Outcome, Share, State, train_student
-from d3hr_ray.layout import EVALUATIONS, RECORDS, RESULTS, student_folder
+from d3hr_ray.layout import EVALUATIONS, RECORDS, RESULTS
 from d3hr_ray.models import students
 from d3hr_ray.models.teachers import CARD, save_teacher
 from d3hr_ray.numerics.seeds import digest
@@ -91,6 +91,10 @@ class Trial:
     about: tuple[tuple[str, Any], ...]
     keep: str = ""  # folder to save the trained network in, as a teacher
 
+    def is_trained(self, store: Store) -> bool:
+        """Whether its record is in the output folder, and its network where it is to be kept."""
+        return store.exists(self.record) and (not self.keep or Store(self.keep).exists(CARD))
+
     @property
     def record(self) -> str:
         """The trial's file within the output folder."""
@@ -141,24 +145,9 @@ def make_trial(
     )
 
 
-def keep_networks(store: Store, trials: Iterable[Trial]) -> list[Trial]:
-    """The trials, whose networks are to be kept as teachers; one that has a record but no network is trained again."""
-    return [replace(trial, keep=store.at(student_folder(trial.arch, trial.key)).uri) for trial in trials]
-
-
-def is_trained(store: Store, trial: Trial) -> bool:
-    """Whether there is a trial's record, and its network where that is to be kept."""
-    return store.exists(trial.record) and has_network(trial)
-
-
-def has_network(trial: Trial) -> bool:
-    """Whether a trial's network is there, or is not to be kept."""
-    return not trial.keep or Store(trial.keep).exists(CARD)
-
-
 def untrained(store: Store, trials: Iterable[Trial]) -> list[Trial]:
     """The trials that are not trained yet, one of each key: equal sets of two settings are trained on once."""
-    return [t for t in {t.key: t for t in trials}.values() if not is_trained(store, t)]
+    return [t for t in {t.key: t for t in trials}.values() if not t.is_trained(store)]
 
 
 def run_trial(
@@ -182,9 +171,9 @@ def run_trial(
     row = _row(trial, outcome) | {"teacher_top1": teacher_top1 if trial.teachers else None}
     if leads:
         if trial.keep:
-            facts = {"top1": row["top1_last"]}
-            kept = Store(trial.keep), trial.arch, images.classes, images.side
-            save_teacher(*kept, outcome.weights, facts, outcome.norm)
+            kept, facts = Store(trial.keep), {"top1": row["top1_last"]}
+            made = outcome.weights, facts, outcome.norm
+            save_teacher(kept, trial.arch, images.classes, images.side, *made)
         store.write_json(trial.record, row)
         for left in (trial.checkpoint, trial.note):
             store.delete(left)
