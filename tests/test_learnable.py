@@ -1,5 +1,6 @@
 """--select learnable: what a learner has still to learn and the classifier knows; students kept as learners."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from d3hr_ray.evaluation.schedule import count_steps, trained_already
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, run_trial, untrained
 from d3hr_ray.layout import candidate_file, subset_file
-from d3hr_ray.models.classifiers import evaluate
+from d3hr_ray.models import classifiers
 from d3hr_ray.models.students import build_student
 from d3hr_ray.models.teachers import Target, load_teacher, save_teacher
 from d3hr_ray.sets import sets_of
@@ -32,6 +33,7 @@ from d3hr_ray.stages.blocks import BlockJob
 from d3hr_ray.stages.candidates import CANDIDATE_SCHEMA
 from d3hr_ray.stages.search import write_noise
 from d3hr_ray.store import Store
+from jobs import evaluate
 
 LEARNABLE = replace(CONFIG, cao2=replace(CONFIG.cao2, select="learnable", learner="resnet18.a1_in1k", iterations=0))
 LOSSES = torch.tensor([2.0, 9.0, 0.3, 9.0, 1.0, 9.0])  # of the six candidates of each class
@@ -87,7 +89,7 @@ def test_a_kept_student_is_the_network_that_was_tested(tmp_path, images, test, a
     """Under dc it sees one channel, normalised as published for its data."""
     folder, row = student(tmp_path, images, test, arch, protocol)
     net = load_teacher(folder, Target(images.classes, None, images.side))
-    assert evaluate(net, test, "cpu").confusion.tolist() == row["confusion"]
+    assert classifiers.evaluate(net, test, "cpu").confusion.tolist() == row["confusion"]
     card = Store(folder).read_json("card.json")
     assert ("normalisation" in card) == (images.classes == CLOTHES)
 
@@ -168,23 +170,32 @@ def test_it_is_an_axis_of_a_sweep():
         vary(base, "method=cao2 select=learnable")
 
 
-def save(folder: Path, seed: int) -> None:
-    net = build_student("convnet-d3-w8", 10, 16, seed)
-    save_teacher(Store(str(folder)), "convnet-d3-w8", tuple("0123456789"), 16, net.state_dict(), {})
-
-
 @pytest.mark.slow
-def test_what_is_lost_comes_back_the_same_and_another_learner_is_refused(digits, here, monkeypatch, tmp_path):
-    save(tmp_path / "learner", 0)
-    command = f"--from-gaussians {digits} --method d3hr+cao2 --select learnable --learner {tmp_path}/learner --ipc 2"
-    command += f" --pool 2 --timesteps 200 --out {tmp_path}/run"
+def test_a_set_grows_by_what_a_student_of_it_has_still_to_learn(digits, here, monkeypatch, tmp_path, capsys):
+    """By the commands of docs/methods.md. What is lost comes back the same, and another learner is refused."""
+    first = f"--distilled {digits}/distilled/d3hr-moments-t200-ipc5-seed0 --arch convnet-d3-w8 --epochs 5 --workers 0"
+    evaluation = f"evaluate.py {first} --repeats 1 --baselines none --keep-students --out {tmp_path}/results".split()
+    found = []
+    for _ in range(2):  # the second time nothing is left to train
+        monkeypatch.setattr(sys, "argv", evaluation)
+        evaluate.main()
+        (learner,) = (tmp_path / "results" / "evaluations" / "students").iterdir()
+        found.append([(learner / name).stat().st_mtime_ns for name in ("card.json", "model.safetensors")])
+    assert found[0] == found[1]
+    said = capsys.readouterr()
+    assert said.out.count(f"kept: {learner} (d3hr-moments-t200-ipc5, seed 0; hard, 0)") == 2
+    assert said.err.count(", all trained already") == 1
+
+    command = f"--from-gaussians {digits} --method d3hr+cao2 --select learnable --learner {learner} --ipc 2"
+    command += f" --pool 2 --timesteps 200 --seed 1 --out {tmp_path}/more"
     run(monkeypatch, command)
-    whole, out = snapshot(tmp_path / "run"), tmp_path / "run"
+    whole, out = snapshot(tmp_path / "more"), tmp_path / "more"
     lost = [p for top in ("pools", "subsets", "distilled") for p in sorted(out.glob(f"{top}/**/*.parquet"))]
     for path in [*lost, *out.glob("distilled/*/manifest.json"), *out.glob("distilled/*/train/*/0.png")]:
         path.unlink()
     run(monkeypatch, command)
     assert snapshot(out) == whole
-    save(tmp_path / "learner", 1)
+    other = build_student("convnet-d3-w8", 10, 16, 1)
+    save_teacher(Store(str(learner)), "convnet-d3-w8", tuple("0123456789"), 16, other.state_dict(), {})
     with pytest.raises(ValueError, match=r"was made with another recipe \(learner: convnet-d3-w8@\w+ -> convnet"):
         run(monkeypatch, command)
