@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from conftest import DIGITS, GOLDEN, PIPELINE, WNIDS, encode, make_images, run, snapshot, write_imagefolder
+from conftest import DIGITS, GOLDEN, PIPELINE, WNIDS, encode, make_images, run, snapshot, units_here, write_imagefolder
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -186,6 +186,19 @@ def test_a_run_of_more_images_takes_what_is_inverted(digits, here, monkeypatch, 
     assert "stored no latents there (it has t = 100, 200)" in capsys.readouterr().err
 
 
+TRAINING = "--preset digits --timesteps 100 --ipc 1 --actors 1 1"
+
+
+@pytest.fixture(scope="module")
+def whole(ray_session, tmp_path_factory) -> Path:
+    """A run on all 1,297 digits."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        units_here(monkeypatch)
+        run(monkeypatch, f"{TRAINING} --out {out}")
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then", "reused"),
@@ -194,9 +207,9 @@ def test_a_run_of_more_images_takes_what_is_inverted(digits, here, monkeypatch, 
         ("--classes 0 1 2 4 5 6 7 8 9", "--classes 0 1 2 3 4 5 6 7 8 9", 1165),
     ],
 )
-def test_digits_in_two_parts_have_the_gaussians_of_all(ray_session, here, monkeypatch, tmp_path, first, then, reused):
+def test_digits_in_two_parts_have_the_gaussians_of_all(whole, here, monkeypatch, tmp_path, first, then, reused):
     """In the batches that are the default; a class that comes later changes the labels of those after it."""
-    parts, grown, whole = (tmp_path / name for name in ("parts", "grown", "whole"))
+    parts, grown = tmp_path / "parts", tmp_path / "grown"
     plain, inverted = InvertShard.invert, []
 
     def noting(self, pixels, accepted, misfits):
@@ -204,12 +217,10 @@ def test_digits_in_two_parts_have_the_gaussians_of_all(ray_session, here, monkey
         return plain(self, pixels, accepted, misfits)
 
     monkeypatch.setattr(InvertShard, "invert", noting)
-    command = "--preset digits --timesteps 100 --ipc 1 --actors 1 1"
-    run(monkeypatch, f"{command} {first} --out {parts}")
+    run(monkeypatch, f"{TRAINING} {first} --out {parts}")
     run(monkeypatch, f"--extend {parts} {then} --actors 1 1 --out {grown}")
     assert len(inverted) == len(set(inverted)) == 1297
     assert json.loads((grown / "run.json").read_text())["inputs"]["extends"]["reused"] == reused
-    run(monkeypatch, f"{command} --out {whole}")
     (counts, values), (all_counts, all_values) = gaussians(grown, 100), gaussians(whole, 100)
     assert counts == all_counts and np.abs(values - all_values).max() < 1e-6
 
