@@ -224,6 +224,10 @@ def test_herding_chooses_the_mean_first_and_never_twice():
     assert chosen[0] == np.linalg.norm(features - features.mean(0), axis=1).argmin()
     error = [np.linalg.norm(features[chosen[:n]].mean(0) - features.mean(0)) for n in (5, 20, 40)]
     assert error[0] > error[1] > error[2]
+    for k in range(1, 10):  # the best of all that are left
+        left = [row for row in range(40) if row not in chosen[:k]]
+        means = {row: features[[*chosen[:k], row]].mean(0) for row in left}
+        assert chosen[k] == min(left, key=lambda row: np.linalg.norm(means[row] - features.mean(0)))
 
 
 def test_k_center_covers_what_lies_far_apart_and_never_chooses_twice():

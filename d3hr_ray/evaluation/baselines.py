@@ -13,6 +13,7 @@ import numpy as np
 
 from d3hr_ray.datasets.images import Images, nbytes
 from d3hr_ray.datasets.listing import Listing
+from d3hr_ray.datasets.normalisation import is_grey
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.evaluation.sets import DistilledSet
@@ -22,7 +23,8 @@ if TYPE_CHECKING:  # Ray takes seconds to import: who names a baseline on a comm
     from d3hr_ray.runtime.objects import Held
 
 Baseline = Literal["real-random", "herding", "k-center", "kmeans-real", "pixel-kmeans", "none"]
-DRAWN = tuple(name for name in get_args(Baseline) if name != "none")  # anew for every repeat
+DRAWN = tuple(name for name in get_args(Baseline) if name != "none")  # for every repeat
+ALIKE = ("herding", "k-center")  # whatever the seed
 FULL_BYTES = 64 << 30
 
 
@@ -34,23 +36,23 @@ def random_rows(features: np.ndarray, n: int, seed: int, label: int) -> np.ndarr
 def herd(features: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
     """Herding (Welling, 2009): greedily the row that brings the mean of the chosen nearest to the mean of all.
 
-    Deterministic; `seed` only breaks ties, of which real images have none.
+    Deterministic, whatever the seed, and nested in n.
     """
-    target, total = features.mean(0), np.zeros(features.shape[1])
-    chosen: list[int] = []
-    for k in range(n):
-        distances = np.linalg.norm(target - (total + features) / (k + 1), axis=1)
+    rows = features.astype(np.float64)
+    squares, target = (rows**2).sum(1), rows.mean(0)
+    chosen, missing = list[int](), target.copy()  # what a next row must be for the mean of all
+    for _ in range(n):
+        distances = squares - 2 * rows @ missing  # squared, but for what all rows share
         distances[chosen] = np.inf
-        best = int(distances.argmin())
-        chosen.append(best)
-        total += features[best]
+        chosen.append(int(distances.argmin()))
+        missing += target - rows[chosen[-1]]
     return np.array(chosen)
 
 
 def k_centers(features: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
     """k-center greedy (Sener and Savarese, 2018): the row nearest to the mean, then each time the farthest from all.
 
-    Deterministic, as herding, and nested in n. Theirs starts from a labelled pool; of none, the mean stands for it.
+    As deterministic and nested as herding. Theirs starts from a labelled pool; of none, the mean stands for it.
     """
     chosen = [int(np.linalg.norm(features - features.mean(0), axis=1).argmin())]
     nearest = np.linalg.norm(features - features[chosen[0]], axis=1)
@@ -93,7 +95,8 @@ def make_baseline(name: str, real: Images, ipc: int, seed: int) -> Images:
     Raises ValueError if a class has fewer images.
     """
     _require(name, real.ipc, ipc)
-    raw = real.pixels.reshape(len(real), -1)
+    seen = real.pixels[..., :1] if is_grey(real.pixels) and name in CHOOSERS else real.pixels  # distances are in scale
+    raw = seen.reshape(len(real), -1)
     pixels, labels = [], []
     for label in range(len(real.classes)):
         rows = np.flatnonzero(real.labels == label)
@@ -156,17 +159,23 @@ def baseline_sets(
         for name in names
     ]
 
-    def draw(which: tuple[str, int, int]) -> DistilledSet:
+    def make(which: tuple[str, int, int]) -> "Held | Reading":
         name, ipc, seed = which
-        about = {"method": name, "ipc": ipc}
         if name == "real-random":
-            images = random_set(listing, test.classes, test.side, ipc, seed)
-            return DistilledSet(name, images, "", seed, about)
+            return random_set(listing, test.classes, test.side, ipc, seed)
         assert full is not None
-        made = hold(partial(make_baseline, name, ipc=ipc, seed=seed), full.ref)
-        return DistilledSet(name, made, made.digest, seed, about)
+        return hold(partial(make_baseline, name, ipc=ipc, seed=seed), full.ref)
 
-    return list(thread_map(draw, drawn))
+    sources = {(name, ipc, seed): (name, ipc, 0 if name in ALIKE else seed) for name, ipc, seed in drawn}
+    distinct = list(dict.fromkeys(sources.values()))
+    made = dict(zip(distinct, thread_map(make, distinct), strict=True))
+
+    def named(which: tuple[str, int, int]) -> DistilledSet:
+        (name, ipc, seed), images = which, made[sources[which]]
+        digest = "" if isinstance(images, Reading) else images.digest
+        return DistilledSet(name, images, digest, seed, {"method": name, "ipc": ipc})
+
+    return [named(which) for which in drawn]
 
 
 def _require(name: str, there: int, ipc: int) -> None:
