@@ -17,6 +17,7 @@ import ray
 
 from d3hr_ray.stages import invert, synthesize
 from d3hr_ray.stages.blocks import BlockJob
+from d3hr_ray.stages.networks import OpenNetworks
 
 FOLDER, CPU = "D3HR_FAULTS", "D3HR_CPU"
 
@@ -69,8 +70,8 @@ class FaultyInvertShard(invert.InvertShard):
 class FaultySynthesizeBlock(synthesize.SynthesizeBlock):
     """SynthesizeBlock whose batches meet faults."""
 
-    def __init__(self, job: BlockJob) -> None:
-        super().__init__(here(job))
+    def __init__(self, job: BlockJob, networks: OpenNetworks) -> None:
+        super().__init__(here(job), networks)
         autoencoder = self.sampler.autoencoder
         autoencoder.decode = spoiled(autoencoder.decode, "synthesize", 0)
 

@@ -238,8 +238,8 @@ class Machine:
         for t in run.config.inversion.timesteps:
             run.store.write_bytes(f"gaussians/t{t:04d}.parquet", b"any")
 
-    def make(self, run: Run, specs: list[SetSpec]) -> None:
-        for spec in specs:
+    def make(self, parts: list[tuple[Run, list[SetSpec]]]) -> None:
+        for run, spec in ((run, spec) for run, specs in parts for spec in specs):
             folder = run.store.at(f"distilled/{spec.name}")
             folder.write_json("manifest.json", spec.recipe(run.inputs))
             self.made.append(folder.uri)
@@ -271,7 +271,7 @@ def distilled(machine: Machine, root: Path, command: str) -> Store:
     run = d3hr.start_run(Store(str(root / "run")), config, card, listing, Actors((1, 1), 0), overwrite=False)
     if config.fits:
         machine.fit(run, listing)
-    machine.make(run, sets_of(config))
+    machine.make([(run, sets_of(config))])
     return run.store
 
 

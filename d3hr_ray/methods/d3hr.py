@@ -18,6 +18,7 @@ from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.console import announce
 from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.stages import contents
+from d3hr_ray.stages.blocks import BlockJob
 from d3hr_ray.stages.candidates import run_candidates
 from d3hr_ray.stages.card import UNKNOWN, Origin
 from d3hr_ray.stages.choose import run_choose
@@ -177,15 +178,24 @@ def fit_features(run: Run, listing: Listing, refine: RefineConfig) -> None:
 
 def make_sets(run: Run) -> None:
     """gaussians => subsets => distilled, for every set of the config."""
-    make_together(run, sets_of(run.config))
+    make_together([(run, sets_of(run.config))])
 
 
-def make_together(run: Run, specs: Sequence[SetSpec]) -> None:
-    """gaussians => subsets => distilled, for sets of one folder.
+def make_together(parts: Sequence[tuple[Run, Sequence[SetSpec]]]) -> None:
+    """gaussians => subsets => distilled, for runs with sets of their own, each in a folder of its own.
 
-    They differ in timestep, IPC and seed, and those without a pool in the method, which is settled with their subsets.
-    Each stage is one stream over all of them, so that its workers start once.
+    Sets of one run differ in timestep, IPC and seed, and those without a pool in the method, which is settled with
+    their subsets. All images are one stream, so that actors start once.
     """
+    for run, specs in parts:
+        find_latents(run, specs)
+    run_synthesize([_images(run, specs) for run, specs in parts], parts[0][0].actors)
+    for run, specs in parts:
+        publish(run, specs)
+
+
+def find_latents(run: Run, specs: Sequence[SetSpec]) -> None:
+    """gaussians => all that images are made of, for sets of one folder: each stage is one stream over them."""
     for spec in specs:
         claim_recipe(run.store, spec.recipe(run.inputs))
     if specs[0].config.has_pool:
@@ -193,7 +203,14 @@ def make_together(run: Run, specs: Sequence[SetSpec]) -> None:
     else:
         find_subsets(run, run.store, specs)
     find_moments(run, specs)
-    run_synthesize(run.store, specs, run.classes, run.actors, run.latents)
+
+
+def _images(run: Run, specs: Sequence[SetSpec]) -> BlockJob:
+    return BlockJob(run.store, specs[0].config, tuple(specs), run.classes, run.actors.device, run.latents)
+
+
+def publish(run: Run, specs: Sequence[SetSpec]) -> None:
+    """distilled => sets with their metadata, card and manifest."""
     for spec in specs:
         mixtures = run.pools if spec.config.has_pool else run.store
         weights = image_weights(run.store, mixtures, spec, len(run.classes))

@@ -20,13 +20,13 @@ from d3hr_ray.store import Store
 def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[str]]:
     """Make the sets of every config from the Gaussians of `base` => URIs of the sets, by config.
 
-    Configs with equal settings share a folder, `sets/<settings>/`, and one stream of actors per stage. What is there is
-    kept, and what the base itself has published is taken from there.
+    Configs with equal settings share a folder, `sets/<settings>/`; images of all are one stream of actors. What is
+    there is kept, and what the base itself has published is taken from there.
     """
     folders: dict[str, list[SetSpec]] = defaultdict(list)
     for spec in dict.fromkeys(spec for config in configs for spec in sets_of(config)):
         folders[spec.settings].append(spec)
-    places: dict[SetSpec, Store] = {}
+    places, parts = dict[SetSpec, Store](), list[tuple[Run, list[SetSpec]]]()
     for name, specs in folders.items():
         store = base.store.at(f"{SETS}/{name}")
         for spec in specs:
@@ -34,8 +34,10 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
         found = {spec: _published(base, store, spec) for spec in specs}
         if missing := [spec for spec in specs if not found[spec]]:
             run = replace(base, store=store, config=missing[0].config, pools=store)
-            make_together(with_pools(base, run, missing), missing)
+            parts.append((with_pools(base, run, missing), missing))
         places |= {spec: (found[spec] or store).at(set_folder(spec)) for spec in specs}
+    if parts:
+        make_together(parts)
     return {config: [places[spec].uri for spec in sets_of(config)] for config in configs}
 
 

@@ -6,6 +6,7 @@ Each block is one unit: an actor reads its subsets/ file and writes what it make
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -16,13 +17,14 @@ from d3hr_ray.models.teachers import resolve
 from d3hr_ray.runtime.actors import Actors, run_units, unit_result
 from d3hr_ray.runtime.telemetry import describe
 from d3hr_ray.sets import SetSpec
+from d3hr_ray.stages.networks import OpenNetworks, open_networks
 from d3hr_ray.stages.sampling import Sampler
 from d3hr_ray.store import Store
 
 
 @dataclass(frozen=True)
 class BlockJob:
-    """What an actor must know to make blocks."""
+    """What an actor must know to make the blocks of sets of one folder, which share their settings."""
 
     store: Store
     config: RunConfig
@@ -33,17 +35,15 @@ class BlockJob:
 
 
 class BlockActor(ABC):
-    """Actor: holds the networks and makes one block per call, by its class's `write`."""
+    """Makes blocks of a job's sets, by its class's `write`, with the networks that `networks` opens."""
 
-    def __init__(self, job: BlockJob) -> None:
+    def __init__(self, job: BlockJob, networks: OpenNetworks = open_networks) -> None:
         self.job = job
-        self.sampler = Sampler(job.config, job.classes, job.device)
+        self.sampler = Sampler(job.config, job.classes, job.device, networks)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row {set, block} => `unit_result`, after the files are written."""
-        row = batch.to_pylist()[0]
-        spec, block, error, count = self.job.specs[row["set"]], row["block"], None, 0
-        labels = list(spec.blocks(len(self.job.classes))[block])
+    def make(self, spec: SetSpec, block: int) -> pa.Table:
+        """One block => `unit_result`, after its files are written."""
+        error, count, labels = None, 0, list(spec.blocks(len(self.job.classes))[block])
         describe(run=self.job.store.uri, set=spec.name, block=block, labels=labels)
         try:
             count = self.write(spec, block)
@@ -56,28 +56,56 @@ class BlockActor(ABC):
         """Make and write one block. Returns its number of images."""
 
 
+class Blocks:
+    """Actor: makes one block per call, of any of several jobs; they share the networks of models that they share."""
+
+    def __init__(self, actor: type[BlockActor], jobs: Sequence[BlockJob]) -> None:
+        self.actor, self.jobs = actor, jobs
+        self.networks = cache(open_networks)
+        self.made: dict[int, BlockActor] = {}
+        self.of(0)
+
+    def of(self, job: int) -> BlockActor:
+        """What makes a job's blocks; opened once."""
+        if job not in self.made:
+            self.made[job] = self.actor(self.jobs[job], self.networks)
+        return self.made[job]
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row {job, set, block} => `unit_result`."""
+        (row,) = batch.to_pylist()
+        return self.of(row["job"]).make(self.jobs[row["job"]].specs[row["set"]], row["block"])
+
+
 def run_blocks(
     actor: type[BlockActor],
-    store: Store,
-    specs: Sequence[SetSpec],
-    classes: pa.Table,
+    jobs: Sequence[BlockJob],
     actors: Actors,
     title: str,
-    is_done: Callable[[SetSpec, int], bool],
-    source: Store | None = None,
+    is_done: Callable[[Store, SetSpec, int], bool],
 ) -> None:
-    """Make every block that is not done, of all sets in one stream. They differ in nothing that networks look at."""
-    images = {(s, b): s.ipc * len(labels) for s in specs for b, labels in enumerate(s.blocks(len(classes)))}
-    todo = [(spec, b) for spec, b in images if not is_done(spec, b)]
+    """Make every block that is not done, of all sets of all jobs in one stream."""
+    images = {
+        (j, s, b): spec.ipc * len(labels)
+        for j, job in enumerate(jobs)
+        for s, spec in enumerate(job.specs)
+        for b, labels in enumerate(spec.blocks(len(job.classes)))
+    }
+    todo = [(j, s, b) for j, s, b in images if not is_done(jobs[j].store, jobs[j].specs[s], b)]
     if not todo:
         return
-    config = specs[0].config
-    config = replace(config, model=replace(config.model, name=portable(config.model.name)))
-    classifier, learner = (name and resolve(name) for name in (config.cao2.classifier, config.cao2.learner))
-    config = replace(config, cao2=replace(config.cao2, classifier=classifier, learner=learner))
-    job = BlockJob(store, config, tuple(specs), classes, actors.device, source)
-    units = [{"set": specs.index(spec), "block": b} for spec, b in todo]
-    steps: list[tuple[Any, dict[str, Any]]] = [(actor, {"fn_constructor_args": (job,), **actors.options(len(units))})]
+    units = [{"job": j, "set": s, "block": b} for j, s, b in todo]
+    named = type(actor.__name__, (Blocks,), {})  # Ray shows this name
+    constructor = {"fn_constructor_args": (actor, tuple(map(_everywhere, jobs)))}
+    steps: list[tuple[Any, dict[str, Any]]] = [(named, constructor | actors.options(len(units)))]
     total = sum(images.values())
     for _ in run_units(units, steps, title, "image", total, total - sum(images[key] for key in todo)):
         pass
+
+
+def _everywhere(job: BlockJob) -> BlockJob:
+    """A job with names of models that every node understands."""
+    config = job.config
+    config = replace(config, model=replace(config.model, name=portable(config.model.name)))
+    classifier, learner = (name and resolve(name) for name in (config.cao2.classifier, config.cao2.learner))
+    return replace(job, config=replace(config, cao2=replace(config.cao2, classifier=classifier, learner=learner)))

@@ -14,6 +14,7 @@ from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.judge import load_judge, load_learner
+from d3hr_ray.stages.networks import OpenNetworks, open_networks
 from d3hr_ray.stages.search import several
 from d3hr_ray.store import Store
 
@@ -33,22 +34,19 @@ LEARNER_LOSS = pa.field("learner_loss", pa.float32())  # cross-entropy of the ow
 
 def run_candidates(store: Store, pools: Sequence[SetSpec], classes: pa.Table, actors: Actors) -> None:
     """Sample and judge every block of these pools that has not been, in one stream."""
-    run_blocks(
-        JudgeBlock,
-        store,
-        pools,
-        classes,
-        actors,
-        several("pool", pools),
-        lambda pool, block: store.exists(candidate_file(pool, block)),
-    )
+    job = BlockJob(store, pools[0].config, tuple(pools), classes, actors.device)
+    run_blocks(JudgeBlock, [job], actors, several("pool", pools), _is_judged)
+
+
+def _is_judged(store: Store, pool: SetSpec, block: int) -> bool:
+    return store.exists(candidate_file(pool, block))
 
 
 class JudgeBlock(BlockActor):
     """Holds a classifier, too, and a learner if the choice asks one; samples and judges."""
 
-    def __init__(self, job: BlockJob) -> None:
-        super().__init__(job)
+    def __init__(self, job: BlockJob, networks: OpenNetworks = open_networks) -> None:
+        super().__init__(job, networks)
         cao2 = job.config.cao2
         self.judge = load_judge(job.config, job.classes, job.device) if cao2.select != "none" else None
         self.learner = load_learner(cao2.learner, job.classes, job.device) if cao2.learner is not None else None

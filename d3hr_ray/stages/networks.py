@@ -13,6 +13,7 @@ from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.runtime import telemetry
 
 Networks = tuple[Autoencoder, Denoiser]
+OpenNetworks = Callable[[str, str, bool, str], Networks]  # model, dtype, fast, device
 
 
 def open_networks(name: str, dtype: str, fast: bool, device: str) -> Networks:
@@ -25,7 +26,7 @@ def open_networks(name: str, dtype: str, fast: bool, device: str) -> Networks:
 
 
 def open_model(
-    config: RunConfig, device: str, networks: Callable[[str, str, bool, str], Networks] = open_networks
+    config: RunConfig, device: str, networks: OpenNetworks = open_networks
 ) -> tuple[Schedule, Autoencoder, Denoiser]:
     """The run's schedule, and its networks in the run's dtype on a device.
 

@@ -19,7 +19,7 @@ from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import generator, normal
 from d3hr_ray.numerics.solvers import SAMPLE
 from d3hr_ray.runtime.batching import run_batches
-from d3hr_ray.stages.networks import open_model
+from d3hr_ray.stages.networks import OpenNetworks, open_model, open_networks
 
 OFFICIAL_GUIDED = 3  # channels of 4 that CaO2's authors guide, as DiT's code does
 OFFICIAL_BANK, OFFICIAL_BANK_SEED = 1024, 42  # their noises of stage 2
@@ -28,9 +28,11 @@ OFFICIAL_BANK, OFFICIAL_BANK_SEED = 1024, 42  # their noises of stage 2
 class Sampler:
     """Holds the networks of one actor. Rows are those of subsets/: label, index, seed, latent."""
 
-    def __init__(self, config: RunConfig, classes: pa.Table, device: str) -> None:
+    def __init__(
+        self, config: RunConfig, classes: pa.Table, device: str, networks: OpenNetworks = open_networks
+    ) -> None:
         self.config, self.device = config, device
-        self.schedule, self.autoencoder, self.denoiser = open_model(config, device)
+        self.schedule, self.autoencoder, self.denoiser = open_model(config, device, networks)
         self.model_classes = torch.tensor(classes["model_class"].to_pylist())
 
     def starts(self, rows: pa.Table) -> torch.Tensor:

@@ -24,22 +24,14 @@ from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.features import feature_kind, read_means
 from d3hr_ray.stages.guides import block_guide
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
+from d3hr_ray.stages.networks import OpenNetworks, open_networks
 from d3hr_ray.store import Store
 
 
-def run_synthesize(
-    store: Store, specs: Sequence[SetSpec], classes: pa.Table, actors: Actors, source: Store | None = None
-) -> None:
-    """Make the images of every block that is not done, of all sets in one stream.
-
-    `source` is the run folder that has the features of real images, if it is another one.
-    """
-    done = {(spec, b) for spec in specs for b in _finished(store, spec)}
-
-    def is_done(spec: SetSpec, block: int) -> bool:
-        return (spec, block) in done
-
-    run_blocks(SynthesizeBlock, store, specs, classes, actors, "synthesize", is_done, source)
+def run_synthesize(jobs: Sequence[BlockJob], actors: Actors) -> None:
+    """Make the images of every block that is not done, of all sets of all jobs in one stream."""
+    done = {(job.store, spec, block) for job in jobs for spec in job.specs for block in _finished(job.store, spec)}
+    run_blocks(SynthesizeBlock, jobs, actors, "synthesize", lambda *block: block in done)
 
 
 def _finished(store: Store, spec: SetSpec) -> list[int]:
@@ -67,8 +59,8 @@ def written_images(store: Store, spec: SetSpec, classes: int) -> pa.Table:
 class SynthesizeBlock(BlockActor):
     """Turns latents into PNGs."""
 
-    def __init__(self, job: BlockJob) -> None:
-        super().__init__(job)
+    def __init__(self, job: BlockJob, networks: OpenNetworks = open_networks) -> None:
+        super().__init__(job, networks)
         self.folders = folder_names(job.classes)
 
     def write(self, spec: SetSpec, block: int) -> int:
