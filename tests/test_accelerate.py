@@ -14,7 +14,7 @@ from d3hr_ray.models.dit import Denoiser
 def test_a_compiled_denoiser_pads_to_sizes_it_knows_and_gives_the_same(networks):
     plain = networks[1]
     autoencoder, denoiser = copy.deepcopy(networks[0]), Denoiser(copy.deepcopy(plain.transformer))
-    accelerate(autoencoder, denoiser, backend="eager")
+    accelerate(autoencoder, denoiser, backend="eager", least=0)
     sizes = []
     denoiser.transformer.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     draw = torch.Generator().manual_seed(0)
@@ -25,6 +25,18 @@ def test_a_compiled_denoiser_pads_to_sizes_it_knows_and_gives_the_same(networks)
             assert torch.allclose(denoiser.eps(x, t, classes), plain.eps(x, t, classes), atol=1e-5)
     # 4 of 8 does not go to 8: it may be the half of a batch that did not fit into memory.
     assert sizes == [8, 8, 8, 8, 4, 4, 4, 4, 1, 1]
+
+
+def test_a_small_denoiser_is_not_compiled(networks):
+    autoencoder, denoiser = copy.deepcopy(networks)
+    before = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    try:
+        accelerate(autoencoder, denoiser)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert autoencoder.tf32 and denoiser.compiled_sizes is None
+    assert all(block._compiled_call_impl is None for block in denoiser.transformer.transformer_blocks)
 
 
 @torch.inference_mode()
@@ -59,7 +71,7 @@ def test_copies_hold_the_same_numbers():
 @torch.inference_mode()
 def test_on_a_gpu_compiled_blocks_agree_with_plain_ones(networks):
     plain, fast = (Denoiser(copy.deepcopy(networks[1].transformer)).cuda() for _ in range(2))
-    accelerate(copy.deepcopy(networks[0]).cuda(), fast)
+    accelerate(copy.deepcopy(networks[0]).cuda(), fast, least=0)
     x = torch.randn(5, *plain.latent_shape, generator=torch.Generator().manual_seed(0))
     classes = torch.arange(5, device="cuda")
     ours, theirs = (d.guided(classes, 4.0)(to_device(x, "cuda"), 600) for d in (fast, plain))

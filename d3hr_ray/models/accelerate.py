@@ -9,9 +9,11 @@ import torch
 from d3hr_ray.models.autoencoder import Autoencoder
 from d3hr_ray.models.dit import Denoiser
 
+LEAST = 20_000_000  # parameters of a DiT that is compiled: each actor of a smaller one would wait 10 s for nothing
 
-def accelerate(autoencoder: Autoencoder, denoiser: Denoiser, backend: str = "inductor") -> None:
-    """Compile the DiT's blocks, and let the float32 VAE use tensor cores (TF32) on channels-last images.
+
+def accelerate(autoencoder: Autoencoder, denoiser: Denoiser, backend: str = "inductor", least: int = LEAST) -> None:
+    """Compile the blocks of a DiT that is not small, and let the float32 VAE use tensor cores (TF32), channels last.
 
     Nothing else is TF32: a DiT in float32 is one, its convolutions too, which torch would round by default.
 
@@ -22,6 +24,8 @@ def accelerate(autoencoder: Autoencoder, denoiser: Denoiser, backend: str = "ind
     torch.backends.cudnn.allow_tf32 = False
     autoencoder.tf32 = True
     autoencoder.vae.to(memory_format=torch.channels_last)
+    if sum(p.numel() for p in denoiser.transformer.parameters()) < least:
+        return
     for block in denoiser.transformer.transformer_blocks:
         block.compile(backend=backend, dynamic=False)
     denoiser.compiled_sizes = set()

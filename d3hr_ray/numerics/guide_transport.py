@@ -3,6 +3,7 @@
 After distribution-matching guidance with optimal transport (DMGD). The plan is Sinkhorn's (Cuturi, 2013), in logs.
 """
 
+from collections import defaultdict
 from math import log
 
 import torch
@@ -19,27 +20,34 @@ def to_support(points: list[torch.Tensor], masses: list[torch.Tensor], labels: t
     A class has points (K, D) with masses (K,), at the place of its label; `labels` (N,) are the images'. Images of a
     class must be sampled together.
     """
+    rows = {label: torch.nonzero(labels == label).flatten() for label in labels.unique().tolist()}
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)  # classes of one shape are planned at once
+    for label, own in rows.items():
+        alike[len(own), len(points[label])].append(label)
 
     def guide(clean: torch.Tensor, t: int) -> torch.Tensor:
         moved = clean.clone()
-        for label in labels.unique().tolist():
-            own = labels == label
-            flat = clean[own].flatten(1)
-            points_KD = points[label].to(flat)
-            aim = plan(flat, points_KD, masses[label].to(flat)) @ points_KD * len(flat)
-            moved[own] = (flat + strength * (aim - flat)).reshape(clean[own].shape)
+        for group in alike.values():
+            own_CN = torch.stack([rows[label] for label in group]).to(clean.device)
+            images_CND = clean[own_CN].flatten(2)
+            points_CKD, mass_CK = (torch.stack([of[c] for c in group]).to(images_CND) for of in (points, masses))
+            aim_CND = plan(images_CND, points_CKD, mass_CK) @ points_CKD * own_CN.shape[1]
+            moved[own_CN] = (images_CND + strength * (aim_CND - images_CND)).reshape(clean[own_CN].shape)
         return moved
 
     return guide
 
 
 def plan(images_ND: torch.Tensor, points_KD: torch.Tensor, mass_K: torch.Tensor) -> torch.Tensor:
-    """How much of each image goes to each point, (N, K): rows sum to 1 / N, columns to the points' shares of mass."""
+    """How much of each image goes to each point, (N, K): rows sum to 1 / N, columns to the points' shares of mass.
+
+    Any leading dims are of problems side by side.
+    """
     cost_NK = torch.cdist(images_ND.double(), points_KD.double()).square()
-    log_NK = -cost_NK / (SHARPNESS * cost_NK.mean().clamp(min=1e-12))
-    row = -log(len(images_ND))
-    columns_K = (mass_K.double() / mass_K.double().sum()).log()
+    log_NK = -cost_NK / (SHARPNESS * cost_NK.mean((-2, -1), keepdim=True).clamp(min=1e-12))
+    row = -log(images_ND.shape[-2])
+    columns_1K = (mass_K.double() / mass_K.double().sum(-1, keepdim=True)).log()[..., None, :]
     for _ in range(ROUNDS):
-        log_NK = log_NK + (columns_K - log_NK.logsumexp(0))
-        log_NK = log_NK + (row - log_NK.logsumexp(1, keepdim=True))
+        log_NK = log_NK + (columns_1K - log_NK.logsumexp(-2, keepdim=True))
+        log_NK = log_NK + (row - log_NK.logsumexp(-1, keepdim=True))
     return log_NK.exp().to(images_ND)

@@ -1,0 +1,96 @@
+"""bench guides: what each guide adds to the sampling of a set of digits, in evaluations, seconds and memory."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from d3hr_ray.benchmarks.measure import Result, in_turns, median_ratio
+from d3hr_ray.models.dit import Denoiser
+from d3hr_ray.models.loading import load_networks, load_schedule
+from d3hr_ray.numerics.guide_modes import towards
+from d3hr_ray.numerics.guide_set import to_moments
+from d3hr_ray.numerics.guide_transport import to_support
+from d3hr_ray.numerics.guides import Guide, steer
+from d3hr_ray.numerics.schedule import Schedule
+from d3hr_ray.numerics.seeds import normal
+from d3hr_ray.numerics.solvers import SAMPLE
+
+MODEL, T, GUIDANCE, CLASSES = "digits", 600, 2.0, 10
+STRENGTH, REPULSION, UNTIL = 0.1, 0.03, 0  # guided to the end: the most that it can cost
+XL = 4 * 32 * 32  # dims of DiT-XL/2 at 256 pixels
+
+
+def run(quick: bool) -> Result:
+    """Measure; `quick` is for tests: few images, a coarse grid."""
+    torch.set_num_threads(1)
+    _, denoiser = load_networks(MODEL, torch.float32, "cpu")
+    schedule = load_schedule(MODEL, 5 if quick else 25, "ddim")
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
+    for ipc in (2,) if quick else (10, 50):
+        labels = torch.arange(CLASSES).repeat_interleave(ipc)
+        calls: dict[str, list[int]] = {name: [] for name in ("none", *_guides(labels, ipc, 1))}
+        sides = _sides(denoiser, schedule, labels, ipc, calls)
+        seconds = in_turns(sides, 1 if quick else 3)
+        for name, taken in seconds.items():
+            ratio = median_ratio(taken, seconds["none"])
+            share = calls[name][-1] / calls["none"][-1]
+            memory = {} if name == "none" else {"MB a class, 4x32x32": _floats(name, ipc, XL) * 4 / 2**20}
+            rows.append({"guide": name, "IPC": ipc, "seconds, ratio": ratio, "evaluations, ratio": share} | memory)
+            if name != "none":
+                ratios[f"seconds_{name}_ipc{ipc}"] = ratio
+    return Result("guides", ratios, rows, NOTES)
+
+
+NOTES = [
+    f"digits model, t = {T}, guidance {GUIDANCE:g}; as many components as images; guided at every point of the grid",
+    "memory: what a guide holds for one class beside its images, in float32 (transport and set compute in float64)",
+]
+
+
+@torch.inference_mode()
+def _sides(
+    denoiser: Denoiser, schedule: Schedule, labels: torch.Tensor, ipc: int, calls: dict[str, list[int]]
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Sampling of one set without a guide and with each, which notes how often the network was evaluated."""
+    starts = normal((len(labels), *denoiser.latent_shape), "bench guides")
+    dims = starts[0].numel()
+
+    @torch.inference_mode()
+    def sample(name: str, guide: Guide | None) -> torch.Tensor:
+        count = 0
+
+        def denoise(x: torch.Tensor, t: int) -> torch.Tensor:
+            nonlocal count
+            count += 1
+            return guided(x, t)
+
+        guided = denoiser.guided(labels, GUIDANCE)
+        walk = denoise if guide is None else steer(denoise, guide, schedule, UNTIL)
+        found = SAMPLE["ddim"](walk, starts, schedule, T)
+        calls[name].append(count)
+        return found
+
+    guides = _guides(labels, ipc, dims, denoiser.latent_shape)
+    return {name: partial(sample, name, guide) for name, guide in {"none": None, **guides}.items()}
+
+
+def _guides(labels: torch.Tensor, ipc: int, dims: int, shape: tuple[int, ...] | None = None) -> dict[str, Guide]:
+    """Each guide, of made-up centres and moments: what they cost depends on their numbers alone."""
+    modes = normal((len(labels), dims), "modes")
+    points = list(normal((CLASSES, ipc, dims), "points"))
+    mean, std = normal((CLASSES, dims), "mean"), normal((CLASSES, dims), "std").abs() + 0.5
+    return {
+        "modes": towards(modes.reshape(-1, *(shape or (dims,))), STRENGTH),
+        "transport": to_support(points, [torch.ones(ipc)] * CLASSES, labels, STRENGTH),
+        "set": to_moments(mean, std, labels, STRENGTH),
+        "set-repulsion": to_moments(mean, std, labels, STRENGTH, REPULSION),
+    }
+
+
+def _floats(name: str, ipc: int, dims: int) -> int:
+    """Numbers that a guide holds for one class of `ipc` images and as many components."""
+    moments, pairs = 2 * dims, ipc * ipc
+    return {"modes": ipc * dims, "transport": ipc * dims + 2 * pairs, "set": moments}.get(name, moments + pairs)
