@@ -105,6 +105,17 @@ def own_classifier(model: str) -> str | None:
     return str(own) if (own / CARD).is_file() else None
 
 
+def side_of(name: str) -> int:
+    """Pixels that a teacher wants its images at."""
+    store = Store(absolute(name))
+    if "=" not in name and store.exists(CARD):
+        return int(store.read_json(CARD)["image_size"])
+    import timm  # takes 10 s to import
+
+    known = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True) if "=" not in name else None
+    return int(known.input_size[-1]) if known is not None else 224
+
+
 def resolve(name: str) -> str:
     """A teacher's name as every worker understands it: relative paths made absolute."""
     if file := _file(name):

@@ -13,10 +13,8 @@ import torch
 from torch import nn
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.filesystems import absolute
 from d3hr_ray.models.students import Normalised
-from d3hr_ray.models.teachers import CARD, Target, load_teacher, own_classifier, resolve, teacher_id
-from d3hr_ray.store import Store
+from d3hr_ray.models.teachers import Target, load_teacher, own_classifier, resolve, side_of, teacher_id
 
 BATCH = 256
 
@@ -99,7 +97,7 @@ def load_learner(name: str, classes: pa.Table, device: str) -> Judge:
 
 def load_classifier(name: str, classes: pa.Table, device: str, role: str = "classifier") -> Judge:
     """A classifier by its name from `judge_name`, that normalises as it was trained to. Raises as load_judge does."""
-    side = _side(name)
+    side = side_of(name)
     wnids = classes["wnid"].to_pylist()
     target = Target(tuple(classes["name"].to_pylist()), tuple(wnids) if all(wnids) else None, side)
     with _called(role):
@@ -114,14 +112,3 @@ def _called(role: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(str(error).replace("--teacher", f"--{role}", 1)) from error
-
-
-def _side(name: str) -> int:
-    """Pixels that a classifier wants its images at."""
-    store = Store(absolute(name))
-    if "=" not in name and store.exists(CARD):
-        return int(store.read_json(CARD)["image_size"])
-    import timm  # takes 10 s to import
-
-    known = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True) if "=" not in name else None
-    return int(known.input_size[-1]) if known is not None else 224
