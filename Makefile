@@ -28,7 +28,7 @@ install: .venv/.installed  ## make .venv with pinned versions (uv if present, el
 	@touch $@
 
 demo: install  ## distil the embedded digits and train on them: the whole pipeline on a laptop, in 2 minutes
-	$(BIN)/python jobs/distill.py --preset digits --ipc 1 10 --out runs/demo
+	$(BIN)/python jobs/distill.py --preset digits --solver adams --ipc 1 10 --out runs/demo
 	$(BIN)/python jobs/evaluate.py --distilled runs/demo --arch convnet-d3-w16 --repeats 2 --workers 0
 
 check: install  ## the quick tests, for minutes of work: what takes more than 5 seconds is left to `make test`
