@@ -155,11 +155,12 @@ def read_run(store: Store) -> dict[str, Any]:
 
 
 def lineage_of(run: Store) -> dict[str, Any]:
-    """What names a run that another one extends, and what it extends itself."""
+    """What names a run that another one extends, whether its real images are private, and what it extends itself."""
     record = read_run(run)
     inputs = record["inputs"]
     older = {"extends": inputs["extends"]} if "extends" in inputs else {}
-    return {"run": run.uri, "started": record["started"], "listing": inputs["listing"]} | older
+    private = {} if record.get("real_images", True) else {"real_images": False}
+    return {"run": run.uri, "started": record["started"], "listing": inputs["listing"]} | private | older
 
 
 def describe_lineage(lineage: Mapping[str, Any]) -> str:

@@ -176,7 +176,7 @@ def test_copies_are_compared_and_taken(tmp_path, inverted, caplog, form):
     copied(moved)
     grown = distil(tmp_path / "grown", config(str(moved)), run)
     assert not inverted and lineage(grown) == (18, 0, 0, 0)
-    assert f"images in files that {run.uri} does not know, or were written since: 18;" in caplog.text
+    assert f"18 images lie in files that are new to {run.uri}, or were written since;" in caplog.text
 
 
 def test_a_run_of_a_version_without_keys_is_compared_by_the_shard(tmp_path, inverted):
@@ -272,8 +272,27 @@ def test_latents_that_the_earlier_run_has_lost_are_named(tmp_path):
     grown = distil(tmp_path / "grown", config(uri), run)
     for store in (run, grown):
         store.delete(f"{LATENTS}/part-000001.parquet")
-    with pytest.raises(RunError, match=r"run has lost latents that .*grown takes from it \(1 shards, the first 1\)"):
+    with pytest.raises(RunError, match=r"run has lost latents that .*grown takes from it \(shard 1\)"):
         distil(tmp_path / "grown", config(uri))
+
+
+def test_a_run_that_was_started_anew_in_its_place_gives_nothing(tmp_path):
+    uri = write_imagefolder(tmp_path / "data", FEWER)
+    run = distil(tmp_path / "run", config(uri))
+    grown = distil(tmp_path / "grown", config(uri), run)
+    grown.delete(f"{LATENTS}/part-000001.parquet")
+    run.write_json(RUN, read_run(run) | {"started": "later"})
+    with pytest.raises(RunError, match=r"run, from which .*grown was to take images, is gone or another run now"):
+        distil(tmp_path / "grown", config(uri))
+
+
+def test_that_images_are_private_is_remembered(tmp_path):
+    uri = write_imagefolder(tmp_path / "data", FEWER)
+    run = distil(tmp_path / "run", config(uri))
+    run.write_json(RUN, read_run(run) | {"real_images": False})
+    grown = distil(tmp_path / "grown", config(uri), run)
+    assert read_run(grown)["inputs"]["extends"]["real_images"] is False
+    assert "real_images" not in read_run(run)["inputs"]
 
 
 def test_another_earlier_run_is_another_run(tmp_path):

@@ -115,7 +115,7 @@ def test_a_student_with_a_record_but_no_network_is_trained_again_and_then_never(
     again = run_trial(store, kept, found.images, stripes(2, 1), None, None, "cpu")
     assert again["confusion"] == row["confusion"]
     assert untrained(store, [kept]) == []
-    assert kept_lines([plain, kept, kept]) == [f"kept: {kept.keep} (mine, seed 0; hard, 0)"]
+    assert kept_lines([plain, kept, kept]) == [f"kept: {kept.keep} (mine, set seed 0; protocol hard, repeat 0)"]
 
 
 def test_configs_and_recipes_without_a_learner_stay_as_they_were():
@@ -183,7 +183,7 @@ def test_a_set_grows_by_what_a_student_of_it_has_still_to_learn(digits, here, mo
         found.append([(learner / name).stat().st_mtime_ns for name in ("card.json", "model.safetensors")])
     assert found[0] == found[1]
     said = capsys.readouterr()
-    assert said.out.count(f"kept: {learner} (d3hr-moments-t200-ipc5, seed 0; hard, 0)") == 2
+    assert said.out.count(f"kept: {learner} (d3hr-moments-t200-ipc5, set seed 0; protocol hard, repeat 0)") == 2
     assert said.err.count(", all trained already") == 1
 
     command = f"--from-gaussians {digits} --method d3hr+cao2 --select learnable --learner {learner} --ipc 2"

@@ -133,5 +133,10 @@ def kept_at(store: Store, trial: Trial) -> Trial:
 
 def kept_lines(trials: Sequence[Trial]) -> list[str]:
     """Where networks were kept, a line for each that was."""
-    kept = {t.keep: (t, dict(t.about)) for t in trials if t.keep}
-    return [f"kept: {t.keep} ({a['set']}, seed {a['set_seed']}; {t.protocol.name}, {t.seed})" for t, a in kept.values()]
+    kept = {t.keep: t for t in trials if t.keep}
+    return [f"kept: {t.keep} ({_named(t)})" for t in kept.values()]
+
+
+def _named(trial: Trial) -> str:
+    about = dict(trial.about)
+    return f"{about['set']}, set seed {about['set_seed']}; protocol {trial.protocol.name}, repeat {trial.seed}"

@@ -199,7 +199,7 @@ def check_weights(stores: Sequence[Store]) -> None:
     if not any(map(has_weights, stores)):
         raise ValueError(
             f"--weights: no set has any ({', '.join(store.name for store in stores[:3])}); sets of jobs/distill.py "
-            "--components K have, older ones once their command is run again (a sweep's: without their manifest.json)"
+            "--components K have, older ones once their command is run again (of a sweep: delete manifest.json first)"
         )
 
 

@@ -1,5 +1,6 @@
 """D3HR (ICML 2025), CaO2 (ICCV 2025), their composition, and the baselines that share their stages."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -163,7 +164,7 @@ def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, 
 def fit_gaussians(run: Run, listing: Listing) -> None:
     """images => latents => gaussians; of a run that extends another, its latents are taken first."""
     if "extends" in run.inputs:
-        run_reuse(run.store, Store(run.inputs["extends"]["run"]), run.classes, run.config.inversion.stored)
+        run_reuse(run.store, run.inputs["extends"], run.classes, run.config.inversion.stored)
     run_invert(run.store, run.config, run.card, listing, run.actors)
     accepted = sum(counts["accepted"] for counts in finished(run.store).values())
     run_fit(run.store, run.config.inversion.timesteps, folder_names(run.classes), accepted)
@@ -185,11 +186,16 @@ def make_together(parts: Sequence[tuple[Run, Sequence[SetSpec]]]) -> None:
     """gaussians => subsets => distilled, for runs with sets of their own, each in a folder of its own.
 
     Sets of one run differ in timestep, IPC and seed, and those without a pool in the method, which is settled with
-    their subsets. All images are one stream, so that actors start once.
+    their subsets. Images of equal networks are one stream, so that actors start once.
     """
     for run, specs in parts:
         find_latents(run, specs)
-    run_synthesize([_images(run, specs) for run, specs in parts], parts[0][0].actors)
+    streams: dict[object, list[BlockJob]] = defaultdict(list)
+    for run, specs in parts:
+        config = specs[0].config  # how an actor rounds on a GPU is set for the whole process (models/accelerate.py)
+        streams[config.model, config.fidelity].append(_images(run, specs))
+    for jobs in streams.values():
+        run_synthesize(jobs, parts[0][0].actors)
     for run, specs in parts:
         publish(run, specs)
 

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from d3hr_ray.config import RunConfig, fingerprint
+from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.layout import CLASSES, SETS, gaussian_file, manifest_file, set_folder
 from d3hr_ray.methods.d3hr import Run, make_together
+from d3hr_ray.runs import claim_recipe
 from d3hr_ray.sets import SetSpec, sets_of, without_axes
 from d3hr_ray.stages.choose import choice_files
+from d3hr_ray.stages.guides import run_moments
 from d3hr_ray.stages.judge import judge_ids
 from d3hr_ray.store import Store
 
@@ -23,6 +26,8 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
     Configs with equal settings share a folder, `sets/<settings>/`; images of all are one stream of actors. What is
     there is kept, and what the base itself has published is taken from there.
     """
+    for near in {t for config in configs if (t := config.moments_timestep) is not None}:
+        run_moments(base.latents, base.store, near, folder_names(base.classes))
     folders: dict[str, list[SetSpec]] = defaultdict(list)
     for spec in dict.fromkeys(spec for config in configs for spec in sets_of(config)):
         folders[spec.settings].append(spec)
@@ -44,6 +49,8 @@ def make_many(base: Run, configs: Sequence[RunConfig]) -> dict[RunConfig, list[s
 def _published(base: Run, store: Store, spec: SetSpec) -> Store | None:
     """The folder that holds a set already: that of its settings, or the base's if it was made with the same recipe."""
     file = manifest_file(spec)
+    if spec.config.has_pool and store.exists(file):  # of the same candidates, judged by the same networks
+        claim_recipe(store, spec.pool.recipe(base.inputs, judge_ids(spec.config)))
     choices = choice_files(spec, len(base.classes)) if spec.config.has_pool else []
     if store.exists(file) and all(map(store.exists, choices)):
         return store
@@ -70,7 +77,8 @@ def with_pools(base: Run, run: Run, specs: Sequence[SetSpec]) -> Run:
 
 def _give(base: Run, store: Store, spec: SetSpec) -> None:
     """Copy the base's classes, and the Gaussians that a set is matched to; its latents stay where they are."""
-    files = [CLASSES] + ([] if spec.timestep is None else [gaussian_file(spec.timestep)])
+    timesteps = [t for t in (spec.timestep, spec.config.moments_timestep) if t is not None]
+    files = [CLASSES, *map(gaussian_file, timesteps)]
     for name in files:
         if not store.exists(name):
             store.write_bytes(name, base.store.read_bytes(name))

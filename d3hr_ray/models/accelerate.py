@@ -9,6 +9,7 @@ import torch
 from d3hr_ray.models.autoencoder import Autoencoder
 from d3hr_ray.models.dit import Denoiser
 
+RECOMPILED = 64
 LEAST = 20_000_000  # parameters of a DiT that is compiled: each actor of a smaller one would wait 10 s for nothing
 
 
@@ -26,6 +27,10 @@ def accelerate(autoencoder: Autoencoder, denoiser: Denoiser, backend: str = "ind
     autoencoder.vae.to(memory_format=torch.channels_last)
     if sum(p.numel() for p in denoiser.transformer.parameters()) < least:
         return
+    from torch import _dynamo  # takes seconds to import
+
+    # Counted over all blocks of all networks of a process: batch sizes of several IPCs are more than torch's 8.
+    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, RECOMPILED)
     for block in denoiser.transformer.transformer_blocks:
         block.compile(backend=backend, dynamic=False)
     denoiser.compiled_sizes = set()

@@ -25,12 +25,13 @@ def to_support(points: list[torch.Tensor], masses: list[torch.Tensor], labels: t
     for label, own in rows.items():
         alike[len(own), len(points[label])].append(label)
 
+    stacked = [[torch.stack([of[c] for c in group]) for of in (rows, points, masses)] for group in alike.values()]
+
     def guide(clean: torch.Tensor, t: int) -> torch.Tensor:
         moved = clean.clone()
-        for group in alike.values():
-            own_CN = torch.stack([rows[label] for label in group]).to(clean.device)
+        for own_CN, points_CKD, mass_CK in stacked:
             images_CND = clean[own_CN].flatten(2)
-            points_CKD, mass_CK = (torch.stack([of[c] for c in group]).to(images_CND) for of in (points, masses))
+            points_CKD, mass_CK = points_CKD.to(images_CND), mass_CK.to(images_CND)
             aim_CND = plan(images_CND, points_CKD, mass_CK) @ points_CKD * own_CN.shape[1]
             moved[own_CN] = (images_CND + strength * (aim_CND - images_CND)).reshape(clean[own_CN].shape)
         return moved

@@ -145,8 +145,8 @@ def digits_affine() -> PretrainConfig:
 def fashion_mnist() -> PretrainConfig:
     """28x28 garments at 32x32, 60,000 images: latents 8x8x8, 4.9 MB in fp16, 50 minutes of one core.
 
-    Held out: reconstruction 29.5 dB; 91.8 % of 500 samples on class (shirts and pullovers 66 %, all others 96 % or more)
-    by its classifier, which is right on 89.9 % of the test images: samples are at least as clear as real ones.
+    Held out: reconstruction 29.5 dB; 91.8 % of 500 samples on class (shirts and pullovers 66 %, all others 96 % or
+    more) by its classifier, which is right on 89.9 % of the test images: samples are at least as clear as real ones.
     """
     return PretrainConfig(
         DataConfig("fashion-mnist", classes=FASHION),

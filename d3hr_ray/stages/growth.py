@@ -48,7 +48,7 @@ def find_growth(run: Store, config: RunConfig, listing: Listing, planning: bool 
     unsure = same & ~_same_files(run, config, listing)
     if unsure.any():
         what = "a run compares their bytes" if planning else "comparing their bytes"
-        LOG.warning(f"images in files that {run.uri} does not know, or were written since: {unsure.sum():,}; {what}")
+        LOG.warning(f"{unsure.sum():,} images lie in files that are new to {run.uri}, or were written since; {what}")
         if not planning:
             same &= ~unsure | _same_bytes(run, listing, unsure, old, place)
     if not same.any():

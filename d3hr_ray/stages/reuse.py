@@ -5,6 +5,7 @@ new run whole: the earlier one may be deleted.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,8 @@ import pyarrow.compute as pc
 
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.look import COLUMNS
-from d3hr_ray.layout import CLASSES, REUSED, SEEN, finished, keys_file, latents_file, probes_file
+from d3hr_ray.layout import CLASSES, REUSED, RUN, SEEN, finished, keys_file, latents_file, probes_file
+from d3hr_ray.runs import read_run
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.stages.growth import new_labels
 from d3hr_ray.stages.read import content_of
@@ -20,17 +22,27 @@ from d3hr_ray.stages.shards import source_runs
 from d3hr_ray.store import Store
 
 
-def run_reuse(store: Store, run: Store, classes: pa.Table, timesteps: tuple[int, ...]) -> None:
-    """Take every shard that is not there yet from `run`, labelled as `classes` (a classes.parquet) says."""
+def run_reuse(store: Store, lineage: Mapping[str, Any], classes: pa.Table, timesteps: tuple[int, ...]) -> None:
+    """Take every shard that is not there yet from the run that `lineage` names, labelled as `classes` says.
+
+    `classes` is a classes.parquet. Raises RunError if that run is another now, or has lost what is to be taken.
+    """
     done, reused = finished(store), store.read_table(REUSED).combine_chunks()
     left = [(shard, *rows) for shard, rows in enumerate(source_runs(reused)) if shard not in done]
     if not left:
         return
-    labels, theirs, ids = new_labels(run.read_table(CLASSES), classes), finished(run), reused["image_id"]
-    if lost := {source for _, source, *_ in left} - theirs.keys():
+    run = Store(lineage["run"])
+    if not run.exists(RUN) or read_run(run)["started"] != lineage["started"]:
         raise RunError(
-            f"reuse: {run.uri} has lost latents that {store.uri} takes from it ({len(lost)} shards, the first "
-            f"{min(lost)}); the command that began it makes them again, or start anew without --extend"
+            f"reuse: {run.uri}, from which {store.uri} was to take images, is gone or another run now; start "
+            f"{store.uri} anew with --overwrite"
+        )
+    labels, theirs, ids = new_labels(run.read_table(CLASSES), classes), finished(run), reused["image_id"]
+    if lost := sorted({source for _, source, *_ in left} - theirs.keys()):
+        others = f" and {len(lost) - 1:,} others" if lost[1:] else ""
+        raise RunError(
+            f"reuse: {run.uri} has lost latents that {store.uri} takes from it (shard {lost[0]}{others}); the command "
+            "that began it makes them again, or start anew without --extend"
         )
     for stage in ("invert", SEEN):  # a shard whose files are lost gets other marks
         store.unmark(stage, {shard for shard, *_ in left})
@@ -54,10 +66,17 @@ def take_shard(
 ) -> None:
     """Copy the images `ids` of a run's shard `source` into a shard here; its done mark comes last.
 
-    `labels` are the new ones by the old, `counts` the run's of that shard, with what was SEEN in it.
+    `labels` are the new ones by the old, `counts` the run's of that shard. What was SEEN in its images is told of the
+    whole shard, also where only some of them are taken.
     """
     columns = ["image_id", "label", *(f"z_{t}" for t in timesteps)]
-    store.write_table(latents_file(shard), _relabelled(run.read_table(latents_file(source), columns), ids, labels))
+    latents = _relabelled(run.read_table(latents_file(source), columns), ids, labels)
+    if len(latents) != len(ids):
+        raise RunError(
+            f"reuse: {latents_file(source)} of {run.uri} has lost {len(ids) - len(latents):,} images that it had; "
+            "start anew without --extend"
+        )
+    store.write_table(latents_file(shard), latents)
     if run.exists(probes_file(source)):
         probes = _relabelled(run.read_table(probes_file(source)), ids, labels)
         if len(probes):
