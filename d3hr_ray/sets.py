@@ -166,13 +166,16 @@ class SetSpec:
 
     @property
     def _guide_words(self) -> tuple[str, ...]:
-        """What a name says of a guide: modes0.1, or set0.1c100r0.01 for moments at t = 100 and a repulsion of 0.01."""
+        """What a name says of a guide: modes0.1; set0.1c100r0.01 for moments at t = 100 and a repulsion of 0.01;
+        features0.1b2 for those of block 2.
+        """
         guide = self.config.guide
         if not self.config.guides:
             return ()
         moments = f"c{self.config.inversion.cluster_timestep}" if self.config.guides_sets else ""
         repulsion = f"r{guide.repulsion:g}" if guide.repulsion else ""
-        return (f"{guide.kind}{guide.strength:g}{moments}{repulsion}",)
+        block = "" if guide.block is None or not self.config.guides_features else f"b{guide.block}"
+        return (f"{guide.kind}{guide.strength:g}{moments}{repulsion}{block}",)
 
     @property
     def _refine_words(self) -> tuple[str, ...]:

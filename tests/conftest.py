@@ -94,7 +94,7 @@ def units_here(monkeypatch) -> None:
     second of work on these small runs. Where Ray is what is tested it stays: killed drivers, layouts, S3.
     """
     from d3hr_ray.runtime import actors, summary
-    from d3hr_ray.stages import blocks, features, invert
+    from d3hr_ray.stages import blocks, class_means, invert
 
     def run_here(units, steps, title, unit_name, total, done):
         limit = actors.time_limit(options for _, options in steps)
@@ -113,7 +113,7 @@ def units_here(monkeypatch) -> None:
                 cost.add(row)
                 yield row
 
-    for module in (invert, blocks, features):
+    for module in (invert, blocks, class_means):
         monkeypatch.setattr(module, "run_units", run_here)
 
 

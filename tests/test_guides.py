@@ -36,7 +36,7 @@ def test_a_full_pull_ends_at_the_modes_and_none_changes_nothing(solver):
     ended = SOLVERS[solver](steer(denoise, towards(modes, 1.0), SCHEDULE, 0), noised, SCHEDULE, 600)
     torch.testing.assert_close(ended, modes, atol=1e-4, rtol=0)
     free = SOLVERS[solver](denoise, noised, SCHEDULE, 600)
-    for guide, until in ((lambda clean, t: clean, 0), (towards(modes, 1.0), 650)):
+    for guide, until in ((lambda clean, noised, t: clean, 0), (towards(modes, 1.0), 650)):
         same = SOLVERS[solver](steer(denoise, guide, SCHEDULE, until), noised, SCHEDULE, 600)
         torch.testing.assert_close(same, free, atol=1e-3, rtol=1e-3)
 
@@ -44,9 +44,9 @@ def test_a_full_pull_ends_at_the_modes_and_none_changes_nothing(solver):
 def test_a_step_goes_its_share_of_the_way_and_only_as_long_as_asked():
     seen = []
 
-    def guide(clean, t):
+    def guide(clean, noised, t):
         seen.append(t)
-        return towards(modes, 0.25)(clean, t)
+        return towards(modes, 0.25)(clean, noised, t)
 
     x, modes = drawn(4, 5), drawn(4, 5, seed=1)
     alpha = SCHEDULE.alpha(600)
@@ -88,15 +88,16 @@ def test_points_get_images_by_their_masses_though_all_are_nearer_to_one():
     points = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
     images = torch.tensor([[0.1, 0.0], [0.2, 0.0], [0.3, 0.0], [3.0, 0.0]])
     labels = torch.zeros(4, dtype=torch.long)
-    moved = to_support([points], [torch.tensor([3, 1])], labels, 1.0)(images, 600)
+    moved = to_support([points], [torch.tensor([3, 1])], labels, 1.0)(images, images, 600)
     assert (moved[:3, 0] < 1).all() and moved[3, 0] > 9
 
 
 def test_a_class_is_guided_as_if_it_were_alone():
     points, masses = [drawn(3, 8), drawn(2, 8, seed=1)], [torch.ones(3), torch.tensor([1, 4])]
     clean, labels = drawn(5, 2, 2, 2, seed=2), torch.tensor([0, 1, 0, 1, 1])
-    both = to_support(points, masses, labels, 0.5)(clean, 600)
-    alone = to_support(points[1:], masses[1:], labels[labels == 1] - 1, 0.5)(clean[labels == 1], 600)
+    both = to_support(points, masses, labels, 0.5)(clean, clean, 600)
+    own = clean[labels == 1]
+    alone = to_support(points[1:], masses[1:], labels[labels == 1] - 1, 0.5)(own, own, 600)
     torch.testing.assert_close(both[labels == 1], alone)
 
 

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,7 +18,7 @@ from d3hr_ray.models.families import FAMILIES, siamese
 from d3hr_ray.models.random_features import random_features
 from d3hr_ray.numerics.feature_matching import match_features
 from d3hr_ray.sets import SetSpec, whole_classes
-from d3hr_ray.stages.features import FeatureJob, FeatureKind, FeatureShard, feature_sums, read_means, write_means
+from d3hr_ray.stages.features import FeatureJob, FeatureKind, FeatureShard, features_of, read_means, write_means
 from d3hr_ray.store import Store
 
 LABELS = torch.tensor([0, 0, 0, 1, 1])
@@ -111,7 +112,7 @@ def shards(tmp_path, cuts: list[int]) -> tuple[Store, FeatureKind, np.ndarray, n
     store, kind = Store(str(tmp_path / "-".join(map(str, cuts)))), FeatureKind(2, 8, 0)
     actor = FeatureShard(FeatureJob(store, kind, ("a", "b", "c"), "cpu"))
     for shard, (start, end) in enumerate(zip([0, *cuts], [*cuts, 30], strict=True)):
-        actor.write(shard, pixels[start:end], labels[start:end])
+        actor.write(shard, pixels[start:end], pa.table({"label": labels[start:end]}))
     return store, kind, pixels, labels
 
 
@@ -123,7 +124,7 @@ def test_means_over_shards_are_those_of_all_images(tmp_path):
             features = random_features(number, 8, 8, ("a", "b", "c"), "cpu")
             for label in range(3):
                 own = pixels[labels == label]
-                wanted = feature_sums(features, own, torch.zeros(len(own), dtype=torch.long), 1, "cpu")[0] / len(own)
+                wanted = features_of(features, own, "cpu").mean(0)
                 torch.testing.assert_close(read_means(store, kind, number, range(label, 3))[0], wanted)
 
 

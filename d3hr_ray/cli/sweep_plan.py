@@ -15,6 +15,7 @@ from d3hr_ray.evaluation.protocols import Setting
 from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.trials import Trial
 from d3hr_ray.layout import sweep_folder
+from d3hr_ray.methods.guiding import seen_blocks
 from d3hr_ray.methods.inputs import read_model
 from d3hr_ray.methods.sweep import Sweep
 from d3hr_ray.models.students import build_on_meta
@@ -50,6 +51,7 @@ def check_settings(flags: SweepFlags, sweep: Sweep) -> None:
     if flags.weights and not any(spec.has_weights for config in sweep.configs for spec in sets_of(config)):
         raise ValueError("--weights needs sets of several components: give --components (ipc with --ipc above 1)")
     card, _ = read_model(sweep.base, planning=False)
+    seen_blocks(sweep.configs, card)
     side = sweep.base.synthesis.image_size or card.image_size
     for arch in flags.arch:
         build_on_meta(arch, card.num_classes, side)

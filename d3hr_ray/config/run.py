@@ -109,6 +109,11 @@ class RunConfig:
         return self.guides and self.guide.kind == "set"
 
     @property
+    def guides_features(self) -> bool:
+        """Whether they are moved until the network sees in them what it sees in real images."""
+        return self.guides and self.guide.kind == "features"
+
+    @property
     def moments_timestep(self) -> int | None:
         """Where these moments are taken, if they are."""
         return self.inversion.cluster_timestep if self.guides_sets else None

@@ -1,7 +1,7 @@
 """D3HR (ICML 2025), CaO2 (ICCV 2025), their composition, and the baselines that share their stages."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -13,12 +13,14 @@ from d3hr_ray.datasets.classes import folder_names
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import look_of
 from d3hr_ray.layout import CLASSES, GAUSSIANS, REUSED, RUN, VERSIONS, finished, gaussian_file
+from d3hr_ray.methods.guiding import seen_blocks
 from d3hr_ray.models.card import ModelCard
 from d3hr_ray.runs import claim_recipe, describe_lineage, lineage_of, open_run, read_run
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.console import announce
 from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.stages import contents
+from d3hr_ray.stages.block_features import BlockKind, require_block_features, run_block_features
 from d3hr_ray.stages.blocks import BlockJob
 from d3hr_ray.stages.candidates import run_candidates
 from d3hr_ray.stages.card import UNKNOWN, Origin
@@ -49,7 +51,7 @@ class Run:
     classes: pa.Table
     inputs: dict[str, Any]
     actors: Actors
-    latents: Store  # the run folder whose latents/ and features/ mixtures and refinement take
+    latents: Store  # the run folder whose latents/ and features/ mixtures, guides and refinement take
     pools: Store  # the folder where pools/ are drawn and judged
     origin: Origin = UNKNOWN  # of the real images, for the cards of the sets
 
@@ -152,6 +154,8 @@ def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, 
         )
     if config.refines:
         require_features(source, config.refine)
+    for kind, timesteps in seen_blocks([config], card).items():
+        require_block_features(source, kind, timesteps, config.guide.until)
     if (near := config.moments_timestep) is not None:
         require_moments(source, near)
     if store != source:
@@ -175,6 +179,12 @@ def fit_features(run: Run, listing: Listing, refine: RefineConfig) -> None:
     config, look = run.config, look_of(run.config.fidelity)
     shard = config.data.shard_size
     run_features(run.store, feature_kind(refine), listing, run.card.image_size, look, shard, run.actors)
+
+
+def fit_block_features(run: Run, listing: Listing, wanted: Mapping[BlockKind, Sequence[int]]) -> None:
+    """images => features of the DiT's own blocks, which sets are guided by."""
+    for kind, timesteps in wanted.items():
+        run_block_features(run.store, kind, timesteps, run.config, run.card, listing, run.actors)
 
 
 def make_sets(run: Run) -> None:
@@ -269,4 +279,5 @@ def distill(run: Run, listing: Listing) -> None:
         fit_gaussians(run, listing)
     if run.config.refines:
         fit_features(run, listing, run.config.refine)
+    fit_block_features(run, listing, seen_blocks([run.config], run.card))
     make_sets(run)

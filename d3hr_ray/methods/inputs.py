@@ -55,22 +55,31 @@ def read_model(config: RunConfig, planning: bool) -> tuple[ModelCard, tuple[int,
     if planning and config.model.name == DIT_XL:
         spaced = even_grid if config.inversion.solver == "adams" else leading_grid
         return DIT_XL_CARD, spaced(1000, config.inversion.steps)
+    return read_card(config.model.name), read_grid(config)
+
+
+def read_grid(config: RunConfig) -> tuple[int, ...]:
+    """The grid of a config's sampler, ascending."""
     name, steps, solver = config.model.name, config.inversion.steps, config.inversion.solver
-    card, grid = read_card(name), sampling_grid(name, steps, solver)
+    grid = sampling_grid(name, steps, solver)
     if grid is None:
         from d3hr_ray.models.loading import load_schedule
 
         grid = load_schedule(name, steps, solver).grid
-    return card, grid
+    return grid
 
 
 def check_fit(config: RunConfig, card: ModelCard, grid: tuple[int, ...]) -> None:
-    """Raise ValueError for a timestep that is off the grid or leaves nothing to invert, or cells that do not divide."""
+    """Raise ValueError for a timestep that is off the grid or leaves nothing to invert, for cells that do not divide,
+    and for a block that is not there.
+    """
     for t in config.inversion.stored:
         if position(grid, t) == 0:
             raise ValueError(f"--timesteps {t} is before the first inversion step; give {grid[1]} or more")
     for t in config.inversion.timesteps if config.has_quirk("start") else ():
         above(grid, t)
+    if config.guides_features:
+        config.guide.block_of(card.blocks)
     (_, height, width), cells = card.latent_shape, config.search.cluster_pool
     if height % cells or width % cells:
         raise ValueError(f"--cluster-pool {cells} does not divide the model's latents of {height}x{width}")

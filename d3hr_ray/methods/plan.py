@@ -8,6 +8,7 @@ from d3hr_ray.models.flops import Cost, convnet_flop, count_flop
 from d3hr_ray.models.speed import find_speed
 from d3hr_ray.numerics.grids import position
 from d3hr_ray.sets import sets_of
+from d3hr_ray.stages.block_features import block_kind, guided_at
 from d3hr_ray.stages.mixture import label_blocks, mixture_kind
 
 NORMALS_PER_SECOND = 1e8  # standard normal float32 numbers that one core draws (numpy Philox, measured: 1.2e8)
@@ -62,6 +63,8 @@ def plan(
         lines.append(_row("search", found, 0, 0, 0, found * dims * 4, note))
     if config.refines:
         lines.append(_features_row(config, card, images, classes, rate))
+    if config.guides_features:
+        lines.append(_block_features_row(config, card, grid, cost, images, classes, rate))
     lines += _making_rows(config, card, grid, cost, classes, rate)
     lines.append(f"time is {speed.words}; nothing was run")
     return "\n".join(lines)
@@ -88,6 +91,23 @@ def _features_row(config: RunConfig, card: ModelCard, images: int, classes: int,
     return _row("features", seen, 0, flop, flop / rate, refine.networks * classes * features * 4, note)
 
 
+def _block_features_row(
+    config: RunConfig, card: ModelCard, grid: tuple[int, ...], cost: Cost, images: int, classes: int, rate: float
+) -> str:
+    """Features of real images in a block of the DiT, that sets are guided by."""
+    kind, points = block_kind(config.guide, card.blocks), len(guided_at(config, grid))
+    seen = min(images, kind.images * classes) if kind.images else images
+    flop = seen * (points * _block_share(config, card) * cost.forward + cost.encode)
+    heads, size = card.transformer["num_attention_heads"], card.transformer["attention_head_dim"]
+    note = f"in block {kind.block} of {card.blocks}, at {points} timesteps"
+    return _row("features", seen, points, flop, flop / rate, points * classes * heads * size * 4, note)
+
+
+def _block_share(config: RunConfig, card: ModelCard) -> float:
+    """Share of a forward that a pass up to the block takes that sets are guided by."""
+    return (config.guide.block_of(card.blocks) + 1) / card.blocks
+
+
 def _making_rows(
     config: RunConfig, card: ModelCard, grid: tuple[int, ...], cost: Cost, classes: int, rate: float
 ) -> list[str]:
@@ -111,10 +131,15 @@ def _making_rows(
     if config.refines:
         moves, own = config.refine.networks * config.refine.steps, convnet_flop(config.refine.width, card.image_size)
         flop += made * moves * OPTIMISE_PASSES * (cost.decode + own)
+    if config.guides_features:
+        points = [len(guided_at(spec.config, grid)) for spec in sets]
+        moved = sum(i * n for i, n in zip(images, points, strict=True)) * (OPTIMISE_PASSES + 1)
+        flop += moved * _block_share(config, card) * cost.forward
     side = config.synthesis.image_size or card.image_size
     note = f"{len(sets)} set(s), guidance {config.synthesis.guidance:g}"
     note += f", {config.cao2.iterations} steps on each latent" if config.has_pool and config.cao2.iterations else ""
     note += f", {moves:,} steps of refinement" if config.refines else ""
+    note += f", {max(points)} steps with passes to block and back" if config.guides_features else ""
     size = int(made * side * side * 3 * PNG_SHARE)
     return [*rows, _row("synthesize", made, max(walks), flop, flop / rate, size, note)]
 

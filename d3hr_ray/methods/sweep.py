@@ -8,6 +8,7 @@ from d3hr_ray.config import RunConfig, fingerprint, from_dict
 from d3hr_ray.layout import CLASSES, INVERSIONS, RUN, gaussian_file, sweep_flags_file
 from d3hr_ray.methods import d3hr
 from d3hr_ray.methods.d3hr import Run
+from d3hr_ray.methods.guiding import seen_blocks
 from d3hr_ray.methods.inputs import check_fit, list_data, read_model
 from d3hr_ray.methods.many import make_many
 from d3hr_ray.runs import stored_config
@@ -84,16 +85,18 @@ def _inverted(sweep: Sweep, guidance: float) -> list[Place]:
 
 
 def _add_features(sweep: Sweep, places: Sequence[Place]) -> None:
-    """Make the features of real images that settings are refined by, where runs do not have them."""
+    """Make the features of real images that settings are refined or guided by, where runs do not have them."""
     wanted = dict.fromkeys(config.refine for config in sweep.configs if config.refines)
     for place in places:
         run = place.run
         left = [refine for refine in wanted if feature_kind(refine).missing(run.store)]
-        if left:
+        blocks = seen_blocks(list(_configs(sweep, place)), run.card)
+        if left or any(kind.missing(run.store, timesteps) for kind, timesteps in blocks.items()):
             listing = list_data(run.config, run.card)
             d3hr.check_images(run.store, listing)
             for refine in left:
                 d3hr.fit_features(run, listing, refine)
+            d3hr.fit_block_features(run, listing, blocks)
 
 
 def _fitted(own: RunConfig, wanted: RunConfig) -> tuple[int, ...]:

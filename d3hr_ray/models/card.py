@@ -52,6 +52,11 @@ class ModelCard:
     transformer: dict[str, Any]
     vae: dict[str, Any]
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks the DiT has."""
+        return int(self.transformer["num_layers"])
+
 
 def read_card(name: str) -> ModelCard:
     """Read a model's configs. Raises ValueError naming the missing file and the flag if it cannot."""

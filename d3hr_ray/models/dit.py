@@ -39,14 +39,34 @@ class Denoiser(nn.Module):
         return self._outputs(x, t, classes)[:, : x.shape[1]]
 
     def _outputs(self, x: torch.Tensor, t: int | torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        # A number copied to a GPU would wait for all work queued there; filling does not.
-        steps = t.expand(len(x)) if isinstance(t, torch.Tensor) else torch.full((len(x),), t, device=x.device)
-        x, rows = x.to(self.transformer.dtype), len(x)
-        if self.compiled_sizes is not None:
-            x, steps, classes = (_padded(v, self._compiled_size(rows)) for v in (x, steps, classes))
+        rows = len(x)
+        x, steps, classes = self._inputs(x, t, classes)
         out = self.transformer(x, timestep=steps, class_labels=classes, return_dict=False)
         both: torch.Tensor = out[0][:rows].float()
         return both
+
+    def features(self, x: torch.Tensor, t: int, classes: torch.Tensor, block: int) -> torch.Tensor:
+        """x_t (B, C, H, W), t, class ids (B,) => what a block, counted from 0, gives, (B, F) float32: the mean of its
+        tokens. The blocks above it are not run.
+        """
+        rows = len(x)
+        hidden, steps, classes = self._inputs(x, t, classes)
+        hidden = self.transformer.pos_embed(hidden)
+        for layer in self.transformer.transformer_blocks[: block + 1]:
+            hidden = layer(hidden, timestep=steps, class_labels=classes)
+        return hidden[:rows].float().mean(1)
+
+    def _inputs(
+        self, x: torch.Tensor, t: int | torch.Tensor, classes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the transformer takes, in its dtype; if it is compiled, in a batch of a size that is."""
+        # A number copied to a GPU would wait for all work queued there; filling does not.
+        steps = t.expand(len(x)) if isinstance(t, torch.Tensor) else torch.full((len(x),), t, device=x.device)
+        x = x.to(self.transformer.dtype)
+        if self.compiled_sizes is None:
+            return x, steps, classes
+        size = self._compiled_size(len(x))
+        return _padded(x, size), _padded(steps, size), _padded(classes, size)
 
     def _compiled_size(self, rows: int) -> int:
         """A batch size that is compiled already and wastes less than half, else this one, which then is."""

@@ -23,7 +23,7 @@ def to_moments(
     Moments are at the places of labels; `labels` (N,) are the images', and those of a class must be sampled together.
     """
 
-    def guide(clean: torch.Tensor, t: int) -> torch.Tensor:
+    def guide(clean: torch.Tensor, noised: torch.Tensor, t: int) -> torch.Tensor:
         moved = clean.clone()
         for label in labels.unique().tolist():
             own = labels == label

@@ -27,7 +27,7 @@ def to_support(points: list[torch.Tensor], masses: list[torch.Tensor], labels: t
 
     stacked = [[torch.stack([of[c] for c in group]) for of in (rows, points, masses)] for group in alike.values()]
 
-    def guide(clean: torch.Tensor, t: int) -> torch.Tensor:
+    def guide(clean: torch.Tensor, noised: torch.Tensor, t: int) -> torch.Tensor:
         moved = clean.clone()
         for own_CN, points_CKD, mass_CK in stacked:
             images_CND = clean[own_CN].flatten(2)

@@ -1,7 +1,7 @@
 """One contract for guides: better clean latents than the network predicts, at every point of the walk.
 
-A guide takes the clean latents (N, ...) that are predicted at t and gives those to go on with. It is laid over the
-denoiser, so that every solver and ancestral sampling can be guided.
+A guide takes the clean latents (N, ...) that are predicted from the noised ones at t, and these, and gives the clean
+latents to go on with. It is laid over the denoiser, so that every solver and ancestral sampling can be guided.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from d3hr_ray.numerics.ancestral import Predict
 from d3hr_ray.numerics.ddim import Denoise
 from d3hr_ray.numerics.schedule import Schedule
 
-Guide = Callable[[torch.Tensor, int], torch.Tensor]
+Guide = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]  # (x_0, x_t, t) => x_0
 
 
 def steer(denoise: Denoise, guide: Guide, schedule: Schedule, until: int) -> Denoise:
@@ -39,5 +39,5 @@ def _noise(x: torch.Tensor, eps: torch.Tensor, t: int, guide: Guide, schedule: S
     if t < until:
         return eps
     alpha = schedule.alpha(t)
-    clean = guide((x - sqrt(1 - alpha) * eps) / sqrt(alpha), t)
+    clean = guide((x - sqrt(1 - alpha) * eps) / sqrt(alpha), x, t)
     return (x - sqrt(alpha) * clean) / sqrt(1 - alpha)

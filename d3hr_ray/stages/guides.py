@@ -1,4 +1,4 @@
-"""The guide of a block's images, of the run's mixtures or moments near the images: no real image is looked at.
+"""The guide of a block's images, of the run's mixtures, moments or mean features: no real image is looked at.
 
 Moments near the images are Gaussians at the cluster timestep. Only guided sets look at them, so that they are fitted to
 its stored latents when such a set is made.
@@ -17,14 +17,23 @@ from d3hr_ray.numerics.guide_transport import to_support
 from d3hr_ray.numerics.guides import Guide
 from d3hr_ray.numerics.mixture import Mixture, share_out
 from d3hr_ray.sets import SetSpec
+from d3hr_ray.stages.block_features import block_kind, guided_at
+from d3hr_ray.stages.class_means import read_class_means
 from d3hr_ray.stages.fit import FILES_PER_TASK, fit_tree, gaussian_table, read_gaussians
 from d3hr_ray.stages.mixture import mixture_kind, read_mixtures, stored_timesteps
 from d3hr_ray.stages.sampling import Sampler
 from d3hr_ray.store import Store
 
 
-def block_guide(store: Store, spec: SetSpec, labels: Sequence[int], sampler: Sampler) -> Guide:
-    """The guide of images whose labels (N,) are those of a block, in the order of its subsets/ file."""
+def block_guide(
+    store: Store, spec: SetSpec, labels: Sequence[int], sampler: Sampler, source: Store | None = None
+) -> Guide:
+    """The guide of images whose labels (N,) are those of a block, in the order of its subsets/ file.
+
+    Features are those of the run in `source`, if that is not `store`.
+    """
+    if spec.config.guides_features:
+        return _features_guide(source or store, spec, labels, sampler)
     timestep, near = spec.timestep, spec.config.inversion.cluster_timestep
     assert timestep is not None and near is not None, "checked when the config was made"
     block, alpha = range(min(labels), max(labels) + 1), sampler.schedule.alpha(near)
@@ -47,6 +56,14 @@ def _moments_guide(store: Store, spec: SetSpec, near: int, alpha: float, block: 
     wider = spread_scale(spec.ipc, spec.config.search.spread) if spec.ipc > 1 else 1.0
     guide = spec.config.guide
     return to_moments(mean_KD / sqrt(alpha), wider * clean_std(std_KD, alpha), places, guide.strength, guide.repulsion)
+
+
+def _features_guide(source: Store, spec: SetSpec, labels: Sequence[int], sampler: Sampler) -> Guide:
+    kind = block_kind(spec.config.guide, len(sampler.denoiser.transformer.transformer_blocks))
+    block = range(min(labels), max(labels) + 1)
+    places, timesteps = torch.tensor(labels) - block.start, guided_at(spec.config, sampler.schedule.grid)
+    means = {t: read_class_means(source, kind.means(t), block)[places] for t in timesteps}
+    return sampler.drawn_to(labels, kind.block, means, spec.config.guide.strength)
 
 
 def _centres(mixture: Mixture) -> torch.Tensor:

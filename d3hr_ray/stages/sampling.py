@@ -3,6 +3,7 @@
 Every draw is keyed by (seed, label, index) of the image it is for.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from d3hr_ray.config import RunConfig
 from d3hr_ray.numerics import ddim
 from d3hr_ray.numerics.ancestral import ancestral
 from d3hr_ray.numerics.grids import ancestral_grid
+from d3hr_ray.numerics.guide_features import descended
 from d3hr_ray.numerics.guides import Guide, steer
 from d3hr_ray.numerics.latent_optimisation import optimise_latents
 from d3hr_ray.numerics.schedule import Schedule
@@ -54,6 +56,21 @@ class Sampler:
         with torch.inference_mode():
             pulled = steer(denoise, guide, self.schedule, until)
             return SAMPLE[self.config.inversion.solver](pulled, starts, self.schedule, timestep)
+
+    def drawn_to(self, labels: Sequence[int], block: int, means: Mapping[int, torch.Tensor], strength: float) -> Guide:
+        """The guide of images of labels (N,) to the mean features {t: (N, F)} of a block, in the network's batches."""
+        classes = self.model_classes[torch.tensor(labels)].long().to(self.device)
+
+        def guide(clean: torch.Tensor, noised: torch.Tensor, t: int) -> torch.Tensor:
+            def work(part: slice) -> torch.Tensor:
+                own, goals = classes[part], means[t][part].to(self.device)
+                x_0, x_t = clean[part].to(self.device), noised[part].to(self.device)
+                features = partial(self.denoiser.features, t=t, classes=own, block=block)
+                return descended(features, x_0, x_t, goals, self.schedule.alpha(t), strength).cpu()
+
+            return torch.cat(run_batches(work, len(clean), self._batch))
+
+        return guide
 
     def sample(self, rows: pa.Table, timestep: int | None) -> torch.Tensor:
         """Rows noised to `timestep` (None: pure noise) => clean latents (N, C, H, W) on the CPU, in fixed batches."""

@@ -83,7 +83,7 @@ class SynthesizeBlock(BlockActor):
         sampler = self.sampler
         if spec.config.guides:
             assert spec.timestep is not None, "guides are of Gaussians"
-            guide = block_guide(self.job.store, spec, subsets["label"].to_pylist(), sampler)
+            guide = block_guide(self.job.store, spec, subsets["label"].to_pylist(), sampler, self.job.source)
             latents = sampler.steered(subsets, spec.timestep, guide, spec.config.guide.until)
         else:
             latents = sampler.starts(subsets) if spec.is_clean else sampler.sample(subsets, spec.timestep)
