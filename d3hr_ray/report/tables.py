@@ -231,7 +231,8 @@ def write_sweep(
     store.write_json(f"{folder}/best.json", {"config": as_dict(preset), "found": found})
     line = f"{len(rows)} students finished, {len(stopped)} stopped early"
     words = ", ".join(f"{axis} {best[axis]}" for axis in SETTING[:-1] if best[axis] is not None)
-    return f"{line}; best over IPCs and students: {best['set']} ({words})\n{store.uri}/{folder}: trials.csv, cells.csv, best.json"
+    said = f"{line}; best over IPCs and students: {best['set']} ({words})"
+    return f"{said}\n{store.uri}/{folder}: trials.csv, cells.csv, best.json"
 
 
 def pools_text(table: pa.Table) -> str:
