@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conftest import ROOT
@@ -82,10 +82,12 @@ def check(words: list[str]) -> str:
 
 
 def _vary(variant: str) -> RunConfig:
+    """A variant of the digits, which a run may have clustered near the images."""
     from d3hr_ray.cli.presets import PRESETS
     from d3hr_ray.cli.variants import vary
 
-    return vary(PRESETS["digits"](), variant)
+    base = PRESETS["digits"]()
+    return vary(replace(base, inversion=replace(base.inversion, cluster_timestep=100)), variant)
 
 
 def runnable(page: Path) -> list[Block]:

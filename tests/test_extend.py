@@ -391,6 +391,12 @@ def test_what_would_invert_otherwise_is_refused_with_its_flag(tmp_path, flags, s
 def test_what_is_missing_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--extend \S*none: no run there \(it has no run.json\)"):
         asked("--extend", str(tmp_path / "none"), "--out", "new")
+    gone = str(tmp_path / "gone")
+    took = settled(tmp_path / "took")
+    record = read_run(Store(took))
+    Store(took).write_json(RUN, record | {"inputs": record["inputs"] | {"extends": {"run": gone}}})
+    with pytest.raises(ValueError, match=r"no run there .*took has taken images from it: leave --extend out"):
+        asked("--extend", gone, "--out", took)
     with pytest.raises(ValueError, match="--out is needed with --extend: another folder than"):
         asked("--extend", settled(tmp_path / "run"))
     half = settled(tmp_path / "half", dtype="bfloat16")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from d3hr_ray.cli.defaults import default_preset
 from d3hr_ray.cli.distill_flags import DistillFlags
-from d3hr_ray.cli.extending import refuse_contradictions, refuse_unlike
+from d3hr_ray.cli.extending import hint_if_gone, refuse_contradictions, refuse_unlike
 from d3hr_ray.cli.flags import given
 from d3hr_ray.cli.overlay import SETTINGS, overlay, refuse_idle
 from d3hr_ray.cli.parsing import meant
@@ -65,7 +65,8 @@ def _earlier(flag: str, run: str, flags: DistillFlags) -> RunConfig:
     """The config of the run that a flag names. Raises ValueError if there is none, or one of another fidelity."""
     stored = stored_config(Store(absolute(run)))
     if stored is None:
-        raise ValueError(f"{flag} {run}: no run there (it has no run.json)")
+        hint = hint_if_gone(run, flags.out) if flag == "--extend" else ""
+        raise ValueError(f"{flag} {run}: no run there (it has no run.json){hint}")
     base = from_dict(stored)
     if flags.fidelity not in (None, base.fidelity):
         raise ValueError(f"--fidelity {flags.fidelity} contradicts {flag}: that run is {base.fidelity}")

@@ -7,6 +7,10 @@ from d3hr_ray.cli.flags import given, text_of
 from d3hr_ray.cli.overlay import SETTINGS
 from d3hr_ray.cli.resolve import needs_float32
 from d3hr_ray.config import RunConfig, flag_of
+from d3hr_ray.filesystems import absolute
+from d3hr_ray.layout import RUN
+from d3hr_ray.runs import read_run
+from d3hr_ray.store import Store
 
 # What decides an image's latents, beside the model, whose weights are compared, and the timesteps.
 DECIDING = [*(name for name, s in SETTINGS.items() if s.section == "inversion" and s.flag.upstream), "dtype", "seed"]
@@ -22,6 +26,14 @@ def refuse_contradictions(flags: DistillFlags) -> None:
             raise ValueError(f"{flag_of(name)} contradicts --extend: {why}; leave one of them out")
     if not flags.out:
         raise ValueError(f"--out is needed with --extend: another folder than {flags.extend}, which stays as it is")
+
+
+def hint_if_gone(run: str, out: str | None) -> str:
+    """What to do if the run that --extend names is gone, and the run in `out` has taken latents from it."""
+    store = Store(absolute(out or ""))
+    if not out or not store.exists(RUN) or read_run(store)["inputs"].get("extends", {}).get("run") != absolute(run):
+        return ""
+    return f"; {out} has taken images from it: leave --extend out, and give the settings that its run.json has"
 
 
 def refuse_unlike(base: RunConfig, config: RunConfig, flags: DistillFlags) -> None:
