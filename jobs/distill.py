@@ -66,7 +66,7 @@ def main() -> None:
         with refusing():
             cluster = connect(flags.address, flags.log_format, "d3hr_ray.stages.search")
         from d3hr_ray.methods import d3hr
-        from d3hr_ray.report.page import report
+        from d3hr_ray.report.page import may_show_reals, report
         from d3hr_ray.runtime.actors import find_actors
         from d3hr_ray.runtime.capacity import PATIENCE
         from d3hr_ray.runtime.summary import recording
@@ -97,8 +97,8 @@ def main() -> None:
         else:
             d3hr.make_sets(run)  # gaussians => subsets => distilled
         with waiting("writing the report"):
-            private = flags.no_real_images or not run.inputs.get("extends", {}).get("real_images", True)
-            text = report(run, listing, not private)
+            shown = run.inputs.get("extends", {}).get("real_images", True) and (not source or may_show_reals(source))
+            text = report(run, listing, shown and not flags.no_real_images)
         print(text)
 
 

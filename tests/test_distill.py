@@ -167,7 +167,7 @@ def gaussians(out: Path, t: int) -> tuple[list[int], np.ndarray]:
 
 @pytest.mark.slow
 def test_a_run_of_more_images_takes_what_is_inverted(digits, here, monkeypatch, capsys, tmp_path):
-    """Of a run that shows no real images, which neither does."""
+    """Of a run that shows no real images, which neither does, nor one that is made from its Gaussians."""
     out, old = tmp_path / "grown", shutil.copytree(digits, tmp_path / "old")
     record = json.loads((old / "run.json").read_text())
     (old / "run.json").write_text(json.dumps(record | {"real_images": False}))
@@ -181,6 +181,8 @@ def test_a_run_of_more_images_takes_what_is_inverted(digits, here, monkeypatch, 
     run(monkeypatch, f"--status {out}")
     said = capsys.readouterr().out
     assert "left: nothing" in said and "reuse" in said
+    run(monkeypatch, f"--from-gaussians {out} --ipc 2 --actors 1 1 --out {tmp_path / 'more'}")
+    assert json.loads((tmp_path / "more" / "run.json").read_text())["real_images"] is False
     with pytest.raises(SystemExit):
         run(monkeypatch, f"--extend {old} --timesteps 300 --ipc 1 --out {out}")
     assert "stored no latents there (it has t = 100, 200)" in capsys.readouterr().err
