@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from d3hr_ray.config import RunConfig, data_config
 from d3hr_ray.datasets.listing import Listing
@@ -23,6 +22,7 @@ from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.stages.contents import files_of
 from d3hr_ray.stages.read import content_of, read_keys, shard_unit
+from d3hr_ray.stages.shards import places
 from d3hr_ray.store import Store
 
 GONE = -1  # the label of a class that the grown set does not have, or whose class of the model is another now
@@ -41,7 +41,7 @@ def find_growth(run: Store, config: RunConfig, listing: Listing, planning: bool 
     be compared as the same. Raises ValueError if they share none.
     """
     old, entries = inverted_images(run), listing.entries
-    place = _places(entries["image_id"], old["image_id"])
+    place = places(entries["image_id"], old["image_id"])
     there = place >= 0
     labels = new_labels(run.read_table(CLASSES), listing.classes.table())
     same = there & (labels[old["label"].to_numpy()[place]] == entries["label"].to_numpy())
@@ -97,12 +97,6 @@ def _identity(row: dict[str, Any]) -> tuple[str, int]:
     return row["wnid"] or row["name"], row["model_class"]
 
 
-def _places(values: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
-    """Where each value stands in another column; -1 where it does not."""
-    place: np.ndarray = pc.index_in(values, value_set=among.combine_chunks()).fill_null(-1).to_numpy()
-    return place
-
-
 def _same_files(run: Store, config: RunConfig, listing: Listing) -> np.ndarray:
     """Whether each image's file has the version that the run knows. In another place versions say nothing: archives
     that are unpacked there may give other files of the same name the same size and time.
@@ -112,7 +106,7 @@ def _same_files(run: Store, config: RunConfig, listing: Listing) -> np.ndarray:
     if moved or not run.exists(VERSIONS):
         return np.zeros(len(versions), bool)
     was = run.read_table(VERSIONS).combine_chunks()
-    place = _places(files_of(listing.entries), was["file"])
+    place = places(files_of(listing.entries), was["file"])
     same: np.ndarray = (place >= 0) & (was["version"].to_numpy()[place] == versions)
     return same
 
@@ -131,7 +125,7 @@ def _same_bytes(run: Store, listing: Listing, chosen: np.ndarray, old: pa.Table,
     for (shard, rows), now in zip(rows_of.items(), ray_map(read_keys, units), strict=True):
         if shard_file(shard) in kept:
             was = run.read_table(keys_file(shard)).combine_chunks()
-            before = was["key"].to_numpy()[_places(now["image_id"], was["image_id"])]
+            before = was["key"].to_numpy()[places(now["image_id"], was["image_id"])]
             same[rows] = before == now["key"].to_numpy()
         else:
             same[rows] = content_of(now) == done[shard].get("content")

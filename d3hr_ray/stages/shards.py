@@ -17,7 +17,7 @@ def shards_of(store: Store, listing: Listing, size: int) -> list[pa.Table]:
     if not store.exists(REUSED):
         return listing.shards(size)
     reused, entries = store.read_table(REUSED).combine_chunks(), listing.entries
-    place = pc.index_in(entries["image_id"], value_set=reused["image_id"].combine_chunks()).fill_null(-1).to_numpy()
+    place = places(entries["image_id"], reused["image_id"])
     fresh = entries.filter(pa.array(place < 0))
     at = np.argsort(place, kind="stable")[len(fresh) :]  # of the reused image that comes first, second, ...
     kept = entries.take(pa.array(at))
@@ -25,6 +25,12 @@ def shards_of(store: Store, listing: Listing, size: int) -> list[pa.Table]:
         *(kept.slice(start, stop - start) for _, start, stop in source_runs(reused)),
         *(fresh.slice(first, size) for first in range(0, len(fresh), size)),
     ]
+
+
+def places(values: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
+    """Where each value stands in another column; -1 where it does not."""
+    place: np.ndarray = pc.index_in(values, value_set=among.combine_chunks()).fill_null(-1).to_numpy()
+    return place
 
 
 def source_runs(reused: pa.Table) -> list[tuple[int, int, int]]:
