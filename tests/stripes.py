@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 from conftest import encode
 
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation.protocols import Augment, Setting
 from d3hr_ray.evaluation.recipes import Recipe
+from d3hr_ray.evaluation.training import Share, train_student
 
 SETTING = Setting("convnet-d3-w32", 16, 10, 10)
 
@@ -23,6 +25,20 @@ def stripes(per_class: int, seed: int = 0, classes: int = 3) -> Images:
 
 def hard(**changes):
     return replace(Recipe(glyphs=True).make("hard", SETTING), steps=60, augment=Augment(), **changes)
+
+
+def gradient(arch: str, train: Images, share: Share, **changes) -> torch.Tensor:
+    """Of the first step, on a batch of 21 images that is augmented and mixed, as one worker of some that share it."""
+    kept = []
+
+    def keep(net):
+        kept.append(net)
+        return net
+
+    protocol = hard(optimizer="sgd", lr=1e-12, warmup=0.0, batch_size=21, **changes)
+    protocol = replace(protocol, steps=1, augment=Augment(shift=1, mix="cutmix"))
+    train_student(arch, protocol, train, train, None, 0, share=replace(share, wrap=keep))
+    return torch.cat([p.grad.flatten() for p in kept[0].parameters()])
 
 
 def write_set(root, images: Images):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ks_2samp
-from stripes import SETTING, hard, stripes
+from stripes import SETTING, gradient, hard, stripes
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
@@ -243,19 +243,8 @@ def test_a_run_resumed_from_a_checkpoint_ends_at_the_same_weights(tmp_path):
 def test_two_shares_of_a_batch_make_the_whole_step():
     """Unequal shares too: the mean of their gradients is the batch's, augmented and mixed as one."""
     train = stripes(7)
-    grads = []
-    for share in (Share(), Share(0, 2), Share(1, 2)):
-        kept = {}
-
-        def keep(net, kept=kept):
-            kept["net"] = net
-            return net
-
-        protocol = hard(optimizer="sgd", lr=1e-12, warmup=0.0, batch_size=21)
-        protocol = replace(protocol, steps=1, augment=Augment(shift=1, mix="cutmix"))
-        train_student("convnet-d3-w32", protocol, train, train, None, 0, share=replace(share, wrap=keep))
-        grads.append(torch.cat([p.grad.flatten() for p in kept["net"].parameters()]))
-    torch.testing.assert_close((grads[1] + grads[2]) / 2, grads[0], atol=1e-6, rtol=1e-4)
+    whole, first, second = (gradient("convnet-d3-w32", train, share) for share in (Share(), Share(0, 2), Share(1, 2)))
+    torch.testing.assert_close((first + second) / 2, whole, atol=1e-6, rtol=1e-4)
     with pytest.raises(ValueError, match="--workers-per-student 5: a batch has 4 images"):
         train_student("convnet-d3-w32", hard(batch_size=4), train, train, None, 0, share=Share(0, 5))
 
