@@ -49,7 +49,8 @@ class EvaluateFlags:
     arch: tuple[str, ...] = setting(
         ("convnet-d3",),
         "Students: convnet-d3..d6 (width 128, instance norm; -w32, -bn), resnet18, resnet50, resnet101 (-small: "
-        "3x3 stem), resnet8-small, mobilenet_v2, efficientnet_b0, vit, swin_v2, vgg11, alexnet, or any timm name.",
+        "3x3 stem), resnet8-small, mobilenet_v2, efficientnet_b0, vit, swin_v2, vgg11 (-small), alexnet, mlp, or any "
+        "timm name.",
         TRAINING,
     )
     protocol: tuple[ProtocolName, ...] = setting(

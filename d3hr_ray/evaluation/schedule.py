@@ -17,7 +17,7 @@ import torch
 from ray import train, tune
 from ray.exceptions import RayError
 from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.schedulers import ASHAScheduler
 from torch import nn
 
@@ -82,6 +82,8 @@ def launch(
     trainer = TorchTrainer(
         _train_stripe,
         train_loop_config={"work": work, "workers": workers},
+        # Workers with a student each say nothing to each other. NCCL would want a GPU of its own for each of them.
+        torch_config=TorchConfig(backend="gloo" if workers.per_student == 1 else None),
         scaling_config=train.ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpus > 0,

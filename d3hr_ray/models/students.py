@@ -9,6 +9,7 @@ Images are float [-1, 1] BCHW everywhere in this project; a network that wants a
 
 import difflib
 import re
+from collections import OrderedDict
 from typing import Any, Literal
 
 import torch
@@ -30,12 +31,13 @@ ALIASES = {
     "swin_v2": "swinv2_tiny_window8_256",
 }
 TORCHVISION = ("alexnet", "vgg11")
+OURS = ("mlp", "vgg11-small")
 EXAMPLES = (
     "convnet-d3", "convnet-d4", "convnet-d5", "convnet-d6", "convnet-d3-bn", "convnet-d3-w32", "resnet18", "resnet50",
-    "resnet101", *SMALL_RESNETS, "mobilenet_v2", "efficientnet_b0", "vit", "swin_v2", "vgg11", "alexnet",
+    "resnet101", *SMALL_RESNETS, "mobilenet_v2", "efficientnet_b0", "vit", "swin_v2", "vgg11", "alexnet", *OURS,
 )  # fmt: skip
 # AlexNet and VGG-11 halve their input so often that nothing is left of a smaller one: it is enlarged first.
-LEAST_SIDE = {"alexnet": 64, "vgg11": 32}
+LEAST_SIDE = {"alexnet": 64, "vgg11": 32, "vgg11-small": 32}
 
 
 class Normalised(nn.Module):
@@ -89,7 +91,7 @@ def check_arch(arch: str, image_size: int) -> None:
     if match := CONVNET.fullmatch(arch):
         if 2 ** int(match["depth"]) > image_size:
             raise ValueError(f"--arch {arch} halves {image_size} pixels too often; use a smaller depth")
-    elif arch not in (*SMALL_RESNETS, *ALIASES, *TORCHVISION):
+    elif arch not in (*SMALL_RESNETS, *ALIASES, *TORCHVISION, *OURS):
         _require_known(arch)
 
 
@@ -136,18 +138,39 @@ def _build(arch: str, classes: int, side: int, channels: int) -> nn.Module:
         return ConvNet(classes, side, int(match["width"] or 128), int(match["depth"]), norm, channels)
     if arch in SMALL_RESNETS:
         return _small_resnet(arch, classes, channels)
-    if arch in TORCHVISION:
-        import torchvision
-
-        net: Any = getattr(torchvision.models, arch)(num_classes=classes)
-        if channels != 3:
-            stem = net.features[0]
-            net.features[0] = nn.Conv2d(channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding)
+    if arch == "mlp":
+        return _mlp(side * side * channels, classes)
+    if arch in (*TORCHVISION, *OURS):
+        net = _vgg_or_alexnet(arch, classes, channels)
         return Enlarged(net, LEAST_SIDE[arch]) if side < LEAST_SIDE[arch] else net
     import timm
 
     name = ALIASES.get(arch, arch)
     return timm.create_model(name, num_classes=classes, in_chans=channels, **_geometry(name, side))
+
+
+def _mlp(pixels: int, classes: int, width: int = 128) -> nn.Module:
+    """Two hidden layers of 128, as in DC's study across architectures (Zhao et al., ICLR 2021, section 4.1)."""
+    layers = [nn.Linear(pixels, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def _vgg_or_alexnet(arch: str, classes: int, channels: int) -> nn.Module:
+    """torchvision's; of `vgg11-small` the layers alone, with batch norm and one linear layer, as in DC's study."""
+    import torchvision
+
+    net: Any
+    if arch == "vgg11-small":
+        vgg = torchvision.models.vgg
+        features = vgg.make_layers(vgg.cfgs["A"], batch_norm=True)
+        pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+        net = nn.Sequential(OrderedDict(features=features, head=nn.Sequential(*pooled)))
+    else:
+        net = getattr(torchvision.models, arch)(num_classes=classes)
+    if channels != 3:
+        stem = net.features[0]
+        net.features[0] = nn.Conv2d(channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding)
+    return net
 
 
 def _small_resnet(arch: str, classes: int, channels: int) -> nn.Module:
