@@ -173,28 +173,14 @@ def test_a_run_that_asks_for_gpus_grows_a_cluster_from_none(calm, fake_cloud, tm
 
 
 def test_students_and_sweeps_grow_a_cluster_from_none(calm, fake_cloud, tmp_path):
-    """The GPU is none, so what must have one runs on it in name: a student of Ray Train. The sweep takes its CPUs."""
+    """The GPU is none: a student of Ray Train that asks for one is trained on its node's CPU. The sweep takes CPUs."""
     root = shutil.copytree(calm, tmp_path / "run")
-    student = ["--arch", "convnet-d3-w32", "--repeats", "1", "--epochs", "2", "--address", fake_cloud]
-    jobs = {
-        "evaluate": ["--distilled", str(root), "--baselines", "none", "--gpus-per-worker", "1"],
-        "sweep": [
-            "--run",
-            str(root),
-            "--ipc",
-            "2",
-            "--seeds",
-            "0",
-            "1",
-            "--gpus-per-actor",
-            "0",
-            "--gpus-per-trial",
-            "0",
-        ],
-    }
-    for name, flags in jobs.items():
-        command = [sys.executable, f"jobs/{name}.py", *flags, *student]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    env = os.environ | {"RAY_ADDRESS": fake_cloud, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    evaluate = f"tests/gpuless.py --distilled {root} --baselines none --gpus-per-worker 1"
+    sweep = f"jobs/sweep.py --run {root} --ipc 2 --seeds 0 1 --gpus-per-actor 0 --gpus-per-trial 0"
+    for job in (evaluate, sweep):
+        command = [sys.executable, *job.split(), "--arch", "convnet-d3-w32", "--repeats", "1", "--epochs", "2"]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "convnet-d3-w32" in done.stdout
     assert not (root / "inversions").exists()  # the images were inverted when the run was made
