@@ -152,6 +152,17 @@ def test_composed_and_decomposed_accents_are_one_name():
     assert build_class_map([mac], [], 2, ["x", "Vögel"]).model_classes == (1,)
 
 
+@pytest.mark.parametrize("style", ["{name}", "{label:04d}_{name}"])
+def test_folders_are_the_classes_that_no_folder_can_be_named_as(style):
+    """T-shirt/top lies in T-shirt_top, or, as in our sets, in 0000_T-shirt_top; what may be two is neither."""
+    clothes = ("T-shirt/top", "Ankle boot", "Bag")
+    folders = [style.format(name=name, label=label) for label, name in enumerate(("T-shirt_top", "Ankle_boot", "Bag"))]
+    classes = build_class_map(clothes, [f"{name}={i}" for i, name in enumerate(folders)], 3, None)
+    assert classes.sources == clothes and classes.model_classes == (0, 1, 2)
+    with pytest.raises(ValueError, match="no such class"):
+        build_class_map(("a/b", "a b"), [style.format(name="a_b", label=0)], 2, ["x", "y"])
+
+
 def test_hugging_faces_parquet_of_all_classes_and_its_test_images(tmp_path):
     """Labels are positions in the file's names; a set that knows wnids finds its classes there."""
     names, labels = SPELLINGS["Hugging Face"], [517, 134, 264, 474, 0, 999]

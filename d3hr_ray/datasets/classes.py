@@ -4,7 +4,6 @@ A wrong map ruins a run in silence (LINs-lab/RDED issues 3, 4, 6), so nothing he
 matched by name, or whose name fits two, is an error that says how to name it.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from d3hr_ray.config import fingerprint
 from d3hr_ray.datasets.imagenet import CLASSES, imagenet, is_wnid
-from d3hr_ray.datasets.matching import given_ids, match_sources, model_ids, ordered, split_id
+from d3hr_ray.datasets.matching import as_folder, given_ids, match_sources, model_ids, ordered, split_id
 from d3hr_ray.datasets.subsets import SUBSETS
 
 
@@ -50,7 +49,7 @@ class ClassMap:
 def folder_names(classes: pa.Table) -> list[str]:
     """classes.parquet => a safe folder name per label: the wnid, else the name without anything a path could abuse."""
     rows = classes.to_pylist()
-    names = [row["wnid"] or re.sub(r"[^A-Za-z0-9_-]+", "_", row["name"])[:64].strip("_") for row in rows]
+    names = [row["wnid"] or as_folder(row["name"]) for row in rows]
     unsafe = len({n.lower() for n in names}) < len(names) or not all(names)
     # Loaders number folders in sorted order: a prefix makes that the label order. Wnids stay, as everyone knows theirs.
     unsorted = names != sorted(names) and not all(row["wnid"] for row in rows)

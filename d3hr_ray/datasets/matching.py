@@ -1,16 +1,25 @@
 """Names against names: the classes that a user asks for, those of a source, those of a model."""
 
 import difflib
+import re
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from d3hr_ray.datasets.imagenet import CLASSES, NONE, Ids, class_ids, imagenet, nfc
 from d3hr_ray.datasets.subsets import SUBSETS
 
+NUMBERED = re.compile(r"^\d{4}_")  # before a folder's name, where sorted names are not in the order of the labels
+
 
 def ordered(found: Sequence[str]) -> list[str]:
     """Integers by value, anything else by name, as torchvision's ImageFolder sorts."""
     return sorted(found, key=int) if all(n.isdecimal() for n in found) else sorted(found)
+
+
+def as_folder(name: str) -> str:
+    """A class's name without anything that a path could abuse."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:64].strip("_")
 
 
 def split_id(value: str, found: Sequence[str]) -> tuple[str, int | None]:
@@ -34,7 +43,7 @@ def match_sources(
     model_names: Sequence[str] | None,
     flag: str = "--classes",
 ) -> list[str]:
-    """Classes as the user names them => as the source names them: the same text, or the same class.
+    """Classes as the user names them => as the source names them: the same text, the same class, or the same folder.
 
     `given` are the model's class ids of sources that a user said. Raises ValueError for a name without match, or that
     fits two classes.
@@ -46,6 +55,7 @@ def match_sources(
     meant = class_ids(rest)
     theirs = {f: ids for f, ids in class_ids(found).items() if f not in given}
     said = {i: f for f, i in given.items()}
+    folders = _by_folder(found)
     matched = []
     for name in names:
         ids = meant.get(name, NONE)
@@ -54,9 +64,19 @@ def match_sources(
             matched.append(exact[nfc(name)])
         elif len(own) == 1 and own <= said.keys():
             matched.append(said[min(own)])
+        elif not ids and (source := folders.get(name) or folders.get(NUMBERED.sub("", name))):
+            matched.append(source)
         else:
             matched.append(_same_class(name, ids, theirs, flag))
     return matched
+
+
+def _by_folder(found: Sequence[str]) -> dict[str, str]:
+    """Folder names, as a set of ours has them before their number, => the one source that each can mean."""
+    sources = defaultdict(set)
+    for name in found:
+        sources[as_folder(name)].add(name)
+    return {folder: min(names) for folder, names in sources.items() if folder and len(names) == 1}
 
 
 def _position(name: str, names: Sequence[str]) -> Ids:
