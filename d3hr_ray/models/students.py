@@ -73,8 +73,8 @@ class Normalised(nn.Module):
         return (seen - self.offset) / self.scale
 
 
-class Enlarged(nn.Module):
-    """A network that sees its input enlarged to `side`, bilinearly."""
+class Fitted(nn.Module):
+    """A network that sees images of any size at its own `side`, bilinearly and without aliases."""
 
     def __init__(self, net: nn.Module, side: int) -> None:
         super().__init__()
@@ -82,7 +82,9 @@ class Enlarged(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images of any size => logits."""
-        out: torch.Tensor = self.net(nn.functional.interpolate(images, size=self.side, mode="bilinear"))
+        if images.shape[-1] != self.side:
+            images = nn.functional.interpolate(images, size=self.side, mode="bilinear", antialias=True)
+        out: torch.Tensor = self.net(images)
         return out
 
 
@@ -142,7 +144,7 @@ def _build(arch: str, classes: int, side: int, channels: int) -> nn.Module:
         return _mlp(side * side * channels, classes)
     if arch in (*TORCHVISION, *OURS):
         net = _vgg_or_alexnet(arch, classes, channels)
-        return Enlarged(net, LEAST_SIDE[arch]) if side < LEAST_SIDE[arch] else net
+        return Fitted(net, LEAST_SIDE[arch]) if side < LEAST_SIDE[arch] else net
     import timm
 
     name = ALIASES.get(arch, arch)

@@ -15,6 +15,7 @@ from d3hr_ray.models.classifiers import BATCH, enough_steps, predict, train_conv
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.loading import load_networks, load_schedule
 from d3hr_ray.models.memory import keep_freed_memory
+from d3hr_ray.models.students import Fitted
 from d3hr_ray.models.teachers import Target, load_teacher, own_classifier, side_of
 from d3hr_ray.numerics.ddim import sample
 from d3hr_ray.numerics.schedule import Schedule
@@ -75,11 +76,8 @@ def _classifier(
     """Images [-1, 1] => logits over the model's classes: what comes with the model, else a ConvNet trained here."""
     own = own_classifier(model)
     if own is not None and card.class_names:
-        from torchvision.transforms import Resize  # takes seconds to import
-
         side = side_of(own)
-        net = load_teacher(own, Target(card.class_names, None, side))
-        return nn.Sequential(Resize((side, side), antialias=True), net).eval()
+        return Fitted(load_teacher(own, Target(card.class_names, None, side)), side).eval()
     steps = enough_steps(len(pixels))
     return train_convnet(
         pixels,

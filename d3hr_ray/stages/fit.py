@@ -22,13 +22,19 @@ PerClass = dict[int, Moments]
 Gaussians = tuple[torch.Tensor, torch.Tensor]  # mean and std (K, D)
 
 
-def run_fit(store: Store, timesteps: tuple[int, ...], classes: list[str], accepted: int) -> None:
-    """Fit every timestep that has no Gaussians yet. Raises RunError for a class with fewer than 2 images."""
-    files = store.list(LATENTS)
+def run_fit(
+    store: Store, timesteps: tuple[int, ...], classes: list[str], accepted: int, source: Store | None = None
+) -> None:
+    """Fit every timestep that has no Gaussians yet, to the latents of `source`, if that is not `store`.
+
+    Raises RunError for a class with fewer than 2 images.
+    """
+    source = source or store
+    files = source.list(LATENTS)
     groups = [files[at : at + FILES_PER_TASK] for at in range(0, len(files), FILES_PER_TASK)]
     for t in sorted(timesteps):
         if not store.exists(gaussian_file(t)):
-            moments = fit_tree(store, groups, t)
+            moments = fit_tree(source, groups, t)
             store.write_table(gaussian_file(t), gaussian_table(moments, t, classes, accepted))
 
 

@@ -9,7 +9,7 @@ from math import sqrt
 
 import torch
 
-from d3hr_ray.layout import LATENTS, finished, gaussian_file
+from d3hr_ray.layout import finished, gaussian_file
 from d3hr_ray.numerics.groups import spread_scale
 from d3hr_ray.numerics.guide_modes import towards
 from d3hr_ray.numerics.guide_set import clean_std, to_moments
@@ -19,7 +19,7 @@ from d3hr_ray.numerics.mixture import Mixture, share_out
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.block_features import block_kind, guided_at
 from d3hr_ray.stages.class_means import read_class_means
-from d3hr_ray.stages.fit import FILES_PER_TASK, fit_tree, gaussian_table, read_gaussians
+from d3hr_ray.stages.fit import read_gaussians, run_fit
 from d3hr_ray.stages.mixture import mixture_kind, read_mixtures, stored_timesteps
 from d3hr_ray.stages.sampling import Sampler
 from d3hr_ray.store import Store
@@ -98,7 +98,5 @@ def run_moments(latents: Store, store: Store, t: int, classes: list[str]) -> Non
     if latents.exists(file):
         store.write_bytes(file, latents.read_bytes(file))
         return
-    files = latents.list(LATENTS)
-    groups = [files[at : at + FILES_PER_TASK] for at in range(0, len(files), FILES_PER_TASK)]
     accepted = sum(counts["accepted"] for counts in finished(latents).values())
-    store.write_table(file, gaussian_table(fit_tree(latents, groups, t), t, classes, accepted))
+    run_fit(store, (t,), classes, accepted, latents)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.models.students import Normalised
+from d3hr_ray.models.students import Fitted, Normalised
 from d3hr_ray.models.teachers import Target, load_teacher, own_classifier, resolve, side_of, teacher_id
 
 BATCH = 256
@@ -23,7 +23,7 @@ class Judge:
     """A frozen classifier over the run's classes, whatever size it wants its images in."""
 
     def __init__(self, net: nn.Module, side: int, device: str) -> None:
-        self.net, self.side, self.device = net.eval().requires_grad_(False).to(device), side, device
+        self.net, self.device = Fitted(net, side).eval().requires_grad_(False).to(device), device
 
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
@@ -38,10 +38,7 @@ class Judge:
 
     def _logits(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         for part in images.split(BATCH):
-            fitted = part.to(self.device).clamp(-1, 1)
-            if fitted.shape[-1] != self.side:
-                fitted = nn.functional.interpolate(fitted, size=self.side, mode="bilinear", antialias=True)
-            yield self.net(fitted).float()
+            yield self.net(part.to(self.device).clamp(-1, 1)).float()
 
 
 def judge_name(config: RunConfig) -> str:
