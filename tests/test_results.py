@@ -81,7 +81,8 @@ def test_accuracies_become_a_row_per_set_and_a_column_per_ipc():
     )
     assert accuracies([cell(), cell(arch="resnet18")])[0] == ("arch", "set", "IPC 10")
     with pytest.raises(ValueError, match="two cells of d3hr-moments-t600 at IPC 10"):
-        accuracies([cell(), cell()])
+        accuracies([cell(), cell(top1_last=0.6)])
+    assert accuracies([cell(), cell()]) == accuracies([cell()])  # of two sweeps that share it
 
 
 def test_any_other_csv_is_shown_as_it_is():

@@ -33,15 +33,15 @@ def accuracies(rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[tuple[Cell, 
     """Cells of accuracy => a row per set, student and protocol, a column per IPC ("" is the whole set); in percent.
 
     Students, protocols and teachers of which there is one have no column. A name loses its IPC, which its column says.
+    Sweeps of one run may share cells. Raises ValueError for two accuracies of one cell.
     """
     varied = [name for name in ("arch", "protocol", "teacher") if len({row.get(name) for row in rows}) > 1]
     ipcs = sorted({row["ipc"] for row in rows}, key=lambda ipc: (ipc == "", int(ipc or 0)))
     table: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         own = table.setdefault((*(row[name] for name in varied), _name(row)), {})
-        if row["ipc"] in own:
+        if own.setdefault(row["ipc"], found := _accuracy(row)) != found:
             raise ValueError(f"two cells of {_name(row)} at IPC {row['ipc']}: give CSVs of one evaluation or sweep")
-        own[row["ipc"]] = _accuracy(row)
     columns = (*varied, "set", *(f"IPC {ipc}" if ipc else "all images" for ipc in ipcs))
     return columns, tuple((*key, *(own.get(ipc) for ipc in ipcs)) for key, own in sorted(table.items()))
 
