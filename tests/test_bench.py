@@ -20,7 +20,7 @@ RATIOS = {
     "fit": {"read_ratio", "read_ratio_shuffled"},
     "invert": {"equal_maths_speedup", "peak_share", "default_speedup"},
     "train": {"train_speedup_width32"},
-    "guides": {f"seconds_{name}_ipc2" for name in ("modes", "transport", "set", "set-repulsion")},
+    "guides": {f"seconds_{name}_ipc2" for name in ("modes", "transport", "set", "set-repulsion", "features")},
     "gpu": {"equal_maths_speedup", "best_forward_share", "vae_tf32_speedup", "concurrent_students_speedup"},
     "evaluate": {"driver_growth", "driver_growth_mb"},
 }

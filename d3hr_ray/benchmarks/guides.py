@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from d3hr_ray.benchmarks.measure import Result, in_turns, median_ratio
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.loading import load_networks, load_schedule
+from d3hr_ray.numerics.guide_features import descended
 from d3hr_ray.numerics.guide_modes import towards
 from d3hr_ray.numerics.guide_set import to_moments
 from d3hr_ray.numerics.guide_transport import to_support
@@ -19,7 +21,8 @@ from d3hr_ray.numerics.solvers import SAMPLE
 
 MODEL, T, GUIDANCE, CLASSES = "digits", 600, 2.0, 10
 STRENGTH, REPULSION, UNTIL = 0.1, 0.03, 0  # guided to the end: the most that it can cost
-XL = 4 * 32 * 32  # dims of DiT-XL/2 at 256 pixels
+XL, XL_WIDTH = 4 * 32 * 32, 1152  # of DiT-XL/2 at 256 pixels: dims of a latent, and of a token
+NAMES = ("modes", "transport", "set", "set-repulsion", "features")
 
 
 def run(quick: bool) -> Result:
@@ -31,13 +34,15 @@ def run(quick: bool) -> Result:
     ratios: dict[str, float] = {}
     for ipc in (2,) if quick else (10, 50):
         labels = torch.arange(CLASSES).repeat_interleave(ipc)
-        calls: dict[str, list[int]] = {name: [] for name in ("none", *_guides(labels, ipc, 1))}
+        calls: dict[str, list[int]] = {name: [] for name in ("none", *NAMES)}
         sides = _sides(denoiser, schedule, labels, ipc, calls)
         seconds = in_turns(sides, 1 if quick else 3)
         for name, taken in seconds.items():
             ratio = median_ratio(taken, seconds["none"])
             share = calls[name][-1] / calls["none"][-1]
-            memory = {} if name == "none" else {"MB a class, 4x32x32": _floats(name, ipc, XL) * 4 / 2**20}
+            memory = (
+                {} if name == "none" else {"MB a class, 4x32x32": _floats(name, ipc, len(schedule.grid)) * 4 / 2**20}
+            )
             rows.append({"guide": name, "IPC": ipc, "seconds, ratio": ratio, "evaluations, ratio": share} | memory)
             if name != "none":
                 ratios[f"seconds_{name}_ipc{ipc}"] = ratio
@@ -47,6 +52,7 @@ def run(quick: bool) -> Result:
 NOTES = [
     f"digits model, t = {T}, guidance {GUIDANCE:g}; as many components as images; guided at every point of the grid",
     "memory: what a guide holds for one class beside its images, in float32 (transport and set compute in float64)",
+    "features takes two passes of its own up to its block, the middle one, which are not among the evaluations",
 ]
 
 
@@ -56,7 +62,6 @@ def _sides(
 ) -> dict[str, Callable[[], torch.Tensor]]:
     """Sampling of one set without a guide and with each, which notes how often the network was evaluated."""
     starts = normal((len(labels), *denoiser.latent_shape), "bench guides")
-    dims = starts[0].numel()
 
     @torch.inference_mode()
     def sample(name: str, guide: Guide | None) -> torch.Tensor:
@@ -73,24 +78,40 @@ def _sides(
         calls[name].append(count)
         return found
 
-    guides = _guides(labels, ipc, dims, denoiser.latent_shape)
+    guides = dict(zip(NAMES, _guides(denoiser, schedule, labels, ipc), strict=True))
     return {name: partial(sample, name, guide) for name, guide in {"none": None, **guides}.items()}
 
 
-def _guides(labels: torch.Tensor, ipc: int, dims: int, shape: tuple[int, ...] | None = None) -> dict[str, Guide]:
-    """Each guide, of made-up centres and moments: what they cost depends on their numbers alone."""
+def _guides(denoiser: Denoiser, schedule: Schedule, labels: torch.Tensor, ipc: int) -> tuple[Guide, ...]:
+    """Each guide, of made-up centres, moments and features: what they cost depends on their numbers alone."""
+    shape, blocks = denoiser.latent_shape, denoiser.transformer.transformer_blocks
+    dims = prod(shape)
     modes = normal((len(labels), dims), "modes")
     points = list(normal((CLASSES, ipc, dims), "points"))
     mean, std = normal((CLASSES, dims), "mean"), normal((CLASSES, dims), "std").abs() + 0.5
+    middle = len(blocks) // 2
+
+    def to_features(clean: torch.Tensor, noised: torch.Tensor, t: int) -> torch.Tensor:
+        seen = partial(denoiser.features, t=t, classes=labels, block=middle)
+        return descended(seen, clean, noised, goals, schedule.alpha(t), STRENGTH)
+
+    goals = normal(tuple(denoiser.features(modes[:1].reshape(-1, *shape), 0, labels[:1], middle).shape), "goals")
+    return (
+        towards(modes.reshape(-1, *shape), STRENGTH),
+        to_support(points, [torch.ones(ipc)] * CLASSES, labels, STRENGTH),
+        to_moments(mean, std, labels, STRENGTH),
+        to_moments(mean, std, labels, STRENGTH, REPULSION),
+        to_features,
+    )
+
+
+def _floats(name: str, ipc: int, points: int) -> int:
+    """Numbers that a guide of DiT-XL/2 holds for one class of `ipc` images, as many components and a grid."""
+    moments, pairs = 2 * XL, ipc * ipc
     return {
-        "modes": towards(modes.reshape(-1, *(shape or (dims,))), STRENGTH),
-        "transport": to_support(points, [torch.ones(ipc)] * CLASSES, labels, STRENGTH),
-        "set": to_moments(mean, std, labels, STRENGTH),
-        "set-repulsion": to_moments(mean, std, labels, STRENGTH, REPULSION),
-    }
-
-
-def _floats(name: str, ipc: int, dims: int) -> int:
-    """Numbers that a guide holds for one class of `ipc` images and as many components."""
-    moments, pairs = 2 * dims, ipc * ipc
-    return {"modes": ipc * dims, "transport": ipc * dims + 2 * pairs, "set": moments}.get(name, moments + pairs)
+        "modes": ipc * XL,
+        "transport": ipc * XL + 2 * pairs,
+        "set": moments,
+        "set-repulsion": moments + pairs,
+        "features": points * XL_WIDTH,
+    }[name]
