@@ -17,7 +17,9 @@ from d3hr_ray.datasets.decode import decode
 from d3hr_ray.datasets.detect import detect
 from d3hr_ray.datasets.idxclasses import FASHION, HIRAGANA
 from d3hr_ray.datasets.listing import Listing, list_images, open_source
+from d3hr_ray.datasets.matching import as_folder
 from d3hr_ray.datasets.splits import held_out_of, to_test_on
+from d3hr_ray.evaluation.comparison import list_real
 
 
 def listing(uri: object, known: int = 10, **options) -> Listing:
@@ -230,6 +232,12 @@ def test_fashion_mnist_is_found_by_its_name(places):
         open_source(DataConfig("fashion-mnist/val"))
     with pytest.raises(ValueError, match="no such file or folder"):
         open_source(DataConfig("fashion-mnist", "imagefolder"))
+
+
+def test_a_set_in_folders_finds_its_classes_among_images_that_have_none(tmp_path):
+    write_set(tmp_path / "fashion-mnist")
+    listing = list_real(DataConfig(str(tmp_path / "fashion-mnist")), tuple(as_folder(name) for name in FASHION), None)
+    assert listing.classes.sources == FASHION and listing.classes.model_classes == tuple(range(10))
 
 
 def test_digits_and_fashion_mnist_have_no_format_but_their_own():

@@ -80,7 +80,7 @@ def test_accuracies_become_a_row_per_set_and_a_column_per_ipc():
         ("real-full", None, None, "90.0"),
     )
     assert accuracies([cell(), cell(arch="resnet18")])[0] == ("arch", "set", "IPC 10")
-    with pytest.raises(ValueError, match="two cells of d3hr-moments-t600 at IPC 10"):
+    with pytest.raises(ValueError, match="two accuracies of d3hr-moments-t600 at IPC 10"):
         accuracies([cell(), cell(top1_last=0.6)])
     assert accuracies([cell(), cell()]) == accuracies([cell()])  # of two sweeps that share it
 

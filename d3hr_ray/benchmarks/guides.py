@@ -41,7 +41,9 @@ def run(quick: bool) -> Result:
             ratio = median_ratio(taken, seconds["none"])
             share = calls[name][-1] / calls["none"][-1]
             memory = (
-                {} if name == "none" else {"MB a class, 4x32x32": _floats(name, ipc, len(schedule.grid)) * 4 / 2**20}
+                {}
+                if name == "none"
+                else {"MB a class, 4x32x32": _floats(name, ipc, sum(t <= T for t in schedule.grid)) * 4 / 2**20}
             )
             rows.append({"guide": name, "IPC": ipc, "seconds, ratio": ratio, "evaluations, ratio": share} | memory)
             if name != "none":
@@ -106,12 +108,12 @@ def _guides(denoiser: Denoiser, schedule: Schedule, labels: torch.Tensor, ipc: i
 
 
 def _floats(name: str, ipc: int, points: int) -> int:
-    """Numbers that a guide of DiT-XL/2 holds for one class of `ipc` images, as many components and a grid."""
+    """Numbers that a guide of DiT-XL/2 holds for one class of `ipc` images, with as many components."""
     moments, pairs = 2 * XL, ipc * ipc
     return {
         "modes": ipc * XL,
         "transport": ipc * XL + 2 * pairs,
         "set": moments,
         "set-repulsion": moments + pairs,
-        "features": points * XL_WIDTH,
+        "features": ipc * points * XL_WIDTH,
     }[name]

@@ -95,7 +95,7 @@ def _saved(images: torch.Tensor, real: ImageSet) -> ImageSet:
 
 
 def _resized(pixels: torch.Tensor, side: int) -> torch.Tensor:
-    """As a run reads images and saves them."""
+    """By Lanczos both ways, as a run saves images; it enlarges those that it reads bilinearly."""
     return torch.from_numpy(np.stack([decode(png(each, side), side) for each in pixels.numpy()]))
 
 

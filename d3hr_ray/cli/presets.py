@@ -37,9 +37,9 @@ def digits_affine() -> RunConfig:
 def fashion_mnist() -> RunConfig:
     """60,000 garments of 28x28, with the embedded model, which takes them at 32x32: a CPU, an hour; saved at 28x28.
 
-    t and guidance were swept on training images (docs/results.md): accuracies of one Gaussian a class do not depend on
-    them, and its images are better at 600 than at 200. Of --components those at 200 train better. Classes are in the
-    set's own order, so that labels are those of its files.
+    t was swept on training images (docs/results.md): the accuracy of one Gaussian a class does not depend on it, and
+    its images are better at 600 than at 200. Of --components those at 200 train better. Classes are in the set's own
+    order, so that labels are those of its files.
     """
     return RunConfig(
         data=DataConfig(uri=FASHION_MNIST, format="idx", classes=FASHION, shard_size=1024),

@@ -3,13 +3,10 @@
 import difflib
 import re
 import shlex
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from d3hr_ray.datasets.imagenet import CLASSES, NONE, Ids, class_ids, imagenet, nfc
 from d3hr_ray.datasets.subsets import SUBSETS
-
-NUMBERED = re.compile(r"^\d{4}_")  # before a folder's name, where sorted names are not in the order of the labels
 
 
 def ordered(found: Sequence[str]) -> list[str]:
@@ -57,26 +54,29 @@ def match_sources(
     said = {i: f for f, i in given.items()}
     folders = _by_folder(found)
     matched = []
-    for name in names:
+    for at, name in enumerate(names):
         ids = meant.get(name, NONE)
         own = ids if model_names is None else _position(name, model_names)
         if nfc(name) in exact:
             matched.append(exact[nfc(name)])
         elif len(own) == 1 and own <= said.keys():
             matched.append(said[min(own)])
-        elif not ids and (source := folders.get(name) or folders.get(NUMBERED.sub("", name))):
-            matched.append(source)
+        elif not ids and _folder(name, at) in folders:
+            matched.append(found[folders[_folder(name, at)]])
         else:
             matched.append(_same_class(name, ids, theirs, flag))
     return matched
 
 
-def _by_folder(found: Sequence[str]) -> dict[str, str]:
-    """Folder names, as a set of ours has them before their number, => the one source that each can mean."""
-    sources = defaultdict(set)
-    for name in found:
-        sources[as_folder(name)].add(name)
-    return {folder: min(names) for folder, names in sources.items() if folder and len(names) == 1}
+def _folder(name: str, at: int) -> str:
+    """The folder of a class at a position, without the number that a set of ours writes before it to keep the order."""
+    return as_folder(name.removeprefix(f"{at:04d}_"))
+
+
+def _by_folder(names: Sequence[str]) -> dict[str, int]:
+    """Positions of names by their folders, where one name alone has that folder."""
+    folders = [_folder(name, at) for at, name in enumerate(names)]
+    return {folder: at for at, folder in enumerate(folders) if folder and folders.count(folder) == 1}
 
 
 def _position(name: str, names: Sequence[str]) -> Ids:
@@ -123,7 +123,9 @@ def model_ids(
         "--classes, or train a model on this data with jobs/pretrain.py"
     )
     if model_names is not None:
-        index = {nfc(name): i for i, name in enumerate(model_names)}
+        index, folders = {nfc(name): i for i, name in enumerate(model_names)}, _by_folder(model_names)
+        own = {s: _folder(s, at) for at, s in enumerate(found) if nfc(s) not in index}
+        index |= {nfc(s): folders[folder] for s, folder in own.items() if folder in folders}
         if unknown := [s for s in sources if nfc(s) not in index]:
             raise ValueError(
                 f"--model knows no class {unknown[0]!r} (it knows {', '.join(model_names[:5])}, ...); {hint}"

@@ -181,11 +181,11 @@ def list_real(
     Raises ValueError for classes that differ, with both lists, or for one without images.
     """
     wanted = wnids or classes
+    asked = replace(data, classes=tuple(wanted))
     each = ray_map if "://" in data.uri else thread_map
-    count = 1000 if wnids else len(classes)
-    numbered = wanted if wnids else tuple(f"{name}={label}" for label, name in enumerate(classes))
+    count, names = (1000, None) if wnids else (len(classes), list(classes))
     try:
-        listing = list_images(replace(data, classes=numbered), count, None, each)
+        listing = list_images(asked, count, names, each)
     except ClassMismatch as error:
         why = str(error).replace("--classes ", "class ")
         both = f"the set has {few(classes)}, the data {few(error.found)}"

@@ -74,16 +74,16 @@ class Normalised(nn.Module):
 
 
 class Fitted(nn.Module):
-    """A network that sees images of any size at its own `side`, bilinearly and without aliases."""
+    """A network that sees images of any size at its own `side`, bilinearly; `antialias` is for those that shrink."""
 
-    def __init__(self, net: nn.Module, side: int) -> None:
+    def __init__(self, net: nn.Module, side: int, antialias: bool = True) -> None:
         super().__init__()
-        self.net, self.side = net, side
+        self.net, self.side, self.antialias = net, side, antialias
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images of any size => logits."""
         if images.shape[-1] != self.side:
-            images = nn.functional.interpolate(images, size=self.side, mode="bilinear", antialias=True)
+            images = nn.functional.interpolate(images, size=self.side, mode="bilinear", antialias=self.antialias)
         out: torch.Tensor = self.net(images)
         return out
 
@@ -144,7 +144,7 @@ def _build(arch: str, classes: int, side: int, channels: int) -> nn.Module:
         return _mlp(side * side * channels, classes)
     if arch in (*TORCHVISION, *OURS):
         net = _vgg_or_alexnet(arch, classes, channels)
-        return Fitted(net, LEAST_SIDE[arch]) if side < LEAST_SIDE[arch] else net
+        return Fitted(net, LEAST_SIDE[arch], antialias=False) if side < LEAST_SIDE[arch] else net
     import timm
 
     name = ALIASES.get(arch, arch)
@@ -158,7 +158,7 @@ def _mlp(pixels: int, classes: int, width: int = 128) -> nn.Module:
 
 
 def _vgg_or_alexnet(arch: str, classes: int, channels: int) -> nn.Module:
-    """torchvision's; of `vgg11-small` the layers alone, with batch norm and one linear layer, as in DC's study."""
+    """torchvision's; of `vgg11-small` the convolutions alone, with batch norm, and one linear layer after them."""
     import torchvision
 
     net: Any

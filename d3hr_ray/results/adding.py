@@ -38,10 +38,12 @@ def accuracies(rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[tuple[Cell, 
     varied = [name for name in ("arch", "protocol", "teacher") if len({row.get(name) for row in rows}) > 1]
     ipcs = sorted({row["ipc"] for row in rows}, key=lambda ipc: (ipc == "", int(ipc or 0)))
     table: dict[tuple[str, ...], dict[str, str]] = {}
+    means: dict[tuple[str, ...], str] = {}
     for row in rows:
-        own = table.setdefault((*(row[name] for name in varied), _name(row)), {})
-        if own.setdefault(row["ipc"], found := _accuracy(row)) != found:
-            raise ValueError(f"two cells of {_name(row)} at IPC {row['ipc']}: give CSVs of one evaluation or sweep")
+        key = (*(row[name] for name in varied), _name(row))
+        if means.setdefault((*key, row["ipc"]), row["top1_last"]) != row["top1_last"]:
+            raise ValueError(f"two accuracies of {_name(row)} at IPC {row['ipc']}: give CSVs of one run and protocol")
+        table.setdefault(key, {})[row["ipc"]] = _accuracy(row)
     columns = (*varied, "set", *(f"IPC {ipc}" if ipc else "all images" for ipc in ipcs))
     return columns, tuple((*key, *(own.get(ipc) for ipc in ipcs)) for key, own in sorted(table.items()))
 
