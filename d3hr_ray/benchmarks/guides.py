@@ -30,6 +30,7 @@ def run(quick: bool) -> Result:
     torch.set_num_threads(1)
     _, denoiser = load_networks(MODEL, torch.float32, "cpu")
     schedule = load_schedule(MODEL, 5 if quick else 25, "ddim")
+    points = sum(t <= T for t in schedule.grid)
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
     for ipc in (2,) if quick else (10, 50):
@@ -40,11 +41,7 @@ def run(quick: bool) -> Result:
         for name, taken in seconds.items():
             ratio = median_ratio(taken, seconds["none"])
             share = calls[name][-1] / calls["none"][-1]
-            memory = (
-                {}
-                if name == "none"
-                else {"MB a class, 4x32x32": _floats(name, ipc, sum(t <= T for t in schedule.grid)) * 4 / 2**20}
-            )
+            memory = {} if name == "none" else {"MB a class, 4x32x32": _floats(name, ipc, points) * 4 / 2**20}
             rows.append({"guide": name, "IPC": ipc, "seconds, ratio": ratio, "evaluations, ratio": share} | memory)
             if name != "none":
                 ratios[f"seconds_{name}_ipc{ipc}"] = ratio

@@ -3,6 +3,7 @@
 import difflib
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from d3hr_ray.datasets.imagenet import CLASSES, NONE, Ids, class_ids, imagenet, nfc
@@ -76,7 +77,8 @@ def _folder(name: str, at: int) -> str:
 def _by_folder(names: Sequence[str]) -> dict[str, int]:
     """Positions of names by their folders, where one name alone has that folder."""
     folders = [_folder(name, at) for at, name in enumerate(names)]
-    return {folder: at for at, folder in enumerate(folders) if folder and folders.count(folder) == 1}
+    counts = Counter(folders)
+    return {folder: at for at, folder in enumerate(folders) if folder and counts[folder] == 1}
 
 
 def _position(name: str, names: Sequence[str]) -> Ids:
