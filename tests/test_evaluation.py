@@ -10,6 +10,7 @@ from stripes import SETTING, gradient, hard, stripes
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
+from d3hr_ray.config import as_dict
 from d3hr_ray.evaluation import augment as aug
 from d3hr_ray.evaluation.protocols import Augment, Setting
 from d3hr_ray.evaluation.recipes import Overrides, Recipe
@@ -215,6 +216,24 @@ def test_a_student_learns_and_equal_seeds_give_equal_weights():
     assert runs[0].last.confusion.sum() == 90
     assert all(torch.equal(runs[0].weights[k], v) for k, v in runs[1].weights.items())
     assert not all(torch.equal(runs[0].weights[k], v) for k, v in runs[2].weights.items())
+
+
+def test_bfloat16_rounds_a_step_and_nothing_that_is_kept():
+    """Off by more than float32 rounds, and by less than 2^-8 for each of 3 layers of 4 operations, there and back."""
+    train, test = stripes(7), stripes(20, 1)
+    exact, rounded = (gradient("convnet-d3-w32", train, Share(), precision=p) for p in ("float32", "bfloat16"))
+    assert exact.dtype == rounded.dtype == torch.float32
+    assert 1e-4 < (exact - rounded).norm() / exact.norm() < 24 * 2**-8
+    outcome = train_student("convnet-d3-w32", hard(precision="bfloat16"), stripes(8), test, None, 0)
+    assert outcome.last.top1 > 0.95 and {v.dtype for v in outcome.weights.values()} == {torch.float32}
+
+
+def test_another_precision_is_another_version_and_float32_changes_no_key():
+    plain, half = (Recipe(precision=p).make("dc", SETTING) for p in ("float32", "bfloat16"))
+    assert (plain.version, half.version) == ("1", "1+bfloat16")
+    assert "precision" not in as_dict(plain) and as_dict(half)["precision"] == "bfloat16"
+    both = Recipe(overrides=Overrides(lr=0.1), weighted=True, precision="bfloat16").make("dc", SETTING)
+    assert both.version == "1+lr=0.1,weights,bfloat16"
 
 
 def test_a_run_resumed_from_a_checkpoint_ends_at_the_same_weights(tmp_path):

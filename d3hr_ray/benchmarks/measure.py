@@ -1,12 +1,15 @@
 """What all benchmarks share: both sides of a ratio in turns, a result with its machine, a table for people."""
 
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +48,27 @@ def in_turns(sides: Mapping[str, Callable[[], Any]], repeats: int, clock: Clock 
             side()
             seconds[name].append(clock() - start)
     return seconds
+
+
+def in_turns_apart(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """CPU seconds as of `in_turns`, one thread, each side in a process of its own that lives through all turns.
+
+    So what one side leaves behind in its process (settings of the allocator, warm caches) is no help to another.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        pools = {name: stack.enter_context(context.Pool(1, torch.set_num_threads, (1,))) for name in sides}
+        timed = {name: partial(pools[name].apply, _cpu_seconds, (side,)) for name, side in sides.items()}
+        for turn in timed.values():
+            turn()
+        turns = [{name: turn() for name, turn in timed.items()} for _ in range(repeats)]
+    return {name: [turn[name] for turn in turns] for name in sides}
+
+
+def _cpu_seconds(side: Callable[[], Any]) -> float:
+    start = CPU()
+    side()
+    return CPU() - start
 
 
 def median_ratio(above: list[float], below: list[float]) -> float:

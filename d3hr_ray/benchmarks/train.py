@@ -1,73 +1,103 @@
 """bench train: a student's training in memory against a plain DataLoader loop of the same maths; students side by side.
 
-The plain loop is what the field's scripts are: a folder of PNGs, torchvision transforms image by image, a DataLoader.
+The plain loop is what the field's scripts are: torch's layers and a DataLoader, of a folder of PNGs with torchvision's
+transforms image by image, or under `dc` of tensors in memory, as DatasetCondensation's evaluation.
 """
 
 import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Barrier
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision import datasets, transforms
 
-from d3hr_ray.benchmarks.measure import CPU, WALL, Result, in_turns, median_ratio
+from d3hr_ray.benchmarks.measure import WALL, Result, in_turns_apart, median_ratio
 from d3hr_ray.datasets.images import Images
+from d3hr_ray.datasets.normalisation import IMAGENET, is_grey, normalisation_of
 from d3hr_ray.evaluation.augment import mix
-from d3hr_ray.evaluation.protocols import Protocol, Setting, hard
+from d3hr_ray.evaluation.protocols import PROTOCOLS, Protocol, Setting
 from d3hr_ray.evaluation.training import train_student
-from d3hr_ray.models.students import build_student
+from d3hr_ray.models.classifiers import HalfPool
+from d3hr_ray.models.students import Normalised, build_student
 from d3hr_ray.numerics.seeds import generator
 
-SIDE, CLASSES, IPC = 16, 10, 10
-STUDENTS = {"train_speedup": "convnet-d3", "train_speedup_width32": "convnet-d3-w32"}
+CLASSES, IPC = 10, 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """A student on images of `side` pixels under a protocol: `hard` on digits' size, `dc` on Fashion-MNIST's, grey."""
+
+    ratio: str
+    arch: str
+    side: int = 16
+    protocol: Literal["hard", "dc"] = "hard"
+
+    def images(self) -> Images:
+        """IPC images per class; what they show does not change the time."""
+        draw = np.random.default_rng(0)
+        channels = 1 if self.protocol == "dc" else 3
+        pixels = draw.integers(0, 256, (CLASSES * IPC, self.side, self.side, channels), np.uint8)
+        return Images(
+            np.repeat(pixels, 3 // channels, 3), np.arange(CLASSES).repeat(IPC), tuple(map(str, range(CLASSES)))
+        )
+
+    def made(self, epochs: int) -> Protocol:
+        """The protocol for so many epochs, tested at the end alone."""
+        base = PROTOCOLS[self.protocol](Setting(arch=self.arch, image_size=self.side, ipc=IPC, classes=CLASSES))
+        return replace(base, epochs=epochs, steps=None, evaluate_every=epochs)
+
+
+CASES = (
+    Case("train_speedup", "convnet-d3"),
+    Case("train_speedup_width32", "convnet-d3-w32"),
+    Case("train_speedup_dc", "convnet-d3", 28, "dc"),
+)
 
 
 def run(quick: bool) -> Result:
-    """Measure on as many images of digits' size; `quick` is for tests: one small student, one epoch."""
-    torch.set_num_threads(1)
-    images, epochs = noise_images(), 1 if quick else 10
+    """Measure every case, each side in a process of its own; `quick` is for tests: one small student, one epoch."""
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        _write_pngs(images, Path(folder))
-        for ratio, arch in list(STUDENTS.items())[1 if quick else 0 :]:
-            protocol = _protocol(arch, epochs)
+    for case in CASES[1:2] if quick else CASES:
+        epochs = 1 if quick else 10
+        images, protocol = case.images(), case.made(epochs)
+        with tempfile.TemporaryDirectory() as folder:
+            _write_pngs(images, Path(folder))
+            test = images.take(np.arange(CLASSES))
             sides: dict[str, Callable[[], Any]] = {
-                "DataLoader": partial(plain_loop, folder, arch, protocol),
-                "ours": partial(train_student, arch, protocol, images, images.take(np.arange(10)), None, 0),
+                "DataLoader": partial(plain_loop, folder, case, epochs),
+                "ours": partial(train_student, case.arch, protocol, images, test, None, 0),
             }
-            seconds = in_turns(sides, 1 if quick else 5, CPU)
-            rows += [
-                {"student": arch, "way": k, "images/s": epochs * len(images) / statistics.median(s)}
-                for k, s in seconds.items()
-            ]
-            ratios[ratio] = median_ratio(seconds["DataLoader"], seconds["ours"])
-    note = (
-        f"hard labels, crop, flip, CutMix; {len(images)} PNGs of {SIDE} pixels, batch {protocol.batch_size}; one thread"
-    )
-    return Result("train", ratios, rows, [note, "the loop reads, decodes and augments each image anew, as scripts do"])
-
-
-def noise_images() -> Images:
-    """IPC images per class of digits' size; what they show does not change the time."""
-    draw = np.random.default_rng(0)
-    pixels = draw.integers(0, 256, (CLASSES * IPC, SIDE, SIDE, 3), np.uint8)
-    return Images(pixels, np.arange(CLASSES).repeat(IPC), tuple("0123456789"))
-
-
-def _protocol(arch: str, epochs: int) -> Protocol:
-    base = hard(Setting(arch=arch, image_size=SIDE, ipc=IPC, classes=CLASSES))
-    return replace(base, epochs=epochs, steps=None, evaluate_every=epochs)
+            if case.protocol == "dc":
+                half = replace(protocol, precision="bfloat16")
+                sides["ours, bfloat16"] = partial(train_student, case.arch, half, images, test, None, 0)
+            seconds = in_turns_apart(sides, 1 if quick else 5)
+        told = f"{case.arch}, {case.side} pixels, {case.protocol}"
+        rows += [
+            {"student": told, "way": k, "images/s": epochs * len(images) / statistics.median(s)}
+            for k, s in seconds.items()
+        ]
+        ratios[case.ratio] = median_ratio(seconds["DataLoader"], seconds["ours"])
+        if case.protocol == "dc":
+            ratios[f"{case.ratio}_bfloat16"] = median_ratio(seconds["ours"], seconds["ours, bfloat16"])
+    notes = [
+        f"{CLASSES * IPC} images; one thread; each side in a process of its own: ours keeps freed memory, scripts do not",
+        "hard: crop, flip, CutMix; the loop reads, decodes and augments each PNG anew, as scripts do",
+        "dc: no augmentation; the loop has its images in memory, as DatasetCondensation's",
+    ]
+    return Result("train", ratios, rows, notes)
 
 
 def _write_pngs(images: Images, folder: Path) -> None:
@@ -77,14 +107,11 @@ def _write_pngs(images: Images, folder: Path) -> None:
         Image.fromarray(pixels).save(path)
 
 
-def plain_loop(folder: str, arch: str, protocol: Protocol) -> None:
-    """The same protocol by ImageFolder, torchvision's transforms and a DataLoader without workers."""
-    scale = protocol.augment.crop_scale
-    assert scale is not None, "the hard protocol crops"
-    steps = [transforms.RandomResizedCrop(SIDE, scale), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    data = datasets.ImageFolder(folder, transforms.Compose([*steps, transforms.Normalize([0.5] * 3, [0.5] * 3)]))
-    loader = DataLoader(data, protocol.batch_size, shuffle=True)
-    net = build_student(arch, CLASSES, SIDE, 0)
+def plain_loop(folder: str, case: Case, epochs: int) -> None:
+    """The same protocol by a DataLoader without workers, on a network of torch's layers alone."""
+    protocol = case.made(epochs)
+    loader = DataLoader(_tensors(case) if case.protocol == "dc" else _pngs(folder, case), protocol.batch_size, True)
+    net = _plain_student(case)
     optimizer = torch.optim.SGD(net.parameters(), protocol.lr, momentum=0.9, weight_decay=protocol.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, protocol.epochs)
     draw = generator("bench train")
@@ -97,6 +124,30 @@ def plain_loop(folder: str, arch: str, protocol: Protocol) -> None:
             loss.backward()
             optimizer.step()
         schedule.step()
+
+
+def _pngs(folder: str, case: Case) -> datasets.ImageFolder:
+    scale = case.made(1).augment.crop_scale
+    assert scale is not None, "the hard protocol crops"
+    steps = [transforms.RandomResizedCrop(case.side, scale), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    return datasets.ImageFolder(folder, transforms.Compose([*steps, transforms.Normalize([0.5] * 3, [0.5] * 3)]))
+
+
+def _tensors(case: Case) -> TensorDataset:
+    images = case.images()
+    return TensorDataset(torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 127.5 - 1, torch.tensor(images.labels))
+
+
+def _plain_student(case: Case) -> Normalised:
+    images = case.images()
+    norm = normalisation_of(images.classes, is_grey(images.pixels)) if case.protocol == "dc" else IMAGENET
+    student = build_student(case.arch, CLASSES, case.side, 0, norm)
+    layers = student.net.features
+    assert isinstance(layers, nn.Sequential)
+    for i, layer in enumerate(layers):
+        if isinstance(layer, HalfPool):
+            layers[i] = nn.AvgPool2d(2)
+    return student
 
 
 def side_by_side(students: int, epochs: int, device: str) -> float:
@@ -116,10 +167,11 @@ def _slowest(count: int, epochs: int, device: str) -> float:
 
 def _one_student(seed: int, epochs: int, device: str, barrier: Barrier) -> float:
     torch.set_num_threads(1)
-    images = noise_images()
-    test = images.take(np.arange(10))
-    train_student("convnet-d3", _protocol("convnet-d3", 1), images, test, None, seed, device)  # the device wakes up
+    case = CASES[0]
+    images = case.images()
+    test = images.take(np.arange(CLASSES))
+    train_student(case.arch, case.made(1), images, test, None, seed, device)  # the device wakes up
     barrier.wait()
     start = WALL()
-    train_student("convnet-d3", _protocol("convnet-d3", epochs), images, test, None, seed, device)
+    train_student(case.arch, case.made(epochs), images, test, None, seed, device)
     return WALL() - start

@@ -9,7 +9,7 @@ from d3hr_ray.cli.flags import with_own
 from d3hr_ray.config import DataConfig, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, OUTPUT, TRAINING
 from d3hr_ray.evaluation.baselines import Baseline
-from d3hr_ray.evaluation.protocols import is_soft
+from d3hr_ray.evaluation.protocols import Precision, is_soft
 from d3hr_ray.evaluation.recipes import FULL_EPOCHS
 
 DEFAULT_BASELINES: tuple[Baseline, ...] = ("real-random",)
@@ -88,6 +88,11 @@ class EvaluateFlags:
         False,
         "In losses, let each image count by the share of its class that it stands for (sets of --components). Another "
         "version of each protocol.",
+        TRAINING,
+    )
+    dtype: Precision = setting(
+        "float32",
+        "Of students in training. bfloat16 is for hardware that has it, and makes another version of each protocol.",
         TRAINING,
     )
     ranking: bool = setting(

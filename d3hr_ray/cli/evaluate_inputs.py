@@ -28,6 +28,7 @@ def open_all(flags: EvaluateFlags) -> tuple[Comparison, Listing | None, Held | N
         overrides=Overrides(**{f.name: getattr(flags, f.name) for f in fields(Overrides)}),
         full_epochs=flags.full_epochs,
         weighted=flags.weights,
+        precision=flags.dtype,
     )
     comparison = open_comparison(flags.distilled, test_data(flags), flags.image_size, flags.arch, glyphs, recipe)
     tell(comparison.notes)
@@ -86,7 +87,7 @@ def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, f
     side = comparison.test.side
     arch = flags.teacher_arch or ("convnet-d3-w32" if side <= 32 else "resnet18-small" if side <= 64 else "resnet18")
     whole = full_set(full)
-    plain = replace(comparison, recipe=replace(comparison.recipe, overrides=Overrides(), weighted=False))
+    plain = replace(comparison, recipe=Recipe(comparison.recipe.glyphs, comparison.recipe.full_epochs))
     protocol = plain.protocol("teacher", whole, arch)
     folder = store.at(teacher_folder(f"{arch}-{fingerprint(whole.set_hash, protocol)[:8]}")).uri
     if not Store(folder).exists(CARD):

@@ -9,7 +9,7 @@ from d3hr_ray.cli.evaluate_flags import ProtocolName
 from d3hr_ray.cli.flags import text_of, with_own
 from d3hr_ray.config import DataConfig, Search, as_dict, flag_of, setting, with_tuples
 from d3hr_ray.config.fields import CLUSTER, DATA, MATCHING, METHOD, OUTPUT, TRAINING
-from d3hr_ray.evaluation.protocols import is_soft
+from d3hr_ray.evaluation.protocols import Precision, is_soft
 
 UNKEPT = ("run", "preset", "resume", "address")  # flags that a resumed sweep is given anew
 MACHINE = ("actors", "gpus_per_actor", "gpus_per_trial", "at_once")  # decide no result; another machine may have others
@@ -83,6 +83,7 @@ class SweepFlags:
     weights: bool = setting(
         False, "Let each image count by the share of its class that it stands for, as of jobs/evaluate.py.", TRAINING
     )
+    dtype: Precision = setting("float32", "Of students in training, as of jobs/evaluate.py.", TRAINING)
     repeats: int = setting(1, "Students per set.", TRAINING)
     data: str | None = setting(
         None, "Real images to test on.", DATA, metavar="URI", shown="the images that the run was distilled from"

@@ -12,6 +12,7 @@ from d3hr_ray.config import Family, families_of
 
 Mix = Literal["none", "cutmix", "mixup"]
 Rate = Literal["half-cosine", "cosine", "steps", "drop"]
+Precision = Literal["float32", "bfloat16"]
 SMALL_LR = {  # D3HR's argument.py: AdamW's rate by student; 1e-3 for all others
     "mobilenet_v2": 2.5e-3, "efficientnet_b0": 2e-3, "vgg11": 5e-4, "alexnet": 1e-4, "vit": 1e-4, "swin_v2": 1e-4,
 }  # fmt: skip
@@ -51,7 +52,8 @@ class Protocol:
     does); the last one is always reported too. `steps`, where given, replaces `epochs`. `rate` drop divides the rate by
     ten once, after half of the epochs and two, and forgets the momentum. `input` data: the student's first layer has as
     many channels as the data, normalised as published for it (datasets/normalisation.py), else three, as ImageNet's.
-    `weighted`: a batch's loss is the mean of its images' by their weights; without any, each counts 1.
+    `weighted`: a batch's loss is the mean of its images' by their weights; without any, each counts 1. `precision` is
+    that of the student's convolutions and products as it trains: weights, losses and tests are float32 in any.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Protocol:
     decay: Literal["weights", "all"] = _late("weights")  # of weights only, or of biases and norms too
     input: Literal["imagenet", "data"] = _late("imagenet")
     weighted: bool = _late(False)
+    precision: Precision = _late("float32")  # noqa: RUF009 - an alias of strings
 
     def __post_init__(self) -> None:
         assert self.evaluate_every > 0 and (self.steps is None or self.steps > 0), "no flag says these"

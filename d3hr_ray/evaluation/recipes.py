@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from d3hr_ray.evaluation.protocols import NO_AUGMENT, PROTOCOLS, Protocol, Setting
+from d3hr_ray.evaluation.protocols import NO_AUGMENT, PROTOCOLS, Precision, Protocol, Setting
 
 FULL_EPOCHS = 90  # a protocol made for 10,000 images need not see 1.28 M as often
 # Under hard labels and soft ones alike; for handwriting, where a mirrored or half-cropped glyph is another glyph.
@@ -58,13 +58,14 @@ class Overrides:
 class Recipe:
     """How protocols are made for a run: what changes them, and how often the full set is seen at most.
 
-    `weighted` makes the loss of each so, and each another version.
+    `weighted` and `precision` make each so; weights, and another precision than float32, make it another version.
     """
 
     glyphs: bool = False
     full_epochs: int = FULL_EPOCHS
     overrides: Overrides = field(default_factory=Overrides)
     weighted: bool = False
+    precision: Precision = "float32"
 
     def make(self, name: str, setting: Setting) -> Protocol:
         """The protocol of a name (with -noaug: without augmentation). Raises ValueError for an unknown one."""
@@ -76,7 +77,9 @@ class Recipe:
         made = without_augment(made) if name != base else made
         given = {k: v for k, v in vars(self.overrides).items() if v is not None}
         changes = [f"{k}={v:g}" for k, v in sorted(given.items())] + ["weights"] * self.weighted
+        changes += [self.precision] * (self.precision != "float32")
         if not changes:
             return made
         given |= {"steps": None} if "epochs" in given else {}
-        return replace(made, **given, weighted=self.weighted, version=f"{made.version}+{','.join(changes)}")
+        version = f"{made.version}+{','.join(changes)}"
+        return replace(made, **given, weighted=self.weighted, precision=self.precision, version=version)

@@ -219,7 +219,7 @@ class _Run:
         images, targets, whole = images[stripe], targets[stripe], targets
         if self.protocol.double_norm:
             with torch.no_grad():
-                self.module(images)
+                self._logits(images)
         # Gradients are averaged over workers: a smaller stripe weighs less, so that no image's weight depends on it.
         loss = self._loss(images, targets) * (self._mass(targets) * self.share.count / self._mass(whole))
         self.optimizer.zero_grad(set_to_none=True)
@@ -230,8 +230,14 @@ class _Run:
         """What some images count together: their number, or the sum of their weights."""
         return targets[:, -1].sum() if self.protocol.weighted else len(targets)
 
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        """The student's, float32, by a forward pass (and so a backward one) in the protocol's precision."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.protocol.precision == "bfloat16"):
+            logits: torch.Tensor = self.module(images)
+        return logits.float()
+
     def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = self.module(images)
+        logits = self._logits(images)
         labels, weights = (targets[:, :-1], targets[:, -1]) if self.protocol.weighted else (targets, None)
         if self.protocol.labels == "hard":
             return hard_loss(logits, labels, weights)
