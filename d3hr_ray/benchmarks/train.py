@@ -93,7 +93,7 @@ def run(quick: bool) -> Result:
         if case.protocol == "dc":
             ratios[f"{case.ratio}_bfloat16"] = median_ratio(seconds["ours"], seconds["ours, bfloat16"])
     notes = [
-        f"{CLASSES * IPC} images; one thread; each side in a process of its own: ours keeps freed memory, scripts do not",
+        f"{CLASSES * IPC} images; one thread; each side in a process of its own: ours keeps freed memory, a script not",
         "hard: crop, flip, CutMix; the loop reads, decodes and augments each PNG anew, as scripts do",
         "dc: no augmentation; the loop has its images in memory, as DatasetCondensation's",
     ]
