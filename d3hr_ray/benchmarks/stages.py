@@ -17,6 +17,7 @@ from d3hr_ray.datasets.idxclasses import FASHION
 from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.datasets.named import FASHION_MNIST
 from d3hr_ray.datasets.reading import Reading
+from d3hr_ray.evaluation.baselines import random_rows
 from d3hr_ray.library.images import ImageSet
 from d3hr_ray.library.model import Model, load_model
 from d3hr_ray.library.students import train_student
@@ -49,13 +50,15 @@ def run(quick: bool) -> Result:
     """Measure on Fashion-MNIST, which must be there; `quick` is for tests: digits."""
     torch.set_num_threads(1)
     case = QUICK if quick else FULL
-    train, test = (_load(case, split) for split in ("train", "test"))
     model = load_model(case.name, steps=15, solver="adams", device="cpu")
+    test = _load(case, "test", case.side)
+    train, read = (_load(case, "train", side) for side in (case.side, model.image_size))
     rows, ratios = [], {}
     for ipc, count in case.sets.items():
         top1 = np.zeros((count, len(STAGES)))
         for seed in range(count):
-            for stage, found in enumerate(_stages(model, case, _draw(train, ipc, seed))):
+            rows_of = _draw(train.labels.numpy(), ipc, seed)
+            for stage, found in enumerate(_stages(model, case, _take(train, rows_of), _take(read, rows_of))):
                 top1[seed, stage] = train_student(found, test, ARCH, PROTOCOL, epochs=case.epochs, seed=seed)
         for name, accuracies in zip(STAGES, top1.T, strict=True):
             row = {"images": name, "IPC": ipc, "sets": count, "top-1 (%)": 100 * accuracies.mean()}
@@ -64,24 +67,27 @@ def run(quick: bool) -> Result:
     return Result("stages", ratios, rows, [f"{case.name}, {ARCH}, protocol {PROTOCOL}, t = {case.t}; a student a set"])
 
 
-def _load(case: Case, split: str) -> ImageSet:
+def _load(case: Case, split: str, side: int) -> ImageSet:
+    """Images of `side` pixels, as a run reads them for a model of that size."""
     listing = list_images(DataConfig(f"{case.name}/{split}", classes=case.classes), len(case.classes), None)
-    found = Reading.of(listing, case.classes, case.side).load()
+    found = Reading.of(listing, case.classes, side).load()
     return ImageSet(torch.from_numpy(found.pixels), torch.from_numpy(found.labels), case.classes)
 
 
-def _draw(images: ImageSet, ipc: int, seed: int) -> ImageSet:
-    """So many random images of each class."""
-    rng, labels = np.random.default_rng([seed, ipc]), images.labels.numpy()
-    each = [rng.choice(np.flatnonzero(labels == k), ipc, replace=False) for k in range(len(images.classes))]
-    rows = torch.from_numpy(np.concatenate(each))
+def _draw(labels: np.ndarray, ipc: int, seed: int) -> torch.Tensor:
+    """Rows of so many random images of each class, as of the baseline real-random."""
+    classes = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
+    return torch.from_numpy(np.concatenate([rows[random_rows(rows, ipc, seed, k)] for k, rows in enumerate(classes)]))
+
+
+def _take(images: ImageSet, rows: torch.Tensor) -> ImageSet:
     return ImageSet(images.pixels[rows], images.labels[rows], images.classes)
 
 
-def _stages(model: Model, case: Case, real: ImageSet) -> Iterator[ImageSet]:
-    """The images as each of STAGES leaves them, in the size that they came in."""
+def _stages(model: Model, case: Case, real: ImageSet, read: ImageSet) -> Iterator[ImageSet]:
+    """The images as each of STAGES leaves them, in the size that they came in; `read`: in the model's size."""
     yield real
-    images = to_images(_resized(real.pixels, model.image_size))
+    images = to_images(read.pixels)
     yield _saved(images, real)
     latents = _batched(model.encode, images)
     yield _saved(_batched(model.decode, latents), real)
@@ -91,12 +97,10 @@ def _stages(model: Model, case: Case, real: ImageSet) -> Iterator[ImageSet]:
 
 
 def _saved(images: torch.Tensor, real: ImageSet) -> ImageSet:
-    return ImageSet(_resized(to_pixels(images), real.pixels.shape[1]), real.labels, real.classes)
-
-
-def _resized(pixels: torch.Tensor, side: int) -> torch.Tensor:
-    """By Lanczos both ways, as a run saves images; it enlarges those that it reads bilinearly."""
-    return torch.from_numpy(np.stack([decode(png(each, side), side) for each in pixels.numpy()]))
+    """Images of the model's size => as a run saves them and a student reads them."""
+    side = real.pixels.shape[1]
+    pixels = np.stack([decode(png(each, side), side) for each in to_pixels(images).numpy()])
+    return ImageSet(torch.from_numpy(pixels), real.labels, real.classes)
 
 
 def _batched(work: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
