@@ -24,7 +24,9 @@ from d3hr_ray.cli.exits import guard
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.runtime.console import announce
 
-Name = Literal["search", "solver", "fit", "invert", "train", "evaluate", "pipeline", "guides", "stages", "gpu"]
+Name = Literal[
+    "search", "solver", "fit", "invert", "train", "evaluate", "pipeline", "guides", "stages", "condense", "gpu"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ RATIOS = {
     "train": {"train_speedup_width32"},
     "guides": {f"seconds_{name}_ipc2" for name in ("modes", "transport", "set", "set-repulsion", "features")},
     "stages": {"real_ipc2", "resized_ipc2", "vae_ipc2", "inverted_ipc2"},
+    "condense": {"cpu_hours_ipc1"},
     "gpu": {"equal_maths_speedup", "best_forward_share", "vae_tf32_speedup", "concurrent_students_speedup"},
     "evaluate": {"driver_growth", "driver_growth_mb"},
 }
