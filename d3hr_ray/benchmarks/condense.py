@@ -6,6 +6,7 @@ network trains on the synthetic images for `inner` epochs. The three pieces are 
 No image is condensed here.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ def run(quick: bool) -> Result:
     ratios: dict[str, float] = {}
     for ipc, (outer, inner) in list(LOOPS.items())[: 1 if quick else None]:
         images = CLASSES * ipc
-        pieces = {
+        pieces: dict[str, Callable[[], object]] = {
             "real": partial(gradients, arch, REAL),
             "synthetic": partial(matched, arch, ipc),
             "train": partial(trained, arch, min(images, BATCH)),
