@@ -17,7 +17,7 @@ from d3hr_ray.config import DataConfig, RunError, as_dict
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.baselines import centres, herd, k_centers, make_baseline, nearest_to_centres, random_set
-from d3hr_ray.evaluation.comparison import list_real, open_comparison
+from d3hr_ray.evaluation.comparison import _named_as, list_real, open_comparison
 from d3hr_ray.evaluation.ranking import (
     accuracy_of,
     augmentation_robust_score,
@@ -208,6 +208,25 @@ def test_classes_that_differ_are_shown_side_by_side(tmp_path):
         ValueError, match=r"differ in classes: a, b, c and circle, square, triangle; evaluate them separately"
     ):
         open_comparison(paths, None, None, ["convnet-d3"], None, Recipe())
+
+
+def test_folders_that_spell_classes_otherwise_are_matched_and_ordered_as_the_first_set(tmp_path):
+    """Spelt as we write folders, and in another order: `b/c` is b_c, and comes last there as `z` does here."""
+    names = ("z", "b/c", "a")
+    ours = replace(stripes(3), classes=("z", "b_c", "a"))
+    paths = tuple(write_set(tmp_path / name, ours) for name in ("plain", "numbered"))
+    for at, name in enumerate(ours.classes):
+        folder = tmp_path / "numbered/train" / name
+        folder.rename(folder.with_name(f"{at:04d}_{name}"))
+    found = [load_set(Store(path), 16) for path in paths]
+    like = replace(found[0], images=replace(found[0].images.load(), classes=names, labels=np.array([2] * 9)))
+    for path, each in zip(paths, found, strict=True):
+        matched = _named_as(like, each, Store(path), 16).images.load()
+        assert matched.classes == names
+        for label in range(3):
+            np.testing.assert_array_equal(matched.pixels[matched.labels == label], ours.pixels[ours.labels == label])
+    fewer = replace(like, images=replace(like.images, classes=names[:2], labels=np.array([1] * 9)))
+    assert _named_as(fewer, found[0], Store(paths[0]), 16) is None
 
 
 def test_labels_follow_the_sets_order_not_the_folders(tmp_path):

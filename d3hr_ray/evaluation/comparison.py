@@ -19,7 +19,7 @@ from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.baselines import DRAWN
 from d3hr_ray.evaluation.protocols import Protocol, Setting
 from d3hr_ray.evaluation.recipes import Recipe
-from d3hr_ray.evaluation.sets import DistilledSet, check_weights, find_sets, image_side, load_set
+from d3hr_ray.evaluation.sets import DistilledSet, check_weights, find_sets, image_side, images_of, load_set
 from d3hr_ray.evaluation.training import check_batches
 from d3hr_ray.evaluation.trials import Trial, make_trial
 from d3hr_ray.models.students import build_on_meta
@@ -112,14 +112,18 @@ def open_comparison(
     side = side or _own_side(stores[0])
     for arch in archs:
         build_on_meta(arch, 10, side)
-    sets = [load_set(store, side) for store in stores]
-    first = sets[0]
-    for store, other in zip(stores, sets, strict=True):
-        if other.images.classes != first.images.classes:
-            both = f"{few(other.images.classes)} and {few(first.images.classes)}"
+    loaded = [load_set(store, side) for store in stores]
+    at = next((at for at, found in enumerate(loaded) if found.source), 0)  # sets of ours have the data's own names
+    first = loaded[at]
+    sets = []
+    for store, found in zip(stores, loaded, strict=True):
+        named = _named_as(first, found, store, side)
+        if named is None:
+            both = f"{few(found.images.classes)} and {few(first.images.classes)}"
             raise ValueError(
-                f"--distilled {store.uri} and {stores[0].uri} differ in classes: {both}; evaluate them separately"
+                f"--distilled {store.uri} and {stores[at].uri} differ in classes: {both}; evaluate them separately"
             )
+        sets.append(named)
     source = first.source
     if data is None:
         data = held_out_of(source) if source else None
@@ -133,6 +137,23 @@ def open_comparison(
     recipe = replace(recipe, glyphs=is_glyphs)
     notes = (*listing.notes, *(_without_weights(sets) if recipe.weighted else ()))
     return Comparison(tuple(hashed(sets)), test, data.uri, recipe, notes)
+
+
+def _named_as(first: DistilledSet, other: DistilledSet, store: Store, side: int) -> DistilledSet | None:
+    """A set with the classes of `first` in that order, None if it has others.
+
+    Folders of a set that others made may spell them otherwise.
+    """
+    classes = first.images.classes
+    if other.images.classes == classes:
+        return other
+    if other.source or len(other.images.classes) != len(classes):
+        return None
+    try:
+        listing = list_real(DataConfig(images_of(store).uri, "imagefolder"), classes, first.wnids)
+    except ValueError:
+        return None
+    return replace(other, images=Reading.of(listing, classes, side), wnids=first.wnids)
 
 
 def _without_weights(sets: Sequence[DistilledSet]) -> list[str]:
