@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from d3hr_ray.benchmarks import search
+from d3hr_ray.benchmarks import condense, search
 from d3hr_ray.benchmarks.measure import Result, peak_mb
 from d3hr_ray.runtime.surroundings import start_patiently
 from jobs import bench
@@ -19,7 +19,7 @@ RATIOS = {
     "solver": {"evaluations_share", "slope_ddim", "slope_adams"},
     "fit": {"read_ratio", "read_ratio_shuffled"},
     "invert": {"equal_maths_speedup", "peak_share", "default_speedup"},
-    "train": {"train_speedup_width32"},
+    "train": {"train_speedup_width32", "train_speedup_dc", "bfloat16_speedup_dc"},
     "guides": {f"seconds_{name}_ipc2" for name in ("modes", "transport", "set", "set-repulsion", "features")},
     "stages": {"real_ipc2", "resized_ipc2", "vae_ipc2", "inverted_ipc2"},
     "condense": {"cpu_hours_ipc1"},
@@ -100,3 +100,11 @@ def test_an_unknown_benchmark_is_refused(monkeypatch, capsys):
         bench.main()
     assert stop.value.code == 2
     assert "serch" in capsys.readouterr().err
+
+
+def test_condensing_has_the_published_numbers_of_pieces():
+    """A second each: rounds x classes of matching, and epochs over the synthetic images between rounds, not after."""
+    second = {"real": 1.0, "synthetic": 1.0, "train": 1.0}
+    assert condense.parts(1, second) == {"real images": 10_010, "synthetic images": 10_010, "networks": 0}
+    assert condense.parts(10, second) == {"real images": 100_100, "synthetic images": 100_100, "networks": 1001 * 450}
+    assert condense.parts(50, second)["networks"] == 1001 * 49 * 10 * 500 / 256

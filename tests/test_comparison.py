@@ -205,7 +205,7 @@ def test_classes_that_differ_are_shown_side_by_side(tmp_path):
         list_real(DataConfig(f"{tmp_path}/none"), digits, None, "--train-data")
     paths = (shapes, write_set(tmp_path / "set", stripes(2)))
     with pytest.raises(
-        ValueError, match=r"differ in classes: a, b, c and circle, square, triangle; evaluate them separately"
+        ValueError, match=r"differ in classes: a, b, c and circle, square, triangle \(class circle: .*\)"
     ):
         open_comparison(paths, None, None, ["convnet-d3"], None, Recipe())
 
@@ -219,14 +219,15 @@ def test_folders_that_spell_classes_otherwise_are_matched_and_ordered_as_the_fir
         folder = tmp_path / "numbered/train" / name
         folder.rename(folder.with_name(f"{at:04d}_{name}"))
     found = [load_set(Store(path), 16) for path in paths]
-    like = replace(found[0], images=replace(found[0].images.load(), classes=names, labels=np.array([2] * 9)))
+    first = DistilledSet("ours", replace(ours, classes=names), "abc")
     for path, each in zip(paths, found, strict=True):
-        matched = _named_as(like, each, Store(path), 16).images.load()
+        matched = _named_as(first, each, Store(path), 16).images.load()
         assert matched.classes == names
         for label in range(3):
             np.testing.assert_array_equal(matched.pixels[matched.labels == label], ours.pixels[ours.labels == label])
-    fewer = replace(like, images=replace(like.images, classes=names[:2], labels=np.array([1] * 9)))
-    assert _named_as(fewer, found[0], Store(paths[0]), 16) is None
+    fewer = DistilledSet("fewer", replace(stripes(3, classes=2), classes=names[:2]), "abc")
+    with pytest.raises(ValueError, match=r"plain and fewer differ in classes: .* \(3 classes and 2\)"):
+        _named_as(fewer, found[0], Store(paths[0]), 16)
 
 
 def test_labels_follow_the_sets_order_not_the_folders(tmp_path):

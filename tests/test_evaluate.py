@@ -29,7 +29,7 @@ from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import DataConfig, as_dict
 from d3hr_ray.datasets.images import Images, nbytes
 from d3hr_ray.evaluation.baselines import baseline_sets, full_set, read_full
-from d3hr_ray.evaluation.comparison import list_real, open_comparison, with_sets
+from d3hr_ray.evaluation.comparison import list_real, list_train, open_comparison, with_sets
 from d3hr_ray.evaluation.recipes import Recipe
 from d3hr_ray.evaluation.schedule import launch, tune_trials
 from d3hr_ray.evaluation.sets import DistilledSet
@@ -238,6 +238,27 @@ def test_a_comparison_holds_no_image_and_names_its_sets_as_ever(ray_session, tmp
         assert len(each.images.load(glance=True)) <= 100
     # Ray itself keeps objects of less than 100 kB, as these coresets are, with their owner.
     assert len(cloudpickle.dumps(comparison)) < sum(map(nbytes, (comparison.test, *comparison.images().values()))) / 10
+
+
+def test_what_is_compared_does_not_depend_on_which_set_is_named_first(tmp_path, evaluated):
+    """Beside a set of ours, one that others made is tested on our held-out images, whichever comes first."""
+    ours = str(evaluated)
+    theirs = write_set(tmp_path / "theirs", replace(stripes(2, classes=10), classes=tuple("0123456789")))
+    found = [open_comparison(p, None, None, ["convnet-d3"], None, Recipe()) for p in ((ours, theirs), (theirs, ours))]
+    assert found[0].data == found[1].data and found[0].test.digest == found[1].test.digest
+    assert {each.key for each in found[0].sets} == {each.key for each in found[1].sets}
+    assert list_train(found[1], None).counts() == list_train(found[0], None).counts()
+
+
+def test_the_precision_asked_for_reaches_students_and_no_teacher(ray_session, tmp_path, monkeypatch):
+    theirs = write_set(tmp_path / "theirs", replace(stripes(2, classes=10), classes=tuple("0123456789")))
+    flags = EvaluateFlags((theirs,), "digits/test", train_data="digits/train", teacher=("train",), precision="bfloat16")
+    comparison, _, full = evaluate_inputs.open_all(flags)
+    assert {t.protocol.precision for t in comparison.trials(("convnet-d3-w8",), ("dc",), 1, (), None)} == {"bfloat16"}
+    asked = []
+    monkeypatch.setattr(evaluate_inputs, "launch", lambda store, trials, *rest: asked.extend(trials))
+    evaluate_inputs._train_teacher(flags, Store(str(tmp_path / "out")), comparison, full, Workers(0, 0.0))
+    assert [t.protocol.precision for t in asked] == ["float32"]
 
 
 def test_a_set_is_one_object_until_others_need_its_room(ray_session):

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,16 +54,17 @@ def in_turns(sides: Mapping[str, Callable[[], Any]], repeats: int, clock: Clock 
 def in_turns_apart(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """CPU seconds as of `in_turns`, one thread, each side in a process of its own that lives through all turns.
 
-    So what one side leaves behind in its process (settings of the allocator, warm caches) is no help to another.
+    So what one side leaves behind in its process (settings of the allocator, warm caches) does not help another.
     """
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        pools = {name: stack.enter_context(context.Pool(1, torch.set_num_threads, (1,))) for name in sides}
-        timed = {name: partial(pools[name].apply, _cpu_seconds, (side,)) for name, side in sides.items()}
-        for turn in timed.values():
-            turn()
-        turns = [{name: turn() for name, turn in timed.items()} for _ in range(repeats)]
-    return {name: [turn[name] for turn in turns] for name in sides}
+        alone = partial(ProcessPoolExecutor, 1, context, torch.set_num_threads, (1,))
+        pools = {name: stack.enter_context(alone()) for name in sides}
+        turns = [
+            {name: pools[name].submit(_cpu_seconds, side).result() for name, side in sides.items()}
+            for _ in range(1 + repeats)
+        ]
+    return {name: [turn[name] for turn in turns[1:]] for name in sides}
 
 
 def _cpu_seconds(side: Callable[[], Any]) -> float:

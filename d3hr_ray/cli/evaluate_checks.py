@@ -22,7 +22,7 @@ def find_out(flags: EvaluateFlags) -> Store:
     for flag, data in (("--data", test_data(flags)), ("--train-data", train_data(flags))):
         if data:
             _check(flag, data)
-    run, source = run_of(first), source_of(first)
+    run, source = run_of(first), next(filter(None, map(source_of, sets)), None)
     missing = []
     if not flags.out and run is None:
         missing.append("--out FOLDER, for the results: the set lies in no run folder")

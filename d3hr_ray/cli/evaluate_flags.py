@@ -90,7 +90,7 @@ class EvaluateFlags:
         "version of each protocol.",
         TRAINING,
     )
-    dtype: Precision = setting(
+    precision: Precision = setting(
         "float32",
         "Of students in training. bfloat16 is for hardware that has it, and makes another version of each protocol.",
         TRAINING,

@@ -9,7 +9,7 @@ from d3hr_ray.cli.evaluate_flags import DEFAULT_BASELINES, EvaluateFlags
 from d3hr_ray.config import fingerprint
 from d3hr_ray.datasets.listing import Listing, open_source
 from d3hr_ray.evaluation.baselines import baseline_sets, full_set, read_full
-from d3hr_ray.evaluation.comparison import Comparison, list_train, open_comparison, with_sets
+from d3hr_ray.evaluation.comparison import Comparison, leading, list_train, open_comparison, with_sets
 from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.schedule import check_teachers, launch
 from d3hr_ray.evaluation.trials import Trial, make_trial
@@ -28,7 +28,7 @@ def open_all(flags: EvaluateFlags) -> tuple[Comparison, Listing | None, Held | N
         overrides=Overrides(**{f.name: getattr(flags, f.name) for f in fields(Overrides)}),
         full_epochs=flags.full_epochs,
         weighted=flags.weights,
-        precision=flags.dtype,
+        precision=flags.precision,
     )
     comparison = open_comparison(flags.distilled, test_data(flags), flags.image_size, flags.arch, glyphs, recipe)
     tell(comparison.notes)
@@ -46,7 +46,7 @@ def open_all(flags: EvaluateFlags) -> tuple[Comparison, Listing | None, Held | N
 
 def _lacks_training(flags: EvaluateFlags, comparison: Comparison) -> bool:
     """Whether the default baseline is left out, which is said: there are no training images to draw it from."""
-    source = train_data(flags) or comparison.sets[0].source
+    source = train_data(flags) or leading(comparison.sets).source
     try:
         if source and open_source(source):
             return False

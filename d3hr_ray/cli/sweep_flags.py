@@ -83,7 +83,7 @@ class SweepFlags:
     weights: bool = setting(
         False, "Let each image count by the share of its class that it stands for, as of jobs/evaluate.py.", TRAINING
     )
-    dtype: Precision = setting("float32", "Of students in training, as of jobs/evaluate.py.", TRAINING)
+    precision: Precision = setting("float32", "Of students in training, as of jobs/evaluate.py.", TRAINING)
     repeats: int = setting(1, "Students per set.", TRAINING)
     data: str | None = setting(
         None, "Real images to test on.", DATA, metavar="URI", shown="the images that the run was distilled from"

@@ -92,7 +92,7 @@ def compare(
 ) -> tuple[Comparison, list[Trial], dict[tuple[str, ...], float | None]]:
     """The comparison, its trials under every combination of hyperparameters, and the teachers' top-1."""
     data = test_data(flags) or sweep.base.data
-    recipe = Recipe(weighted=flags.weights, precision=flags.dtype)
+    recipe = Recipe(weighted=flags.weights, precision=flags.precision)
     comparison = open_comparison(tuple(sets), data, None, flags.arch, None, recipe)
     tell(comparison.notes)
     teachers = tuple(map(resolve, flags.teacher))

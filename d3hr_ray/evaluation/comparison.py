@@ -46,7 +46,7 @@ class Comparison:
     @property
     def target(self) -> Target:
         """What a teacher must label."""
-        return Target(self.test.classes, self.sets[0].wnids, self.test.side)
+        return Target(self.test.classes, leading(self.sets).wnids, self.test.side)
 
     def images(self) -> dict[str, Loadable]:
         """The sets that workers need, by key."""
@@ -113,17 +113,8 @@ def open_comparison(
     for arch in archs:
         build_on_meta(arch, 10, side)
     loaded = [load_set(store, side) for store in stores]
-    at = next((at for at, found in enumerate(loaded) if found.source), 0)  # sets of ours have the data's own names
-    first = loaded[at]
-    sets = []
-    for store, found in zip(stores, loaded, strict=True):
-        named = _named_as(first, found, store, side)
-        if named is None:
-            both = f"{few(found.images.classes)} and {few(first.images.classes)}"
-            raise ValueError(
-                f"--distilled {store.uri} and {stores[at].uri} differ in classes: {both}; evaluate them separately"
-            )
-        sets.append(named)
+    first = leading(loaded)
+    sets = [_named_as(first, found, store, side) for found, store in zip(loaded, stores, strict=True)]
     source = first.source
     if data is None:
         data = held_out_of(source) if source else None
@@ -139,20 +130,30 @@ def open_comparison(
     return Comparison(tuple(hashed(sets)), test, data.uri, recipe, notes)
 
 
-def _named_as(first: DistilledSet, other: DistilledSet, store: Store, side: int) -> DistilledSet | None:
-    """A set with the classes of `first` in that order, None if it has others.
+def leading(sets: Sequence[DistilledSet]) -> DistilledSet:
+    """The set whose classes, and source of real images, are those of all: the first of ours, else the first."""
+    return next((found for found in sets if found.source), sets[0])
 
-    Folders of a set that others made may spell them otherwise.
+
+def _named_as(first: DistilledSet, other: DistilledSet, store: Store, side: int) -> DistilledSet:
+    """A set with the classes of `first` in that order; folders of one that others made may spell them otherwise.
+
+    Raises ValueError, with both lists, for a set that has other classes.
     """
-    classes = first.images.classes
-    if other.images.classes == classes:
+    classes, own = first.images.classes, other.images.classes
+    if other.source and own == classes:
         return other
-    if other.source or len(other.images.classes) != len(classes):
-        return None
+    if own == classes:
+        return replace(other, wnids=first.wnids)
     try:
+        if other.source or len(own) != len(classes):
+            raise ValueError(f"{len(own)} classes and {len(classes)}")
         listing = list_real(DataConfig(images_of(store).uri, "imagefolder"), classes, first.wnids)
-    except ValueError:
-        return None
+    except ValueError as error:
+        both, why = f"{few(own)} and {few(classes)}", str(error.__cause__ or error).replace("--classes ", "class ")
+        raise ValueError(
+            f"--distilled {store.uri} and {first.name} differ in classes: {both} ({why}); evaluate them separately"
+        ) from error
     return replace(other, images=Reading.of(listing, classes, side), wnids=first.wnids)
 
 
@@ -186,8 +187,8 @@ def with_sets(comparison: Comparison, more: Sequence[DistilledSet]) -> Compariso
 
 
 def list_train(comparison: Comparison, data: DataConfig | None) -> Listing:
-    """The real training images: those named, else those that the first set was distilled from. Raises ValueError."""
-    first = comparison.sets[0]
+    """The real training images: those named, else those that a set was distilled from. Raises ValueError."""
+    first = leading(comparison.sets)
     source, flag = data or first.source, "--train-data" if data else "--data"
     if source is None:
         raise ValueError("--train-data is needed: baselines and `--teacher train` need the real training images")

@@ -52,8 +52,9 @@ class Protocol:
     does); the last one is always reported too. `steps`, where given, replaces `epochs`. `rate` drop divides the rate by
     ten once, after half of the epochs and two, and forgets the momentum. `input` data: the student's first layer has as
     many channels as the data, normalised as published for it (datasets/normalisation.py), else three, as ImageNet's.
-    `weighted`: a batch's loss is the mean of its images' by their weights; without any, each counts 1. `precision` is
-    that of the student's convolutions and products as it trains: weights, losses and tests are float32 in any.
+    `weighted`: a batch's loss is the mean of its images' by their weights; without any, each counts 1. `precision`:
+    bfloat16 is torch's autocast around the student's forward pass, and so its backward one; weights, losses, teachers
+    and tests stay float32.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Protocol:
     decay: Literal["weights", "all"] = _late("weights")  # of weights only, or of biases and norms too
     input: Literal["imagenet", "data"] = _late("imagenet")
     weighted: bool = _late(False)
-    precision: Precision = _late("float32")  # noqa: RUF009 - an alias of strings
+    precision: Precision = _late("float32")  # noqa: RUF009 - as the fields above, but ruff sees that for plain types only
 
     def __post_init__(self) -> None:
         assert self.evaluate_every > 0 and (self.steps is None or self.steps > 0), "no flag says these"

@@ -123,10 +123,13 @@ def train_student(
 ) -> Outcome:
     """Train from scratch under a protocol and test on `test`. `teacher`: images => logits over the same classes.
 
-    Raises ValueError if a soft protocol has no teacher, RunError if the loss is not finite.
+    Raises ValueError if a soft protocol has no teacher, or for a precision that the device has not got, RunError if the
+    loss is not finite.
     """
     if protocol.labels == "soft" and teacher is None:
         raise ValueError(f"--protocol {protocol.name} trains on a teacher's labels; give --teacher")
+    if protocol.precision == "bfloat16" and device != "cpu" and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(f"--precision bfloat16: {torch.cuda.get_device_name(device)} has none; leave it out")
     if device == "cpu":
         keep_freed_memory()
     hooks, share = hooks or Hooks(), share or Share()
