@@ -115,6 +115,12 @@ def test_only_guided_sets_say_so():
     assert not replace(guided, method="gaussian").guides
 
 
+def test_only_methods_that_search_say_of_what_mixture():
+    """A sweep's other methods have the run's settings of the search too, and look at none of them."""
+    names = [SetSpec(replace(MIXED, method=method)).name for method in ("dit", "cao2", "d3hr+cao2")]
+    assert [name.split("-m4")[0] for name in names] == ["dit-ipc10-seed0", "cao2", "d3hr+cao2-moments-k10-c100"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

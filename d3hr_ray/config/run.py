@@ -7,7 +7,7 @@ from d3hr_ray.config.cao2 import CHOOSING, CaO2Config
 from d3hr_ray.config.data import DataConfig, ModelConfig
 from d3hr_ray.config.fields import METHOD, check, one_of, setting
 from d3hr_ray.config.guide import GuideConfig
-from d3hr_ray.config.method import InversionConfig, SearchConfig, SynthesisConfig
+from d3hr_ray.config.method import SEARCHING, InversionConfig, SearchConfig, SynthesisConfig
 from d3hr_ray.config.plain import with_tuples
 from d3hr_ray.config.refine import RefineConfig
 
@@ -85,8 +85,8 @@ class RunConfig:
 
     @property
     def has_mixture(self) -> bool:
-        """Whether classes are searched as more than one diagonal Gaussian; a single draw is always of that one."""
-        return self.search.is_mixture and self.method != "gaussian"
+        """Whether classes are searched as more than one diagonal Gaussian; methods that do not search have none."""
+        return self.search.is_mixture and self.method in SEARCHING
 
     @property
     def refines(self) -> bool:
