@@ -1,8 +1,10 @@
 """jobs/bench.py at tiny sizes: every benchmark runs, and its JSON is the contract's. Its figures are not looked at."""
 
 import json
+import os
 import subprocess
 import sys
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from conftest import ROOT
 
 from d3hr_ray.benchmarks import condense, search
-from d3hr_ray.benchmarks.measure import Result, peak_mb
+from d3hr_ray.benchmarks.measure import Result, in_turns_apart, peak_mb
 from d3hr_ray.runtime.surroundings import start_patiently
 from jobs import bench
 
@@ -108,3 +110,18 @@ def test_condensing_has_the_published_numbers_of_pieces():
     assert condense.parts(1, second) == {"real images": 10_010, "synthetic images": 10_010, "networks": 0}
     assert condense.parts(10, second) == {"real images": 100_100, "synthetic images": 100_100, "networks": 1001 * 450}
     assert condense.parts(50, second)["networks"] == 1001 * 49 * 10 * 500 / 256
+
+
+def sign(path):
+    """A side of a benchmark, which notes in whose process it ran."""
+    with path.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+@pytest.mark.slow
+def test_each_side_has_a_process_of_its_own_for_all_turns(tmp_path):
+    seconds = in_turns_apart({name: partial(sign, tmp_path / name) for name in "ab"}, 2)
+    assert {name: len(each) for name, each in seconds.items()} == {"a": 2, "b": 2}
+    signed = {name: (tmp_path / name).read_text().split() for name in "ab"}
+    assert [len(each) for each in signed.values()] == [3, 3]  # one untimed turn first
+    assert len({os.getpid(), *map(int, signed["a"]), *map(int, signed["b"])}) == 3

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import datasets, transforms
 
-from d3hr_ray.benchmarks.measure import WALL, Result, in_turns_apart, median_ratio
+from d3hr_ray.benchmarks.measure import WALL, Result, in_turns, in_turns_apart, median_ratio
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.normalisation import IMAGENET, Normalisation, is_grey, normalisation_of
 from d3hr_ray.evaluation.augment import mix
@@ -68,7 +68,7 @@ TINY = (Case("train_speedup_width32", "convnet-d3-w32"), Case("train_speedup_dc"
 
 
 def run(quick: bool) -> Result:
-    """Measure every case, each side in a process of its own; `quick` is for tests: small students, one epoch."""
+    """Measure every case, each side in a process of its own; `quick` is for tests: small students, one epoch, here."""
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
     for case in TINY if quick else CASES:
@@ -81,12 +81,13 @@ def run(quick: bool) -> Result:
                 "DataLoader": partial(plain_loop, folder, case, protocol.epochs),
                 "ours": partial(train, protocol=protocol),
             }
-            seconds = in_turns_apart(sides, 1 if quick else 5)
+            seconds = in_turns(sides, 1) if quick else in_turns_apart(sides, 5)
         rows += _rows(case, seconds, protocol.epochs * len(images))
         ratios[case.ratio] = median_ratio(seconds["DataLoader"], seconds["ours"])
         if case.protocol == "dc":  # an epoch of each: bfloat16 is far slower where a CPU has none
             kinds = get_args(Precision)
-            seconds = in_turns_apart({k: partial(train, protocol=replace(case.made(1), precision=k)) for k in kinds}, 3)
+            one = {k: partial(train, protocol=replace(case.made(1), precision=k)) for k in kinds}
+            seconds = in_turns(one, 1) if quick else in_turns_apart(one, 3)
             rows += _rows(case, {f"ours, {k}, one epoch": s for k, s in seconds.items()}, len(images))
             ratios["bfloat16_speedup_dc"] = median_ratio(seconds["float32"], seconds["bfloat16"])
     notes = [
