@@ -14,7 +14,7 @@ from d3hr_ray.benchmarks.measure import Result
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.decode import decode
 from d3hr_ray.datasets.idxclasses import FASHION
-from d3hr_ray.datasets.listing import list_images
+from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.named import FASHION_MNIST
 from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.evaluation.baselines import random_rows
@@ -51,14 +51,15 @@ def run(quick: bool) -> Result:
     torch.set_num_threads(1)
     case = QUICK if quick else FULL
     model = load_model(case.name, steps=15, solver="adams", device="cpu")
-    test = _load(case, "test", case.side)
-    train, read = (_load(case, "train", side) for side in (case.side, model.image_size))
+    train = _list(case, "train")
+    labels, test = train.entries["label"].to_numpy(), _load(_list(case, "test"), case.side)
     rows, ratios = [], {}
     for ipc, count in case.sets.items():
         top1 = np.zeros((count, len(STAGES)))
         for seed in range(count):
-            rows_of = _draw(train.labels.numpy(), ipc, seed)
-            for stage, found in enumerate(_stages(model, case, _take(train, rows_of), _take(read, rows_of))):
+            chosen = _draw(labels, ipc, seed)
+            real, read = (_load(train, side, chosen) for side in (case.side, model.image_size))
+            for stage, found in enumerate(_stages(model, case, real, read)):
                 top1[seed, stage] = train_student(found, test, ARCH, PROTOCOL, epochs=case.epochs, seed=seed)
         for name, accuracies in zip(STAGES, top1.T, strict=True):
             row = {"images": name, "IPC": ipc, "sets": count, "top-1 (%)": 100 * accuracies.mean()}
@@ -67,21 +68,20 @@ def run(quick: bool) -> Result:
     return Result("stages", ratios, rows, [f"{case.name}, {ARCH}, protocol {PROTOCOL}, t = {case.t}; a student a set"])
 
 
-def _load(case: Case, split: str, side: int) -> ImageSet:
-    """Images of `side` pixels, as a run reads them for a model of that size."""
-    listing = list_images(DataConfig(f"{case.name}/{split}", classes=case.classes), len(case.classes), None)
-    found = Reading.of(listing, case.classes, side).load()
-    return ImageSet(torch.from_numpy(found.pixels), torch.from_numpy(found.labels), case.classes)
+def _list(case: Case, split: str) -> Listing:
+    return list_images(DataConfig(f"{case.name}/{split}", classes=case.classes), len(case.classes), None)
 
 
-def _draw(labels: np.ndarray, ipc: int, seed: int) -> torch.Tensor:
+def _load(listing: Listing, side: int, rows: np.ndarray | None = None) -> ImageSet:
+    """Some images, all if None, of `side` pixels, as a run reads them for a model of that size."""
+    found = Reading.of(listing, listing.classes.sources, side, rows).load()
+    return ImageSet(torch.from_numpy(found.pixels), torch.from_numpy(found.labels), found.classes)
+
+
+def _draw(labels: np.ndarray, ipc: int, seed: int) -> np.ndarray:
     """Rows of so many random images of each class, as of the baseline real-random."""
     classes = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
-    return torch.from_numpy(np.concatenate([rows[random_rows(rows, ipc, seed, k)] for k, rows in enumerate(classes)]))
-
-
-def _take(images: ImageSet, rows: torch.Tensor) -> ImageSet:
-    return ImageSet(images.pixels[rows], images.labels[rows], images.classes)
+    return np.concatenate([rows[random_rows(rows, ipc, seed, k)] for k, rows in enumerate(classes)])
 
 
 def _stages(model: Model, case: Case, real: ImageSet, read: ImageSet) -> Iterator[ImageSet]:

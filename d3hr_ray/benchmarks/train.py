@@ -24,10 +24,10 @@ from torchvision import datasets, transforms
 
 from d3hr_ray.benchmarks.measure import WALL, Result, in_turns, in_turns_apart, median_ratio
 from d3hr_ray.datasets.images import Images
-from d3hr_ray.datasets.normalisation import IMAGENET, Normalisation, is_grey, normalisation_of
+from d3hr_ray.datasets.normalisation import Normalisation
 from d3hr_ray.evaluation.augment import mix
 from d3hr_ray.evaluation.protocols import PROTOCOLS, Precision, Protocol, Setting
-from d3hr_ray.evaluation.training import train_student
+from d3hr_ray.evaluation.training import norm_of, train_student
 from d3hr_ray.models.classifiers import HalfPool
 from d3hr_ray.models.students import Normalised, build_student
 from d3hr_ray.numerics.seeds import generator
@@ -78,7 +78,7 @@ def run(quick: bool) -> Result:
             test = images.take(np.arange(CLASSES))
             train = partial(train_student, case.arch, train=images, test=test, teacher=None, seed=0)
             sides: dict[str, Callable[[], Any]] = {
-                "DataLoader": partial(plain_loop, folder, case, protocol.epochs),
+                "DataLoader": partial(plain_loop, folder, case, protocol),
                 "ours": partial(train, protocol=protocol),
             }
             seconds = in_turns(sides, 1) if quick else in_turns_apart(sides, 5)
@@ -111,13 +111,12 @@ def _write_pngs(images: Images, folder: Path) -> None:
         Image.fromarray(pixels).save(path)
 
 
-def plain_loop(folder: str, case: Case, epochs: int) -> None:
+def plain_loop(folder: str, case: Case, protocol: Protocol) -> None:
     """The same protocol by a DataLoader without workers, on a network of torch's layers alone."""
-    protocol = case.made(epochs)
-    data = _tensors(case) if case.protocol == "dc" else _pngs(folder, case)
+    images, scale = case.images(), protocol.augment.crop_scale
+    data = _tensors(images) if scale is None else _pngs(folder, case.side, scale)
     loader = DataLoader(data, protocol.batch_size, shuffle=True)
-    images = case.images()
-    net = plain_student(case.arch, case.side, _norm(images) if case.protocol == "dc" else IMAGENET)
+    net = plain_student(case.arch, case.side, norm_of(protocol, images))
     optimizer = torch.optim.SGD(net.parameters(), protocol.lr, momentum=0.9, weight_decay=protocol.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, protocol.epochs)
     draw = generator("bench train")
@@ -132,20 +131,13 @@ def plain_loop(folder: str, case: Case, epochs: int) -> None:
         schedule.step()
 
 
-def _pngs(folder: str, case: Case) -> datasets.ImageFolder:
-    scale = case.made(1).augment.crop_scale
-    assert scale is not None, "the hard protocol crops"
-    steps = [transforms.RandomResizedCrop(case.side, scale), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+def _pngs(folder: str, side: int, scale: tuple[float, float]) -> datasets.ImageFolder:
+    steps = [transforms.RandomResizedCrop(side, scale), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     return datasets.ImageFolder(folder, transforms.Compose([*steps, transforms.Normalize([0.5] * 3, [0.5] * 3)]))
 
 
-def _tensors(case: Case) -> TensorDataset:
-    images = case.images()
+def _tensors(images: Images) -> TensorDataset:
     return TensorDataset(torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 127.5 - 1, torch.tensor(images.labels))
-
-
-def _norm(images: Images) -> Normalisation:
-    return normalisation_of(images.classes, is_grey(images.pixels))
 
 
 def plain_student(arch: str, side: int, norm: Normalisation) -> Normalised:

@@ -141,20 +141,17 @@ def _named_as(first: DistilledSet, other: DistilledSet, store: Store, side: int)
     Raises ValueError, with both lists, for a set that has other classes.
     """
     classes, own = first.images.classes, other.images.classes
-    if other.source and own == classes:
-        return other
     if own == classes:
-        return replace(other, wnids=first.wnids)
+        return other
+    differ = f"--distilled {store.uri} and {first.name} differ in classes: {few(own)} and {few(classes)}"
+    if other.source or len(own) != len(classes):
+        raise ValueError(f"{differ} ({len(own)} classes and {len(classes)}); evaluate them separately")
     try:
-        if other.source or len(own) != len(classes):
-            raise ValueError(f"{len(own)} classes and {len(classes)}")
         listing = list_real(DataConfig(images_of(store).uri, "imagefolder"), classes, first.wnids)
     except ValueError as error:
-        both, why = f"{few(own)} and {few(classes)}", str(error.__cause__ or error).replace("--classes ", "class ")
-        raise ValueError(
-            f"--distilled {store.uri} and {first.name} differ in classes: {both} ({why}); evaluate them separately"
-        ) from error
-    return replace(other, images=Reading.of(listing, classes, side), wnids=first.wnids)
+        why = str(error.__cause__ or error).replace("--classes ", "class ")
+        raise ValueError(f"{differ} ({why}); evaluate them separately") from error
+    return replace(other, images=Reading.of(listing, classes, side))
 
 
 def _without_weights(sets: Sequence[DistilledSet]) -> list[str]:

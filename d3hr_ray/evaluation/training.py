@@ -136,7 +136,7 @@ def train_student(
     smallest = min(map(len, batches(len(train), min(len(train), protocol.batch_size), seed, 0)))
     if smallest < share.count:
         raise ValueError(f"--workers-per-student {share.count}: a batch has {smallest} images; give fewer workers")
-    norm = IMAGENET if protocol.input == "imagenet" else normalisation_of(test.classes, is_grey(test.pixels))
+    norm = norm_of(protocol, test)
     run = _Run(arch, protocol, train, teacher, seed, torch.device(device), share, norm)
     state = hooks.restore() or State()
     if state.epoch:
@@ -164,6 +164,13 @@ def train_student(
     if not state.best_epoch:  # never above 0: the last is as good as any
         state.best_top1, state.best_top5, state.best_epoch = last.top1, last.top5, total
     return Outcome(last, state.best_top1, state.best_top5, state.best_epoch, seconds, rate, weights, norm)
+
+
+def norm_of(protocol: Protocol, images: Images) -> Normalisation:
+    """What a student takes pixels for: ImageNet's, or the data's own, where the protocol says so."""
+    if protocol.input == "imagenet":
+        return IMAGENET
+    return normalisation_of(images.classes, is_grey(images.pixels))
 
 
 def _full(state: State, run: "_Run") -> State:
