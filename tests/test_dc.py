@@ -340,7 +340,7 @@ FIRST_LOSSES: dict[str, list[float]] = {
 
 @pytest.mark.parametrize("name", FIRST_LOSSES)
 def test_the_first_losses_of_other_protocols_stay(monkeypatch, name):
-    protocol = Recipe().make(name, Setting("convnet-d3-w32", 16, 10, 3))
+    protocol = Recipe().make(name, Setting("convnet-d3-w32", 224, 10, 3))  # the teacher of photos
     protocol = replace(protocol, epochs=2, batch_size=8, temperature=1.0)
     losses = []
     for kind in ("cross_entropy", "kl_div"):

@@ -111,6 +111,9 @@ def test_the_protocols_constants_follow_the_student_the_data_and_the_ipc():
     assert [made("d3hr-soft", ipc=n, classes=100).batch_size for n in (1, 10, 50)] == [30, 100, 200]
     assert [made("rded-soft", ipc=n, classes=10).batch_size for n in (1, 10, 50)] == [10, 50, 100]
     assert [made("hard", ipc=n).epochs for n in (1, 10, 50)] == [2000, 2000, 1500]
+    assert [made("teacher", side=s).augment.shift for s in (28, 32, 64, 96)] == [3, 4, 8, 0]  # CIFAR's pads 4 pixels
+    assert [made("teacher", side=s).version for s in (64, 96)] == ["3", "2"]
+    assert not Recipe().make("teacher", Setting("resnet18", 28, 10, 10, digits=True)).augment.flip
     best = made("hard-mixup", classes=10)
     assert best.epochs * (1 - best.best_after) == pytest.approx(100)
 
@@ -118,7 +121,7 @@ def test_the_protocols_constants_follow_the_student_the_data_and_the_ipc():
 def test_what_changed_in_crops_left_the_versions_of_handwriting_alone():
     photos = {name: Recipe().make(name, SETTING).version for name in CONSTANTS}
     glyphs = {name: Recipe(glyphs=True).make(name, SETTING) for name in CONSTANTS}
-    assert photos == dict.fromkeys(CONSTANTS, "2") | {"rded-soft": "3"}
+    assert photos == dict.fromkeys(CONSTANTS, "2") | {"rded-soft": "3", "teacher": "3"}
     assert {n: p.version for n, p in glyphs.items()} == dict.fromkeys(CONSTANTS, "1-glyphs2") | {
         "rded-soft": "2-glyphs2"
     }
