@@ -13,6 +13,7 @@ from conftest import ROOT
 from d3hr_ray.runtime import telemetry
 from d3hr_ray.runtime.actors import TASK_LIMIT, Actors, time_limit
 from d3hr_ray.runtime.batching import run_batches
+from d3hr_ray.runtime.progress import make_bar
 from d3hr_ray.runtime.summary import costing, format_summary, recording, summary
 from d3hr_ray.runtime.telemetry import COST, Measured, MeasuredActor
 from d3hr_ray.store import Store
@@ -53,6 +54,7 @@ HANGS = """
 import sys, time
 from d3hr_ray.runtime import telemetry
 from d3hr_ray.runtime.batching import run_batches
+from d3hr_ray.runtime.progress import make_bar
 def work(rows):
     time.sleep(0.4 if rows.start < 3 else 60)
 with telemetry.limited("invert", 1.0):
@@ -126,3 +128,14 @@ def test_the_summary_adds_up_and_says_it_in_words():
         assert 0 < stage["busy_share"] <= 1 and stage["workers"] == 2
         assert "invert: 40 images" in format_summary([stage]) and "400 bytes written" in format_summary([stage])
     assert summary() == before
+
+
+def test_what_arrives_at_once_is_not_taken_for_the_last_seconds_work(capsys):
+    """An epoch's 200 steps come after four looks of 6 seconds at nothing new: 8 a second, not 33."""
+    with make_bar(1000, "teacher", "step") as bar:
+        bar._time = iter(bar.start_t + 6.0 * np.arange(1, 100)).__next__
+        for done in (0, 0, 0):
+            bar.refresh()
+            bar.update(done)
+        bar.update(200)
+        assert bar.format_meter(**bar.format_dict | {"elapsed": 24.0}).count("8.33 step/s") == 1

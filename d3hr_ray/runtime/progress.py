@@ -44,13 +44,18 @@ def _width() -> int:
 
 
 def make_bar(total: int, title: str, unit: str, hide: bool = False, done: int = 0) -> tqdm:
-    """A progress bar: live on a terminal, a line every few seconds in a job's log; drawn only when it is updated."""
+    """A progress bar: live on a terminal, a line every few seconds in a job's log; drawn only when it is updated.
+
+    Its rate is the mean since it began. tqdm's smoothed one takes what arrives at once, an epoch's steps or a shard's
+    images, for the work of the seconds since the bar was drawn.
+    """
     live = _is_live()
     return tqdm(
         total=total,
         desc=title,
         unit=f" {unit}",
         initial=done,
+        smoothing=0,
         disable=hide,
         mininterval=0.1 if live else 0.75 * QUIET,  # sooner than a reminder
         delay=0 if live else 0.5,
