@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
+from d3hr_ray.cli.overlay import CANDIDATES
 from d3hr_ray.cli.resolve import require_float32
 from d3hr_ray.cli.sweep_flags import SweepFlags
 from d3hr_ray.cli.variants import PLAIN, vary
 from d3hr_ray.config import SEARCHING, RunConfig, SearchConfig
+
+CANDIDATES_OF_A_SWEEP = CANDIDATES | {"random": 1000}  # a million take half an hour for each set of IPC 10
 
 
 def expand(flags: SweepFlags, base: RunConfig) -> dict[float, list[RunConfig]]:
@@ -42,7 +45,7 @@ def _searches(flags: SweepFlags, base: SearchConfig) -> list[SearchConfig]:
     """Search methods x candidates x components x ranks."""
     found = []
     for method in flags.search or (base.method,):
-        own = base.candidates if method == base.method else 256 if method == "moments" else 1000
+        own = base.candidates if method == base.method else CANDIDATES_OF_A_SWEEP[method]
         axes = (flags.candidates or (own,), flags.components or (base.components,), flags.rank or (base.rank,))
         for count, components, rank in product(*axes):
             found.append(replace(base, method=method, candidates=count, components=components, rank=rank))
