@@ -24,7 +24,8 @@ def main() -> None:
         check_flags(flags)
         store = find_out(flags)
 
-    with waiting(f"loading torch and Ray, for {' '.join(flags.distilled)} -> {store.uri}"):
+    sets = flags.distilled[0] if len(flags.distilled) == 1 else f"{len(flags.distilled)} folders of sets"
+    with waiting(f"loading torch and Ray, for {sets} -> {store.uri}"):
         # Imported late: torch and timm take seconds, and --help or a wrong flag or path should not wait for them.
         with refusing():
             cluster = connect(flags.address, ahead="d3hr_ray.evaluation.baselines")
