@@ -8,6 +8,7 @@ import torch
 from conftest import run, snapshot
 from scipy.optimize import linear_sum_assignment
 
+from d3hr_ray.cli.variants import vary
 from d3hr_ray.config import DataConfig, GuideConfig, ModelConfig, RunConfig, SearchConfig, as_dict, from_dict
 from d3hr_ray.numerics import adams, ddim
 from d3hr_ray.numerics.ancestral import ancestral
@@ -145,6 +146,21 @@ def test_idle_flags_are_refused(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         run(monkeypatch, f"--preset digits --guide-until 100 --out {tmp_path}")
     assert "--guide-until does nothing without --guide modes or transport or set" in capsys.readouterr().err
+
+
+def test_a_guide_that_ends_before_the_set_begins_is_refused():
+    """It would make the images of no guide, called by its name."""
+    near = replace(MIXED, inversion=replace(MIXED.inversion, timesteps=(200, 600)))
+    with pytest.raises(ValueError, match="--guide modes does nothing at --timesteps 200: it ends at --guide-until 300"):
+        vary(near, "guide=modes")
+    assert vary(near, "guide=modes guide-until=200").guides
+
+
+def test_another_guide_leaves_what_the_runs_alone_has():
+    run = replace(MIXED, guide=GuideConfig("features", block=2, images=9))
+    assert vary(run, "guide=set").guide == GuideConfig("set")
+    assert vary(run, "guide-strength=0.3").guide == replace(run.guide, strength=0.3)
+    assert vary(replace(run, guide=GuideConfig("set", repulsion=0.1)), "guide=features feature-block=1").guide.block == 1
 
 
 MIXTURE = "--timesteps 300 --cluster-timestep 20 --components ipc --ipc 3 --actors 1 1"

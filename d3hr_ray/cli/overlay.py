@@ -7,7 +7,7 @@ from typing import Any, get_args
 from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.cli.flags import given
 from d3hr_ray.cli.presets import with_classifier
-from d3hr_ray.config import D3HR_QUIRKS, Format, RunConfig, Setting, flag_of, settings_of
+from d3hr_ray.config import D3HR_QUIRKS, Format, GuideConfig, RunConfig, Setting, flag_of, settings_of
 from d3hr_ray.datasets.classes import read_classes
 from d3hr_ray.datasets.named import set_of
 from d3hr_ray.filesystems import absolute
@@ -48,6 +48,9 @@ def _implied(base: RunConfig, values: dict[str, Any]) -> dict[str, Any]:
         more["pool"] = 1
     if values.get("select", "learnable") != "learnable":
         more["learner"] = None
+    if values.get("guide", base.guide.kind) != base.guide.kind:  # what one kind of guide alone has
+        plain = GuideConfig()
+        more |= {"guide_repulsion": plain.repulsion, "feature_block": plain.block, "feature_images": plain.images}
     if values.get("method") == "d3hr+cao2" != base.method:
         more["optimise"] = 0  # stage 2 was measured not to help there (docs/results.md)
     return more
@@ -90,6 +93,12 @@ def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
             raise ValueError(
                 f"--optimise 0{default} leaves stage 2 out; leave out {flag_of(s.name)}, or give --optimise"
             )
+    until, first = config.guide.until, min(config.inversion.timesteps)
+    if config.guides and until > first:
+        raise ValueError(
+            f"--guide {config.guide.kind} does nothing at --timesteps {first}: it ends at --guide-until {until}; give a "
+            f"smaller one, such as {first // 2}"
+        )
 
 
 def _switch(setting: Setting) -> str:
