@@ -133,7 +133,7 @@ def summed(store: Store, pixels: np.ndarray, cuts: list[int]) -> Store:
     for shard, (start, end) in enumerate(zip([0, *cuts], [*cuts, 30], strict=True)):
         actor.write(shard, pixels[start:end], accepted.slice(start, end - start))
     for t in TIMES:
-        write_block_means(store, KIND, store.list(KIND.parts(t)), t, 4)
+        write_block_means(store, KIND, store.list(KIND.parts(t)), t, "abcd")
     return store
 
 
@@ -164,8 +164,8 @@ def test_a_class_without_an_image_is_named(tmp_path, pixels):
     store = Store(str(tmp_path))
     actor = BlockFeatureShard(BlockFeatureJob(store, GUIDED, KIND, TIMES, (5, 6, 7, 8), "cpu"))
     actor.write(0, pixels[:3], pa.table({"label": [0, 2, 3], "key": [0, 1, 2]}))
-    with pytest.raises(RunError, match="label 1 has no usable image; raise --feature-images"):
-        write_block_means(store, KIND, store.list(KIND.parts(300)), 300, 4)
+    with pytest.raises(RunError, match=r"class 'b' has no usable image among its first .*; raise --feature-images"):
+        write_block_means(store, KIND, store.list(KIND.parts(300)), 300, "abcd")
 
 
 def test_features_are_what_the_network_itself_computes():
@@ -311,12 +311,12 @@ def test_a_guided_run_resumes_to_the_same_bytes_and_gives_its_features(
 
 def test_a_sweep_makes_the_features_that_its_settings_need_once(digits, here, tmp_path):
     store = Store(str(shutil.copytree(digits, tmp_path / "run")))
-    guide = "guide=features guide-until=180 feature-images=4"
+    guide = "guide=features guide-until=100 feature-images=4"
     plan = plan_sweep(SweepFlags(run=store.uri, variants=("run", guide, f"{guide} feature-block=0"), ipc=(1,)), store)
     places = invert_all(plan)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "features").rglob("*.parquet")}
     invert_all(plan)
     sets = synthesise_all(plan, places)
-    assert len(made) == 4 and all(p.stat().st_mtime_ns == at for p, at in made.items())
+    assert len(made) == 2 * 6 and all(p.stat().st_mtime_ns == at for p, at in made.items())
     later = {Store(uri).read_bytes("train/3/0.png") for uri, spec in sets.items() if spec.timestep == 200}
     assert len(sets) == 6 and len(later) == 3

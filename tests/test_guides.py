@@ -160,7 +160,8 @@ def test_another_guide_leaves_what_the_runs_alone_has():
     run = replace(MIXED, guide=GuideConfig("features", block=2, images=9))
     assert vary(run, "guide=set").guide == GuideConfig("set")
     assert vary(run, "guide-strength=0.3").guide == replace(run.guide, strength=0.3)
-    assert vary(replace(run, guide=GuideConfig("set", repulsion=0.1)), "guide=features feature-block=1").guide.block == 1
+    repelled = replace(run, guide=GuideConfig("set", repulsion=0.1))
+    assert vary(repelled, "guide=features feature-block=1").guide == GuideConfig("features", block=1)
 
 
 MIXTURE = "--timesteps 300 --cluster-timestep 20 --components ipc --ipc 3 --actors 1 1"

@@ -1,6 +1,7 @@
 """Records of students, intervals over sets, and rankings: all without Ray."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from d3hr_ray.evaluation.ranking import (
 )
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import SCHEMA, make_trial, records, rows_of, run_trial
-from d3hr_ray.report.accuracy import accuracy_table
+from d3hr_ray.report.accuracy import accuracy_sections, accuracy_table
 from d3hr_ray.report.tables import format_summary
 from d3hr_ray.sets import about_of, sets_of, without_axes
 from d3hr_ray.store import Store
@@ -38,6 +39,18 @@ def test_a_record_is_written_once_and_says_all(tmp_path):
     assert set(SCHEMA.names) <= row.keys()
     assert make_trial(found, "convnet-d3-w32", hard(), 2, (), None, ("uri", "test")).key != trial.key
     assert make_trial(found, "convnet-d3-w32", hard(lr=1e-3), 1, (), None, ("uri", "test")).key != trial.key
+
+
+def test_a_pages_section_is_of_one_test_set_also_where_two_sizes_lie_at_one_place(tmp_path):
+    store, found = Store(str(tmp_path)), DistilledSet("mine", stripes(8), "hash", 4, {"method": "d3hr", "ipc": 8})
+    trial = make_trial(found, "convnet-d3-w32", hard(), 1, (), None, ("file:///x/cats/test", "first"))
+    row = run_trial(store, trial, found.images, stripes(10, 1), None, None, "cpu")
+    for others, titles in (
+        ([], ["cats"]),
+        ([row | {"test": "second"}], ["cats (images first)", "cats (images second)"]),
+    ):
+        page = "".join(accuracy_sections(store, [row, *others], ["a", "b", "c"]))
+        assert re.findall("<h2>Accuracy on (.*?)</h2>", page) == titles
 
 
 def test_a_record_of_before_top5_best_is_read_with_none_for_it(tmp_path):

@@ -41,7 +41,7 @@ def test_under_linear_features_the_means_are_reached_and_images_of_a_class_move_
     def network(number: int):
         return lambda images: images @ linear(number), real @ linear(number)
 
-    moved = match_features(latents, LABELS, lambda x: x, network, [0, 1, 2] * 200, 5, 0.1)
+    moved = match_features(latents, LABELS, lambda x: x, network, [0, 1, 2] * 200, 5, 0.1, 5)
     for label in (0, 1):
         own = label == LABELS
         torch.testing.assert_close(moved[own].mean(0), real[label], atol=1e-4, rtol=0)
@@ -56,9 +56,27 @@ def test_a_class_is_refined_as_if_it_were_alone():
     def network(labels: slice):
         return lambda number: (features, real[labels])
 
-    both = match_features(latents, LABELS, torch.tanh, network(slice(0, 2)), [0], 4, 0.05)
-    alone = match_features(latents[3:], LABELS[3:] - 1, torch.tanh, network(slice(1, 2)), [0], 4, 0.05)
+    both = match_features(latents, LABELS, torch.tanh, network(slice(0, 2)), [0], 4, 0.05, 5)
+    alone = match_features(latents[3:], LABELS[3:] - 1, torch.tanh, network(slice(1, 2)), [0], 4, 0.05, 5)
     torch.testing.assert_close(both[3:], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_images_that_go_through_the_networks_in_slices_move_as_all_at_once(at_once):
+    """A class may be of more images than a batch; the loss is of its mean over all."""
+    latents, real, seen = drawn(5, 3, 8, 8), drawn(2, 16, seed=1), list[int]()
+    features = random_features(0, 8, 16, CLOTHES, "cpu")
+
+    def decode(part: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        return torch.tanh(part)
+
+    whole, sliced = (
+        match_features(latents, LABELS, decode, lambda number: (features, real), [0], 4, 0.05, most)
+        for most in (5, at_once)
+    )
+    torch.testing.assert_close(sliced, whole, atol=1e-5, rtol=1e-5)
+    assert seen[:4] == [5] * 4 and max(seen[4:]) == at_once
 
 
 def test_made_images_come_nearer_to_real_ones_under_a_network_that_was_not_used():
@@ -76,7 +94,7 @@ def test_made_images_come_nearer_to_real_ones_under_a_network_that_was_not_used(
         with torch.no_grad():
             return float((features(torch.tanh(x)).mean(0) - means[0]).norm())
 
-    moved = match_features(latents, one, torch.tanh, network, range(60), 5, 0.1)
+    moved = match_features(latents, one, torch.tanh, network, range(60), 5, 0.1, 10)
     assert distance(moved) < 0.5 * distance(latents)
 
 
@@ -120,7 +138,7 @@ def test_means_over_shards_are_those_of_all_images(tmp_path):
     for cuts in ([], [7, 7, 20]):  # one shard is empty
         store, kind, pixels, labels = shards(tmp_path, cuts)
         for number in range(2):
-            write_means(store, kind, store.list(kind.parts), number, 3)
+            write_means(store, kind, store.list(kind.parts), number, "abc")
             features = random_features(number, 8, 8, ("a", "b", "c"), "cpu")
             for label in range(3):
                 own = pixels[labels == label]
@@ -130,8 +148,8 @@ def test_means_over_shards_are_those_of_all_images(tmp_path):
 
 def test_a_class_without_an_image_is_named(tmp_path):
     store, kind, _, _ = shards(tmp_path, [])
-    with pytest.raises(RunError, match="label 3 has no usable image"):
-        write_means(store, kind, store.list(kind.parts), 0, 4)
+    with pytest.raises(RunError, match="class 'd' has no usable image; mend those in rejected/"):
+        write_means(store, kind, store.list(kind.parts), 0, "abcd")
 
 
 def test_whole_classes_fill_a_batch_or_are_one():

@@ -252,6 +252,12 @@ def result(set_hash: str, top1: float, **changes) -> dict:
     return row | {"set_hash": set_hash, "top1_last": top1} | changes
 
 
+def test_accuracies_on_test_images_of_two_sizes_are_not_mixed(tmp_path):
+    rows = [result(f"s{i}", 0.5, test="a") for i in range(3)] + [result("s0", 1.0, test="b")]
+    found = read_accuracy([write_results(tmp_path, rows)], ("s0", "s1", "s2"), None, "hard", None)
+    assert found.top1 == dict.fromkeys(("s0", "s1", "s2"), 0.5)
+
+
 def write_results(root, rows: list[dict]) -> Store:
     store = Store(str(root))
     store.write_table("evaluations/results.parquet", pa.Table.from_pylist(rows))

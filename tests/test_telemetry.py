@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from conftest import ROOT
 
 from d3hr_ray.runtime import telemetry
 from d3hr_ray.runtime.actors import TASK_LIMIT, Actors, time_limit
-from d3hr_ray.runtime.batching import run_batches
+from d3hr_ray.runtime.batching import run_batches, with_room
 from d3hr_ray.runtime.progress import make_bar
 from d3hr_ray.runtime.summary import costing, format_summary, recording, summary
 from d3hr_ray.runtime.telemetry import COST, Measured, MeasuredActor
@@ -53,7 +54,7 @@ def test_the_pools_time_limit_is_every_steps():
 HANGS = """
 import sys, time
 from d3hr_ray.runtime import telemetry
-from d3hr_ray.runtime.batching import run_batches
+from d3hr_ray.runtime.batching import run_batches, with_room
 from d3hr_ray.runtime.progress import make_bar
 def work(rows):
     time.sleep(0.4 if rows.start < 3 else 60)
@@ -108,10 +109,24 @@ def test_an_image_too_big_for_memory_is_left_out_or_named():
         run_batches(work, 9, 4)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError(), HOST])
+def test_work_that_slices_its_rows_itself_begins_anew_with_half_of_them(error):
+    def work(at_once: int, most: int) -> int:
+        if at_once > most:
+            raise error
+        return at_once
+
+    assert [with_room(partial(work, most=most), 24) for most in (99, 23, 2)] == [24, 12, 1]
+    with pytest.raises(ValueError, match="one image does not fit into memory: "):
+        with_room(partial(work, most=0), 24)
+
+
 def test_other_errors_are_not_taken_for_memory():
     def work(rows: slice) -> None:
         raise RuntimeError("shapes do not match")
 
+    with pytest.raises(RuntimeError, match="shapes"):
+        with_room(lambda at_once: work(slice(0, at_once)), 8)
     with pytest.raises(RuntimeError, match="shapes"):
         run_batches(work, 4, 2)
 

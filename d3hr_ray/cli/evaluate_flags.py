@@ -110,7 +110,7 @@ class EvaluateFlags:
     )
     batch_size: int | None = _protocol("Images per step.")
     lr: float | None = _protocol("Peak learning rate.")
-    weight_decay: float | None = _protocol("Of weights; never of biases and norms.")
+    weight_decay: float | None = _protocol("Of weights; of biases and norms under dc and dsa alone.")
     temperature: float | None = _protocol("Of soft labels.")
     workers: int | None = setting(
         None, "Ray Train workers; 0 trains in this process.", CLUSTER, shown="one per GPU share, else one per CPU"

@@ -96,8 +96,8 @@ def refuse_idle(config: RunConfig, flags: DistillFlags) -> None:
     until, first = config.guide.until, min(config.inversion.timesteps)
     if config.guides and until > first:
         raise ValueError(
-            f"--guide {config.guide.kind} does nothing at --timesteps {first}: it ends at --guide-until {until}; give a "
-            f"smaller one, such as {first // 2}"
+            f"--guide {config.guide.kind} does nothing at --timesteps {first}: it ends at --guide-until {until}; "
+            f"give a smaller one, such as {first // 2}"
         )
 
 

@@ -209,13 +209,14 @@ def read_accuracy(
     Accuracies of other students, on other images (such as the training split that a sweep chose on), under other
     versions of the protocol or of other teachers do not compare: those that most of the sets have are taken.
     """
-    found: dict[tuple[str, str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[str, str, str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in dict.fromkeys(map(base_of, runs)):
         if not run.exists(RESULTS):
             continue
         for row in run.read_table(RESULTS).to_pylist():
             if row["set_hash"] in hashes and row["protocol"] == protocol and arch in (None, row["arch"]):
-                alike = row["data"] or "", row["arch"], row["protocol_version"], row["teacher"] or ""
+                how = row["data"] or "", row["arch"], row["protocol_version"], row["teacher"] or ""
+                alike = (*how, row.get("test") or "")  # of other sizes or bytes at one place
                 found[alike][row["set_hash"]].append(row["top1_last"])
     there = sorted({alike[0] for alike in found})
     if data is not None and data not in there:
@@ -225,7 +226,7 @@ def read_accuracy(
         return Accuracy({})
     among = sorted(alike for alike in found if data in (None, alike[0]))
     chosen = max(among, key=lambda alike: len(found[alike]))
-    return Accuracy({key: float(np.mean(values)) for key, values in found[chosen].items()}, *chosen)
+    return Accuracy({key: float(np.mean(values)) for key, values in found[chosen].items()}, *chosen[:4])
 
 
 def all_trials(rows: Sequence[dict[str, Any]], stopped: Sequence[dict[str, Any]]) -> pa.Table:

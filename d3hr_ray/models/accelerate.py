@@ -21,8 +21,7 @@ def accelerate(autoencoder: Autoencoder, denoiser: Denoiser, backend: str = "ind
     The blocks are alike, so that one is compiled for all: seconds instead of minutes for the whole network. Each batch
     size is compiled on its own; others are padded to one that is (dit.py), so that a shard's last batch costs little.
     """
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    exact_float32("cuda")
     autoencoder.tf32 = True
     autoencoder.vae.to(memory_format=torch.channels_last)
     if sum(p.numel() for p in denoiser.transformer.parameters()) < least:
@@ -34,6 +33,18 @@ def accelerate(autoencoder: Autoencoder, denoiser: Denoiser, backend: str = "ind
     for block in denoiser.transformer.transformer_blocks:
         block.compile(backend=backend, dynamic=False)
     denoiser.compiled_sizes = set()
+
+
+def exact_float32(device: str) -> None:
+    """Make this process's float32 what it says: no TF32, which torch takes for convolutions; one thread on a CPU.
+
+    Sums round differently with other numbers of threads.
+    """
+    if device == "cpu":
+        torch.set_num_threads(1)
+        return
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def to_device(rows: torch.Tensor, device: str) -> torch.Tensor:

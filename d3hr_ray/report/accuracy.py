@@ -25,7 +25,15 @@ TABLED = (
     "set", "kind", "fidelity", "method", "search", "guidance", "inversion_guidance", "timestep", "arch", "protocol",
     "ipc",
 )  # fmt: skip
-CARDED = ("data", "arch", "protocol", "protocol_version", "teacher", "ipc")  # what no two rows of a card's table share
+CARDED = (
+    "data",
+    "test",
+    "arch",
+    "protocol",
+    "protocol_version",
+    "teacher",
+    "ipc",
+)  # what no two rows of a card's table share
 
 
 def meaning(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -86,11 +94,13 @@ def shown(store: Store) -> str:
 
 def accuracy_sections(store: Store, rows: list[dict[str, Any]], classes: list[str]) -> Iterator[str]:
     """A section per test set: the sweep's and the held-out one's numbers never mix. Plots go into report/ too."""
-    tested = sorted({str(r.get("data")) for r in rows})
-    titles = {data: data_name(data) for data in tested}
-    for data in tested:
-        here = [r for r in rows if str(r.get("data")) == data]
-        title = titles[data] if len(set(titles.values())) == len(tested) else data
+    tested = sorted({_tested(row) for row in rows})
+    titles = {data: data_name(data) for data, _ in tested}
+    for data, test in tested:
+        here = [row for row in rows if _tested(row) == (data, test)]
+        title = titles[data] if len(set(titles.values())) == len(titles) else data
+        if [place for place, _ in tested].count(data) > 1:
+            data, title = (f"{name} (images {test[:6]})" for name in (data, title))
         yield f"<h2>Accuracy on {escape(title)}</h2>"
         yield from (f"<p>{escape(line)}</p>" for line in meaning(here))
         yield accuracy_table(here)
@@ -98,6 +108,11 @@ def accuracy_sections(store: Store, rows: list[dict[str, Any]], classes: list[st
         yield "students), of two sets: both values. Bold: a column's best.</p>"
         slug = "".join(c if c.isalnum() else "-" for c in data.rpartition("://")[2])[-40:].strip("-")
         yield from _plots(store, here, classes or [str(k) for k in range(len(here[0]["per_class"]))], slug)
+
+
+def _tested(row: dict[str, Any]) -> tuple[str, str]:
+    """Where a row's test images lie, and their digest: others, or of another size, may have been at the same place."""
+    return str(row.get("data")), str(row.get("test"))
 
 
 def _plots(store: Store, rows: list[dict[str, Any]], names: list[str], slug: str) -> Iterator[str]:

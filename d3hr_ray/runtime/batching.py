@@ -24,15 +24,42 @@ def run_batches(
     return [result for rows in slices for result in _halving(work, rows, misfits)]
 
 
+def with_room(work: Callable[[int], Result], size: int) -> Result:
+    """`work(size)` for work that takes its rows in slices itself; the size is halved, as often as it takes, to fit.
+
+    Raises ValueError where one row does not fit into memory.
+    """
+    while True:
+        try:
+            return work(size)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_of_memory(error):
+                raise
+            if size == 1:
+                raise ValueError(f"one image does not fit into memory: {_why(error)}") from error
+        size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_HOST_MEMORY in str(error)
+
+
+def _why(error: Exception) -> str:
+    """An error's first line: allocators add pages of statistics, and Python's own MemoryError says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def _halving(work: Callable[[slice], Result], rows: slice, misfits: list[int] | None) -> Iterator[Result]:
     try:
         with telemetry.batch():
             result = work(rows)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and NO_HOST_MEMORY not in str(error):
+        if not _is_of_memory(error):
             raise
         if rows.stop - rows.start == 1 and misfits is None:
-            raise ValueError(f"one image does not fit into memory: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"one image does not fit into memory: {_why(error)}") from error
     else:
         yield result
         return

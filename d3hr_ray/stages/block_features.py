@@ -89,13 +89,14 @@ def run_block_features(
     """Make the means that are not there yet, by the networks of a run. Raises RunError for a class without any."""
     left = kind.missing(store, timesteps)
     if not left:
+        store.delete(kind.parts())  # whoever made the last means may have been killed before
         return
     shards = replace(listing, entries=first_entries(listing, kind.images)).shards(config.data.shard_size)
     parts, there = [shard_file(i) for i in range(len(shards))], [set(store.list(kind.parts(t))) for t in left]
     done = {i for i, part in enumerate(parts) if all(part in names for names in there)}
     config = replace(config, model=replace(config.model, name=portable(config.model.name)))
     job = BlockFeatureJob(store, config, kind, tuple(left), listing.classes.model_classes, actors.device)
-    look, classes = look_of(config.fidelity), len(listing.classes)
+    look, classes = look_of(config.fidelity), tuple(listing.classes.names)
     sum_shards(BlockFeatureShard, job, shards, done, listing, card.image_size, look, actors)
     for _ in bounded(write_block_means, [(t, (store, kind, parts, t, classes)) for t in left], "add features"):
         pass
@@ -138,10 +139,10 @@ class BlockFeatureShard(SumShard):
         return {t: torch.cat(parts) for t, parts in zip(self.job.timesteps, zip(*batches, strict=True), strict=True)}
 
 
-def write_block_means(store: Store, kind: BlockKind, parts: list[str], t: int, classes: int) -> None:
+def write_block_means(store: Store, kind: BlockKind, parts: list[str], t: int, classes: Sequence[str]) -> None:
     """Add the sums of all parts at t and write their means. Raises RunError for a class without an image."""
     tables = (store.read_table(f"{kind.parts(t)}/{part}") for part in parts)
-    store.write_table(kind.means(t), add_sums(tables, classes, "--feature-images"))
+    store.write_table(kind.means(t), add_sums(tables, classes, kind.images, "--feature-images"))
 
 
 def require_block_features(store: Store, kind: BlockKind, timesteps: Sequence[int], until: int) -> None:

@@ -5,7 +5,7 @@ order, so that no number of actors changes a byte.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,20 +76,26 @@ def sum_shards(
         pass
 
 
-def add_sums(tables: Iterable[pa.Table], classes: int, flag: str) -> pa.Table:
-    """SUMS of shards => label, count, mean. Raises RunError, naming the flag, for a class without an image."""
-    counts, sums = np.zeros(classes, np.int64), None
+def add_sums(tables: Iterable[pa.Table], classes: Sequence[str], images: int, flag: str) -> pa.Table:
+    """SUMS of shards => label, count, mean, by label.
+
+    Raises RunError for a class without an image, naming the flag that asked for `images` of each (0: for all).
+    """
+    counts, sums = np.zeros(len(classes), np.int64), None
     for table in tables:
         if not len(table):
             continue
         rows = np.stack(table["sum"].to_numpy()).astype(np.float64)
-        sums = np.zeros((classes, rows.shape[1])) if sums is None else sums
+        sums = np.zeros((len(classes), rows.shape[1])) if sums is None else sums
         labels = table["label"].to_numpy()
         np.add.at(sums, labels, rows)
         np.add.at(counts, labels, table["count"].to_numpy())
     if sums is None or not counts.all():
-        raise RunError(f"features: label {int(np.argmin(counts))} has no usable image; raise {flag}")
-    columns = [list(range(classes)), counts.tolist(), list((sums / counts[:, None]).astype(np.float32))]
+        raise RunError(
+            f"features: class {classes[int(np.argmin(counts))]!r} has no usable image"
+            + (f" among its first {images}; raise {flag}" if images else "; mend those in rejected/")
+        )
+    columns = [list(range(len(classes))), counts.tolist(), list((sums / counts[:, None]).astype(np.float32))]
     return pa.table(columns, schema=_MEANS)
 
 

@@ -4,6 +4,7 @@ An actor, without the diffusion model, sums a shard's images' features under eve
 parts (class_means.py). What refines reads these means and no image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from d3hr_ray.config import RefineConfig
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import Look
 from d3hr_ray.layout import FEATURES, shard_file
+from d3hr_ray.models.accelerate import exact_float32
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.memory import keep_freed_memory
 from d3hr_ray.models.random_features import random_features
@@ -84,14 +86,14 @@ def run_features(
     """Make the means that are not there yet, of images of `size` pixels. Raises RunError for a class without any."""
     left = kind.missing(store)
     if not left:
+        store.delete(kind.parts)  # whoever made the last means may have been killed before
         return
     shards = replace(listing, entries=first_entries(listing, kind.images)).shards(shard_size)
     parts, there = [shard_file(i) for i in range(len(shards))], set(store.list(kind.parts))
     done = {i for i, part in enumerate(parts) if part in there}
     job = FeatureJob(store, kind, tuple(listing.classes.names), actors.device)
     sum_shards(FeatureShard, job, shards, done, listing, size, look, actors)
-    classes = len(listing.classes)
-    for _ in bounded(write_means, [(k, (store, kind, parts, k, classes)) for k in left], "add features"):
+    for _ in bounded(write_means, [(k, (store, kind, parts, k, job.class_names)) for k in left], "add features"):
         pass
     store.delete(kind.parts)
 
@@ -101,6 +103,7 @@ class FeatureShard(SumShard):
 
     def __init__(self, job: FeatureJob) -> None:
         self.job, self.store = job, job.store
+        exact_float32(job.device)
         if job.device == "cpu":
             keep_freed_memory()
 
@@ -124,11 +127,11 @@ def features_of(features: Features, pixels: np.ndarray, device: str) -> torch.Te
     return torch.cat(parts)
 
 
-def write_means(store: Store, kind: FeatureKind, parts: list[str], network: int, classes: int) -> None:
+def write_means(store: Store, kind: FeatureKind, parts: list[str], network: int, classes: Sequence[str]) -> None:
     """Add one network's sums of all parts and write its means. Raises RunError for a class without an image."""
     own = range(network, network + 1)
     tables = (store.read_rows(f"{kind.parts}/{part}", _SUMS.names, "network", own) for part in parts)
-    store.write_table(kind.means(network), add_sums(tables, classes, "--refine-images"))
+    store.write_table(kind.means(network), add_sums(tables, classes, kind.images, "--refine-images"))
 
 
 def read_means(store: Store, kind: FeatureKind, network: int, labels: range) -> torch.Tensor:
@@ -140,6 +143,7 @@ def require_features(store: Store, refine: RefineConfig) -> None:
     """Raise ValueError unless a run folder has the features that refinement needs."""
     if feature_kind(refine).missing(store):
         raise ValueError(
-            f"--refine match needs features of real images, and {store.uri} has none under {refine.networks} networks "
-            f"of width {refine.width}; jobs/sweep.py --run {store.uri} --variants refine=match makes them from its data"
+            f"--refine match needs features of real images, and {store.uri} has none in {feature_kind(refine).folder}; "
+            f"jobs/sweep.py --run {store.uri} --variants 'refine=match refine-networks={refine.networks} "
+            f"refine-width={refine.width} refine-images={refine.images}' makes them from its data"
         )

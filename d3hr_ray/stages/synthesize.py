@@ -6,6 +6,7 @@ of what it wrote, which is the block's done mark. A set is complete when its man
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from d3hr_ray.models.random_features import random_features
 from d3hr_ray.numerics.feature_matching import Features, match_features
 from d3hr_ray.numerics.seeds import generator
 from d3hr_ray.runtime.actors import Actors
+from d3hr_ray.runtime.batching import with_room
 from d3hr_ray.sets import SetSpec, whole_classes
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.features import feature_kind, read_means
@@ -112,5 +114,6 @@ class SynthesizeBlock(BlockActor):
 
             start, places = latents[rows].to(job.device), (labels[rows] - part.start).to(job.device)
             decode = self.sampler.decode_with_gradient
-            moved[rows] = match_features(start, places, decode, network, order, refine.steps, refine.lr).cpu()
+            match = partial(match_features, start, places, decode, network, order, refine.steps, refine.lr)
+            moved[rows] = with_room(match, batch).cpu()
         return moved
