@@ -140,6 +140,8 @@ NEEDED = (
         ("--distilled {set} --protocol soft", "--protocol"),
         ("--distilled {set} --protocol fixed-soft", "--protocol fixed-soft needs --teacher"),
         ("--distilled {set} --teacher train resnet18", "--teacher train stands alone"),
+        ("--distilled {set} --teacher-arch resnet18", "--teacher-arch is of --teacher train"),
+        ("--distilled {set} --temperature 4", "--temperature is of soft labels"),
         ("--distilled {set} --repeats 0", "--repeats 0"),
         ("--distilled {flat}", NEEDED),
         ("--distilled {set} --teacher train", f"{NEEDED}; --train-data URI, real training images, for --teacher train"),

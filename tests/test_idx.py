@@ -211,6 +211,14 @@ def test_test_images_are_those_of_the_same_set(tmp_path):
     assert held_out_of(DataConfig(str(tmp_path / "nowhere"))) is None
 
 
+def test_a_folder_of_training_images_alone_has_no_test_images(tmp_path):
+    """Its sets are made and reported; only who asks to test on it is told what it lacks."""
+    write_split(tmp_path, "train", 10)
+    assert held_out_of(DataConfig(str(tmp_path))) is held_out_of(DataConfig(str(tmp_path), "idx")) is None
+    with pytest.raises(ValueError, match="no t10k-images-idx3-ubyte"):
+        to_test_on(DataConfig(str(tmp_path)))
+
+
 @pytest.fixture
 def places(tmp_path, monkeypatch) -> Path:
     """Where Fashion-MNIST is looked for: a folder of two."""

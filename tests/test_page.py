@@ -137,6 +137,10 @@ def test_a_run_over_private_images_shows_none_in_its_report_or_in_an_evaluations
     assert private.read_json("report/sheets/names.json") != {}  # the sets themselves
     assert "real-random" not in private.read_json("report/sheets/names.json").values()
     assert 'alt="real' not in private.read_bytes("report/index.html").decode()
+    elsewhere = Store(str(tmp_path / "elsewhere"))
+    elsewhere.write_bytes("report/real.png", b"of an earlier evaluation")
+    report_evaluation(elsewhere, load_test(), rows, [load_set(s, 16) for s in find_sets((private.uri,))])
+    assert not elsewhere.exists("report/real.png")
 
 
 @pytest.mark.parametrize("sizes", [(1,), (5,), (1, 5), (1, 2, 5), (5, 5, 5, 5)])

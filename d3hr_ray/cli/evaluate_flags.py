@@ -146,6 +146,10 @@ def check_flags(flags: EvaluateFlags) -> None:
     if (soft or flags.ranking) and not flags.teacher:
         wanted = f"--protocol {soft[0]}" if soft else "--ranking"
         raise ValueError(f"{wanted} needs --teacher: train, a timm name, ARCH=FILE or a folder")
+    if flags.temperature is not None and not soft and not flags.ranking:
+        raise ValueError("--temperature is of soft labels, and no --protocol here has them; leave it out")
+    if flags.teacher_arch is not None and flags.teacher != ("train",):
+        raise ValueError("--teacher-arch is of --teacher train; leave it out, or give that")
     if "train" in flags.teacher and len(flags.teacher) > 1:
         raise ValueError("--teacher train stands alone; train teachers one by one, then name their folders")
     if flags.ranking and "real-random" not in (flags.baselines or DEFAULT_BASELINES):

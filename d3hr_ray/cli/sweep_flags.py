@@ -158,6 +158,8 @@ def check_flags(flags: SweepFlags) -> None:
         raise ValueError("--matched contradicts --guidance: it samples with the guidance of the inversion")
     if any(map(is_soft, flags.protocol)) and not flags.teacher:
         raise ValueError("a soft --protocol needs --teacher: a timm name, ARCH=FILE or a folder")
+    if flags.temperature and not any(map(is_soft, flags.protocol)):
+        raise ValueError("--temperature is of soft labels, and no --protocol here has them; leave it out")
     if "train" in flags.teacher:
         raise ValueError("--teacher train is jobs/evaluate.py's; train one there and name its folder")
     if flags.repeats < 1:

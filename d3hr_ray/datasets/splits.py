@@ -13,10 +13,13 @@ from d3hr_ray.filesystems import absolute, patient
 
 
 def held_out_of(data: DataConfig) -> DataConfig | None:
-    """Training images => the test images of the same set; None where nothing tells of them."""
+    """Training images => the test images of the same set; None where nothing tells of them, or they are not there."""
     if name := set_of(data.uri, data.format):
         return DataConfig(f"{name}/test", FORMATS[name])
-    return _idx_test(data)
+    try:
+        return _idx_test(data)
+    except ValueError:  # a folder of training images alone
+        return None
 
 
 def to_test_on(data: DataConfig) -> DataConfig:

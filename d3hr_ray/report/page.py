@@ -16,7 +16,7 @@ from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import Seen, look_of
 from d3hr_ray.datasets.source import data_name
 from d3hr_ray.evaluation.ranking import ranking
-from d3hr_ray.evaluation.sets import DistilledSet
+from d3hr_ray.evaluation.sets import DistilledSet, Made, run_of
 from d3hr_ray.evaluation.trials import records
 from d3hr_ray.layout import (
     CARD,
@@ -91,7 +91,8 @@ def report_evaluation(
     are of `rows` alone; the page's tables are of all records in the folder.
     """
     lines = []
-    show_reals = show_reals and may_show_reals(store)
+    runs = [run_of(found.images.store) for found in sets if isinstance(found.images, Made)]
+    show_reals = show_reals and all(may_show_reals(run) for run in [store, *runs] if run)
     if show_reals and not store.exists(REALS):
         store.write_bytes(TESTED, sheet_of(real.load(glance=True), "real test images"))
     elif not show_reals:
