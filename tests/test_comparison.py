@@ -63,6 +63,17 @@ def test_two_classes_of_one_name_stay_two():
     assert _names(rows) == ("crane (n00)", "crane (n01)")
 
 
+def test_sets_of_two_sizes_need_a_side_for_all(tmp_path):
+    """The first would decide what all students see, and the order of paths on accuracies."""
+    small = write_set(tmp_path / "small", stripes(4))
+    large = write_set(tmp_path / "large", replace(stripes(4), pixels=stripes(4).pixels.repeat(2, 1).repeat(2, 2)))
+    real = DataConfig(f"{write_set(tmp_path / 'real', stripes(4, 1))}/train")
+    with pytest.raises(ValueError, match=r"small has images of 16 pixels and \S*large of 32; give --image-size"):
+        open_comparison((small, large), real, None, ["convnet-d3"], None, Recipe())
+    made = open_comparison((small, large), real, 16, ["convnet-d3"], None, Recipe())
+    assert len(made.sets) == 2 and made.test.side == 16
+
+
 def test_a_test_set_without_a_class_is_named(tmp_path):
     path = write_set(tmp_path / "set", stripes(4))
     real = write_set(tmp_path / "real", stripes(4, 1, classes=2))

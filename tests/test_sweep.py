@@ -133,6 +133,16 @@ def test_as_many_actors_at_least_as_at_most_are_no_value_given_twice():
         check_flags(SweepFlags(run="somewhere", ipc=(5, 5)))
 
 
+@pytest.mark.parametrize(
+    ("variant", "axis"),
+    [("single=medoid components=ipc", {"components": (4,)}), ("method=cao2", {"method": ("d3hr",)})],
+)
+def test_what_a_variant_and_an_axis_both_give_is_refused(variant, axis):
+    check_flags(SweepFlags(run="somewhere", variants=("run", variant)))
+    with pytest.raises(ValueError, match=f"--variants '{variant}' gives {(*axis,)[0]} and so does --{(*axis,)[0]}"):
+        check_flags(SweepFlags(run="somewhere", variants=("run", variant), **axis))
+
+
 def test_weights_without_components_are_refused_before_anything_runs():
     for components, ipc in (((1,), 10), (("ipc",), 1)):
         with pytest.raises(ValueError, match="--weights needs sets of several components: give --components"):

@@ -62,7 +62,8 @@ class EvaluateFlags:
     teacher: tuple[str, ...] = setting(
         (),
         "For soft labels: train (on the training images, kept in --out), a timm name with weights "
-        "(resnet18.tv_in1k), ARCH=FILE, or a folder of an earlier `train`. Several are averaged.",
+        "(resnet18.tv_in1k), ARCH=FILE (of pixels normalised as ImageNet's), or a folder of an earlier `train`. "
+        "Several are averaged.",
         TRAINING,
         metavar="NAME|PATH|train ...",
     )
@@ -103,7 +104,7 @@ class EvaluateFlags:
     )
     image_size: int | None = setting(None, "Pixels that students see.", DATA, shown="the sets' own, 224 at most")
     glyphs: Literal["auto", "yes", "no"] = setting(
-        "auto", "Train as for handwriting: no flips or crops, 200 steps. auto: for the digits.", TRAINING
+        "auto", "Train as for handwriting: no flips or crops, 200 steps. auto: for the embedded digits.", TRAINING
     )
     epochs: int | None = _protocol(
         "Instead of the protocol's; makes it another version, as do batch size, lr, weight decay and temperature."

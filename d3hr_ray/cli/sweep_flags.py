@@ -13,6 +13,7 @@ from d3hr_ray.evaluation.protocols import Precision, is_soft
 
 UNKEPT = ("run", "preset", "resume", "address")  # flags that a resumed sweep is given anew
 MACHINE = ("actors", "gpus_per_actor", "gpus_per_trial", "at_once")  # decide no result; another machine may have others
+VARIED = ("method", "search", "candidates", "components", "rank", "guidance")  # axes that variants may give, too
 Method = Literal["d3hr", "gaussian", "dit", "cao2", "d3hr+cao2"]
 
 
@@ -148,6 +149,11 @@ def check_flags(flags: SweepFlags) -> None:
         # --actors is a range, not an axis: 2 2 is two of them
         if isinstance(values, tuple) and name != "actors" and len(set(values)) < len(values):
             raise ValueError(f"{flag_of(name)} names a value twice")
+    for text in flags.variants:
+        for word in text.split():
+            name = word.partition("=")[0].replace("-", "_")
+            if name in VARIED and getattr(flags, name):
+                raise ValueError(f"--variants {text!r} gives {name} and so does {flag_of(name)}; leave one of them out")
     if flags.scheduler == "asha" and (len(flags.ipc) > 1 or len(flags.arch) > 1 or len(flags.protocol) > 1):
         raise ValueError("--scheduler asha compares students: give one --ipc, one --arch and one --protocol")
     if flags.scheduler == "asha" and (len(flags.seeds) > 1 or flags.repeats > 1):

@@ -109,7 +109,7 @@ def open_comparison(
     stores = find_sets(paths)
     if recipe.weighted:
         check_weights(stores)
-    side = side or _own_side(stores[0])
+    side = side or _own_side(stores)
     for arch in archs:
         build_on_meta(arch, 10, side)
     loaded = [load_set(store, side) for store in stores]
@@ -173,9 +173,19 @@ def _surveyed(found: DistilledSet, digest: str, notes: tuple[str, ...]) -> Disti
     return replace(found, set_hash=digest)
 
 
-def _own_side(store: Store) -> int:
-    """The side to evaluate a set at: its images', but 224 for the ImageNet sizes, as in all published protocols."""
-    return min(image_side(store), 224)
+def _own_side(stores: Sequence[Store]) -> int:
+    """The side to evaluate sets at: their images', but 224 for the ImageNet sizes, as in all published protocols.
+
+    Raises ValueError for sets of different sides: which of them is taken would decide on all accuracies.
+    """
+    sides = [min(image_side(store), 224) for store in stores]
+    for store, side in zip(stores, sides, strict=True):
+        if side != sides[0]:
+            raise ValueError(
+                f"--distilled {stores[0].uri} has images of {sides[0]} pixels and {store.uri} of {side}; "
+                "give --image-size, at which the students of all shall see them"
+            )
+    return sides[0]
 
 
 def with_sets(comparison: Comparison, more: Sequence[DistilledSet]) -> Comparison:

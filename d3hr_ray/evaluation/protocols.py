@@ -132,7 +132,7 @@ def rded_soft(s: Setting) -> Protocol:
 
 
 def hard(s: Setting) -> Protocol:
-    """The hard-label protocol of Minimax and IDC: SGD 0.01, CutMix, 2000 epochs (IPC 50 and more: 1500).
+    """After the hard-label protocol of Minimax and IDC, not equal to it (docs/protocols.md): SGD 0.01, CutMix.
 
     Batch 64, CutMix on every other batch and steps of x0.2 at 2/3 and 5/6 are IDC's (argument.py, train.py, test.py);
     weight decay 5e-4 is theirs as we know it.
