@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from d3hr_ray.benchmarks.measure import Result, in_turns, median_ratio
+from d3hr_ray.config import GuideConfig
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.loading import load_networks, load_schedule
 from d3hr_ray.numerics.guide_features import descended
@@ -88,7 +89,7 @@ def _guides(denoiser: Denoiser, schedule: Schedule, labels: torch.Tensor, ipc: i
     modes = normal((len(labels), dims), "modes")
     points = list(normal((CLASSES, ipc, dims), "points"))
     mean, std = normal((CLASSES, dims), "mean"), normal((CLASSES, dims), "std").abs() + 0.5
-    middle = len(blocks) // 2
+    middle = GuideConfig().block_of(len(blocks))
 
     def to_features(clean: torch.Tensor, noised: torch.Tensor, t: int) -> torch.Tensor:
         seen = partial(denoiser.features, t=t, classes=labels, block=middle)

@@ -104,6 +104,15 @@ def one_setting(rows: Rows) -> list[dict[str, Any]]:
     return chosen
 
 
+def _of_sets(rows: Rows, name: str) -> np.ndarray:
+    """A figure of each set in percent (S, ...), its students' mean; of a single set its students': as in tables."""
+    sets: dict[Any, list[Any]] = {}
+    for row in rows:
+        sets.setdefault(row["set_hash"], []).append(row[name])
+    each = [np.mean(values, 0) for values in sets.values()] if len(sets) > 1 else next(iter(sets.values()))
+    return 100 * np.array(each)
+
+
 def by_ipc(rows: Rows) -> bytes | None:
     """Accuracy against images per class, a line per kind of set, a panel per student and protocol."""
     rows = one_setting([r for r in rows if r["ipc"]])
@@ -143,7 +152,7 @@ def boxes(rows: Rows) -> bytes | None:
     for axis, panel in zip(axes, panels, strict=True):
         here = [r for r in rows if (r["ipc"], r["arch"], r["protocol"]) == panel]
         kinds = sorted({label_of(r) for r in here}, reverse=True)  # the first on top
-        values = [[100 * r["top1_last"] for r in here if label_of(r) == kind] for kind in kinds]
+        values = [_of_sets([r for r in here if label_of(r) == kind], "top1_last") for kind in kinds]
         names = [f"{k}, n={len(v)}" for k, v in zip(kinds, values, strict=True)]
         axis.boxplot(values, tick_labels=names, widths=0.6, orientation="horizontal")
         axis.tick_params(axis="y", labelsize=6)
@@ -189,7 +198,7 @@ def per_class(rows: Rows, classes: Sequence[str]) -> bytes | None:
         return None
     figure, axis = plt.subplots(figsize=(max(5, 0.55 * len(classes)), 3))
     for i, (kind, members) in enumerate(chosen.items()):
-        stats = [spread([100 * m["per_class"][k] for m in members]) for k in range(len(classes))]
+        stats = [spread(values) for values in _of_sets(members, "per_class").T]
         mean = np.array([s.mean for s in stats])
         ends = [mean - [s.low for s in stats], [s.high for s in stats] - mean]
         x = np.arange(len(classes)) + (i - (len(chosen) - 1) / 2) * 0.38
@@ -222,7 +231,7 @@ def confusions(rows: Rows, classes: Sequence[str]) -> bytes | None:
 
 def _chosen(rows: Rows) -> dict[str, list[dict[str, Any]]]:
     """The best distilled kind and real-random, at the middle IPC under the student and protocol with most rows."""
-    rows = [r for r in rows if r["ipc"] and r["method"] != "real-full"]
+    rows = one_setting([r for r in rows if r["ipc"] and r["method"] != "real-full"])
     panels: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         panels.setdefault((row["arch"], row["protocol"], row["ipc"]), []).append(row)
