@@ -56,6 +56,15 @@ def dry_run(monkeypatch, capsys, flags: str, preset: str = "imagenet1k") -> dict
     return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
 
 
+def test_gaussians_are_planned_where_they_are_fitted(monkeypatch, capsys):
+    """At the timesteps; where images are clustered, only a set's guide has moments."""
+    plain, near, guided = (
+        dry_run(monkeypatch, capsys, f"--timesteps 600 {more}")["fit"].split()[5:7]
+        for more in ("", "--cluster-timestep 100", "--cluster-timestep 100 --guide set")
+    )
+    assert plain == near and float(guided[0]) == pytest.approx(2 * float(plain[0]), rel=0.02)
+
+
 @pytest.mark.slow
 def test_a_plan_counts_what_mixtures_read(monkeypatch, capsys):
     """ImageNet-1K at two timesteps, half precision: 1,281,167 x 4096 x 2 x 2 bytes; 25 classes of 21 MB are a task."""

@@ -53,7 +53,8 @@ def plan(
         if reused:
             lines.append(_row("reuse", reused, 0, 0, 0, reused * stored * dims * 2, "copies latents of another run"))
         lines.append(_row("invert", fresh, forwards, flop, flop / rate, fresh * stored * dims * 2, note))
-        lines.append(_row("fit", images, 0, 0, 0, classes * stored * dims * 8, "reads latents/ once per timestep"))
+        fitted = len({*config.inversion.timesteps, config.moments_timestep} - {None})
+        lines.append(_row("fit", images, 0, 0, 0, classes * fitted * dims * 8, "reads latents/ once per timestep"))
         if config.has_mixture:
             lines.append(_mixture_row(config, images, classes, dims))
         wanted = [(spec.pool if config.has_pool else spec).ipc for spec in sets]
