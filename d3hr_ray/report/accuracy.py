@@ -25,15 +25,8 @@ TABLED = (
     "set", "kind", "fidelity", "method", "search", "guidance", "inversion_guidance", "timestep", "arch", "protocol",
     "ipc",
 )  # fmt: skip
-CARDED = (
-    "data",
-    "test",
-    "arch",
-    "protocol",
-    "protocol_version",
-    "teacher",
-    "ipc",
-)  # what no two rows of a card's table share
+# What no two rows of a card's table share.
+CARDED = ("data", "test", "arch", "protocol", "protocol_version", "teacher", "ipc")
 
 
 def meaning(rows: Sequence[dict[str, Any]]) -> list[str]:
