@@ -119,7 +119,10 @@ def _graphed(denoiser: Denoiser, bench: invert.Bench, size: int) -> dict[str, An
 
 
 def students(bench: invert.Bench, tiny: bool) -> Part:
-    """Many ConvNets at once on one device against one after another."""
+    """One ConvNet against a plain loop; many at once on one device against one after another."""
     count, epochs = (2, 1) if tiny else (8, 100)
+    case = (train.TINY if tiny else train.CASES)[-1]
+    ratios, rows = train.on_device(bench.device, case, epochs, _clock(tiny))
     ratio = train.side_by_side(count, epochs, bench.device)
-    return {"concurrent_students_speedup": ratio}, [{"students at once": count, "x one after another": ratio}]
+    rows.append({"students at once": count, "x one after another": ratio})
+    return ratios | {"concurrent_students_speedup": ratio}, rows

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import datasets, transforms
 
-from d3hr_ray.benchmarks.measure import WALL, Result, in_turns, in_turns_apart, median_ratio
+from d3hr_ray.benchmarks.measure import WALL, Clock, Result, in_turns, in_turns_apart, median_ratio
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.normalisation import Normalisation
 from d3hr_ray.evaluation.augment import mix
@@ -111,19 +111,19 @@ def _write_pngs(images: Images, folder: Path) -> None:
         Image.fromarray(pixels).save(path)
 
 
-def plain_loop(folder: str, case: Case, protocol: Protocol) -> None:
+def plain_loop(folder: str, case: Case, protocol: Protocol, device: str = "cpu") -> None:
     """The same protocol by a DataLoader without workers, on a network of torch's layers alone."""
     images, scale = case.images(), protocol.augment.crop_scale
     data = _tensors(images) if scale is None else _pngs(folder, case.side, scale)
     loader = DataLoader(data, protocol.batch_size, shuffle=True)
-    net = plain_student(case.arch, case.side, norm_of(protocol, images))
+    net = plain_student(case.arch, case.side, norm_of(protocol, images)).to(device)
     optimizer = torch.optim.SGD(net.parameters(), protocol.lr, momentum=0.9, weight_decay=protocol.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, protocol.epochs)
     draw = generator("bench train")
     for _ in range(protocol.epochs):
         for batch, labels in loader:
-            targets = functional.one_hot(labels, CLASSES).float()
-            mixed, soft = mix(batch, targets, protocol.augment, draw)
+            targets = functional.one_hot(labels, CLASSES).float().to(device)
+            mixed, soft = mix(batch.to(device), targets, protocol.augment, draw)
             loss = functional.cross_entropy(net(mixed), soft)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -149,6 +149,25 @@ def plain_student(arch: str, side: int, norm: Normalisation) -> Normalised:
         if isinstance(layer, HalfPool):
             layers[i] = nn.AvgPool2d(2)
     return student
+
+
+def on_device(device: str, case: Case, epochs: int, clock: Clock) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Ratios and rows of a `dc` student there, whole trainings in one process: a plain loop, ours, ours in bfloat16."""
+    images, protocol = case.images(), case.made(epochs)
+    test = images.take(np.arange(CLASSES))
+    ours = partial(train_student, case.arch, train=images, test=test, teacher=None, seed=0, device=device)
+    half = replace(protocol, precision="bfloat16")
+    sides: dict[str, Callable[[], Any]] = {
+        "DataLoader": partial(plain_loop, "", case, protocol, device),
+        "ours": partial(ours, protocol=protocol),
+        "ours, bfloat16": partial(ours, protocol=half),
+    }
+    seconds = in_turns(sides, 3, clock)
+    ratios = {
+        f"{case.ratio}_here": median_ratio(seconds["DataLoader"], seconds["ours"]),
+        "bfloat16_speedup_dc_here": median_ratio(seconds["ours"], seconds["ours, bfloat16"]),
+    }
+    return ratios, _rows(case, seconds, epochs * len(images))
 
 
 def side_by_side(students: int, epochs: int, device: str) -> float:
