@@ -74,6 +74,11 @@ def close_run(store: Store, summary: dict[str, Any]) -> None:
     store.write_json(RUN, store.read_json(RUN) | {"finished": _now()} | summary)
 
 
+def hide_reals(store: Store) -> None:
+    """Record that no report shows a real image of the run: as it begins, lest one that is killed forgets it."""
+    store.write_json(RUN, store.read_json(RUN) | {"real_images": False})
+
+
 def stored_config(store: Store) -> dict[str, Any] | None:
     """The plain config of the run in a folder, if there is one."""
     return read_run(store)["config"] if store.exists(RUN) else None

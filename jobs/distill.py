@@ -23,7 +23,7 @@ from d3hr_ray.lock import driving
 from d3hr_ray.methods.growing import check_extended
 from d3hr_ray.methods.inputs import check_data, check_fit, count_images, list_data, list_early, read_model
 from d3hr_ray.report.status import status
-from d3hr_ray.runs import require_run, stored_config
+from d3hr_ray.runs import hide_reals, require_run, stored_config
 from d3hr_ray.runtime.cluster import connect
 from d3hr_ray.runtime.console import announce, waiting
 from d3hr_ray.store import Store
@@ -89,6 +89,8 @@ def main() -> None:
             else:
                 assert source is not None, "what is not listed comes from Gaussians"
                 run = d3hr.reopen_run(store, source, config, card, actors)
+        if flags.no_real_images:
+            hide_reals(store)
         run = replace(run, origin=Origin(flags.card_license, flags.card_source))
         read = f"{run.inputs['images']:,} images of " if run.inputs["images"] else ""
         announce(f"{read}{len(run.classes)} classes -> {store.uri}, on {actors}")

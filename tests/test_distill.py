@@ -240,6 +240,7 @@ def test_mixtures_come_from_stored_latents(digits, here, monkeypatch, tmp_path):
     assert [r["weight"] for r in rows] == pytest.approx([m["count"] / 4 for m in mixtures])  # of 12 images, in threes
     with pytest.raises(ValueError, match="has none at t=300"):
         run(monkeypatch, f"{command} --cluster-timestep 300 --out {tmp_path / 'none'}")
+    assert not (tmp_path / "none" / "run.json").exists()  # and nothing stands in the way of another --cluster-timestep
 
 
 @pytest.mark.slow

@@ -27,12 +27,12 @@ from d3hr_ray.sets import SetSpec, spec_of
 from d3hr_ray.stages.block_features import (
     BlockFeatureJob,
     BlockFeatureShard,
-    BlockKind,
     guided_at,
     require_block_features,
     write_block_means,
 )
 from d3hr_ray.stages.class_means import read_class_means
+from d3hr_ray.stages.feature_kinds import BlockKind
 from d3hr_ray.stages.guides import block_guide
 from d3hr_ray.stages.sampling import Sampler
 from d3hr_ray.stages.search import subset_table

@@ -18,7 +18,8 @@ from d3hr_ray.models.families import FAMILIES, siamese
 from d3hr_ray.models.random_features import random_features
 from d3hr_ray.numerics.feature_matching import match_features
 from d3hr_ray.sets import SetSpec, whole_classes
-from d3hr_ray.stages.features import FeatureJob, FeatureKind, FeatureShard, features_of, read_means, write_means
+from d3hr_ray.stages.feature_kinds import FeatureKind
+from d3hr_ray.stages.features import FeatureJob, FeatureShard, features_of, read_means, write_means
 from d3hr_ray.store import Store
 
 LABELS = torch.tensor([0, 0, 0, 1, 1])

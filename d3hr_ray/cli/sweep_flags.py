@@ -7,6 +7,7 @@ from d3hr_ray.cli import machine_flags
 from d3hr_ray.cli.data_flags import LAYOUT
 from d3hr_ray.cli.evaluate_flags import ProtocolName
 from d3hr_ray.cli.flags import text_of, with_own
+from d3hr_ray.cli.variants import settings_of
 from d3hr_ray.config import DataConfig, Search, as_dict, flag_of, setting, with_tuples
 from d3hr_ray.config.fields import CLUSTER, DATA, MATCHING, METHOD, OUTPUT, TRAINING
 from d3hr_ray.evaluation.protocols import Precision, is_soft
@@ -150,8 +151,7 @@ def check_flags(flags: SweepFlags) -> None:
         if isinstance(values, tuple) and name != "actors" and len(set(values)) < len(values):
             raise ValueError(f"{flag_of(name)} names a value twice")
     for text in flags.variants:
-        for word in text.split():
-            name = word.partition("=")[0].replace("-", "_")
+        for name in settings_of(text):
             if name in VARIED and getattr(flags, name):
                 raise ValueError(f"--variants {text!r} gives {name} and so does {flag_of(name)}; leave one of them out")
     if flags.scheduler == "asha" and (len(flags.ipc) > 1 or len(flags.arch) > 1 or len(flags.protocol) > 1):

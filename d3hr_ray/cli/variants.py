@@ -14,17 +14,25 @@ OPEN = sorted(name for name, s in SETTINGS.items() if s.flag.varies)
 PLAIN = "run"  # the variant that changes nothing
 
 
-def vary(base: RunConfig, text: str) -> RunConfig:
-    """A config with a variant laid over it: flag=value, lists as levels=1,11. Raises ValueError."""
-    argv = []
+def settings_of(text: str) -> dict[str, list[str]]:
+    """A variant => the values of its flags, by their names in configs. Raises ValueError for what is no flag=value."""
+    found = {}
     for word in text.split():
         if word == PLAIN:
             continue
-        name, equals, value = word.partition("=")
-        name = name.replace("-", "_")
+        flag, equals, value = word.partition("=")
+        name = flag.replace("-", "_")
         if not equals or name not in OPEN:
             raise ValueError(f"--variants {text!r}: {word} is no flag=value of: {', '.join(OPEN)}")
-        argv += [flag_of(name), *value.split(",")]
+        if name in found:
+            raise ValueError(f"--variants {text!r} gives {flag} twice")
+        found[name] = value.split(",")
+    return found
+
+
+def vary(base: RunConfig, text: str) -> RunConfig:
+    """A config with a variant laid over it: flag=value, lists as levels=1,11. Raises ValueError."""
+    argv = [word for name, values in settings_of(text).items() for word in (flag_of(name), *values)]
     try:
         return _laid_over(base, read(DistillFlags, argv))
     except ValueError as error:

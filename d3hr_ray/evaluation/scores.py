@@ -96,7 +96,7 @@ def round_trip(spec: SetSpec, model: Model, pixels: np.ndarray, model_classes: S
     return float(10 * torch.log10(255**2 / torch.cat(squares).mean()))
 
 
-def redundancy(images: Images, parts: int) -> float:
+def redundancy(images: Images, parts: int, device: str = "cpu") -> float:
     """How much of a set is in a part of it: mean top-1 of ConvNets trained on one part each and tested on the others.
 
     A diagnostic of learnability-guided distillation (LGD), which splits 50 images per class in five. Parts have every
@@ -113,8 +113,8 @@ def redundancy(images: Images, parts: int) -> float:
         own = place == part
         pixels, labels = images.pixels[own], images.labels[own]
         steps, batch = enough_steps(len(pixels)), min(BATCH, len(pixels))
-        net = train_convnet(pixels, labels, len(images.classes), steps, batch_size=batch, seed=part)
-        found.append(float((predict(net, images.pixels[~own]) == images.labels[~own]).mean()))
+        net = train_convnet(pixels, labels, len(images.classes), steps, batch_size=batch, seed=part, device=device)
+        found.append(float((predict(net, images.pixels[~own], device=device) == images.labels[~own]).mean()))
     return float(np.mean(found))
 
 
@@ -140,7 +140,7 @@ def score_set(
         **moment_scores(run, spec),
         **feature_scores(real, made),
         "round_trip": round_trip(spec, model(), images.pixels, ids, device),
-        **({REDUNDANCY: redundancy(images, parts)} if parts else {}),
+        **({REDUNDANCY: redundancy(images, parts, device)} if parts else {}),
     }
 
 
@@ -218,6 +218,9 @@ def check_alike(stores: Sequence[Store], sets: Sequence[DistilledSet], manifests
 def score_all(scoring: Scoring, real: Measured, parts: int = 0) -> list[dict[str, Any]]:
     """A row of scores per set, with redundancy between `parts` of it if they are not 0. Networks are opened once."""
     rows, networks = [], cache(open_networks)
+    few = sorted({found.name for found in scoring.sets if parts and found.about["ipc"] < LEAST * parts})
+    if few:
+        LOG.warning(f"--redundancy {parts} needs {LEAST * parts} images per class: none for {', '.join(few)}")
     with progress(len(scoring.sets), "score", "set") as bar:
         for found, run, manifest in zip(scoring.sets, scoring.runs, scoring.manifests, strict=True):
             spec = spec_of(manifest["config"])

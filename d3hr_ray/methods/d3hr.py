@@ -20,18 +20,19 @@ from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.console import announce
 from d3hr_ray.sets import SetSpec, sets_of
 from d3hr_ray.stages import contents
-from d3hr_ray.stages.block_features import BlockKind, require_block_features, run_block_features
+from d3hr_ray.stages.block_features import require_block_features, run_block_features
 from d3hr_ray.stages.blocks import BlockJob
 from d3hr_ray.stages.candidates import run_candidates
 from d3hr_ray.stages.card import UNKNOWN, Origin
 from d3hr_ray.stages.choose import run_choose
-from d3hr_ray.stages.features import feature_kind, require_features, run_features
+from d3hr_ray.stages.feature_kinds import BlockKind, feature_kind
+from d3hr_ray.stages.features import require_features, run_features
 from d3hr_ray.stages.fit import run_fit
 from d3hr_ray.stages.growth import find_growth
 from d3hr_ray.stages.guides import require_moments, run_moments
 from d3hr_ray.stages.invert import run_invert
 from d3hr_ray.stages.judge import judge_ids
-from d3hr_ray.stages.mixture import mixture_kind, run_mixtures
+from d3hr_ray.stages.mixture import MixtureKind, mixture_kind, require_latents, run_mixtures
 from d3hr_ray.stages.publish import run_publish
 from d3hr_ray.stages.reals import run_reals
 from d3hr_ray.stages.reuse import run_reuse
@@ -152,6 +153,9 @@ def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, 
             f"--from-gaussians {source.uri}: no Gaussians at t={missing[0]} (there: {', '.join(there) or 'none'}); "
             "finish that run first, or choose --timesteps"
         )
+    for mixture in mixtures_of(sets_of(config)):
+        if not store.list(mixture.folder):  # or else they are fitted already, or in part, from latents that were there
+            require_latents(source, mixture)
     if config.refines:
         require_features(source, config.refine)
     for kind, timesteps in seen_blocks([config], card).items():
@@ -239,9 +243,14 @@ def find_subsets(run: Run, store: Store, specs: Sequence[SetSpec]) -> None:
         if spec.timestep is None:
             write_noise(store, spec, len(run.classes), prod(run.card.latent_shape))
     fitted = [(spec, t) for spec in specs if (t := spec.timestep) is not None]
-    kinds = [mixture_kind(spec.config, t, spec.images_per_class) for spec, t in fitted if spec.config.has_mixture]
-    run_mixtures(run.latents, store, list(dict.fromkeys(kinds)), run.card.latent_shape)
+    run_mixtures(run.latents, store, mixtures_of(specs), run.card.latent_shape)
     run_search(store, [spec for spec, _ in fitted], len(run.classes))
+
+
+def mixtures_of(specs: Sequence[SetSpec]) -> list[MixtureKind]:
+    """Those that sets are drawn from or guided to, each once."""
+    fitted = [(spec, t) for spec in specs if (t := spec.timestep) is not None and spec.config.has_mixture]
+    return list(dict.fromkeys(mixture_kind(spec.config, t, spec.images_per_class) for spec, t in fitted))
 
 
 def find_moments(run: Run, specs: Sequence[SetSpec]) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from d3hr_ray.config import RunConfig
 from d3hr_ray.methods.inputs import read_grid
 from d3hr_ray.models.card import ModelCard
-from d3hr_ray.stages.block_features import BlockKind, block_kind, guided_at
+from d3hr_ray.stages.block_features import guided_at
+from d3hr_ray.stages.feature_kinds import BlockKind, block_kind
 
 
 def seen_blocks(configs: Sequence[RunConfig], card: ModelCard) -> dict[BlockKind, list[int]]:

@@ -8,7 +8,8 @@ from d3hr_ray.models.flops import Cost, convnet_flop, count_flop
 from d3hr_ray.models.speed import find_speed
 from d3hr_ray.numerics.grids import position
 from d3hr_ray.sets import sets_of
-from d3hr_ray.stages.block_features import block_kind, guided_at
+from d3hr_ray.stages.block_features import guided_at
+from d3hr_ray.stages.feature_kinds import block_kind
 from d3hr_ray.stages.mixture import label_blocks, mixture_kind
 
 NORMALS_PER_SECOND = 1e8  # standard normal float32 numbers that one core draws (numpy Philox, measured: 1.2e8)

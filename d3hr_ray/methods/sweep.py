@@ -15,7 +15,8 @@ from d3hr_ray.runs import stored_config
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.console import announce
 from d3hr_ray.sets import SetSpec, sets_of
-from d3hr_ray.stages.features import feature_kind
+from d3hr_ray.stages.class_means import is_whole
+from d3hr_ray.stages.feature_kinds import feature_kind
 from d3hr_ray.store import Store
 
 
@@ -89,9 +90,10 @@ def _add_features(sweep: Sweep, places: Sequence[Place]) -> None:
     wanted = dict.fromkeys(config.refine for config in sweep.configs if config.refines)
     for place in places:
         run = place.run
-        left = [refine for refine in wanted if feature_kind(refine).missing(run.store)]
+        kinds = [(refine, feature_kind(refine)) for refine in wanted]
+        left = [r for r, kind in kinds if not is_whole(run.store, kind.missing(run.store), kind.parts)]
         blocks = seen_blocks(list(_configs(sweep, place)), run.card)
-        if left or any(kind.missing(run.store, timesteps) for kind, timesteps in blocks.items()):
+        if left or not all([is_whole(run.store, k.missing(run.store, at), k.parts()) for k, at in blocks.items()]):
             listing = list_data(run.config, run.card)
             d3hr.check_images(run.store, listing)
             for refine in left:

@@ -83,6 +83,7 @@ def train_convnet(
     lr: float = 4e-3,
     shift: int = 1,
     seed: int = 0,
+    device: str = "cpu",
     told: Callable[[int, torch.Tensor], None] = lambda done, loss: None,
 ) -> ConvNet:
     """Pixels (N, S, S, 3) uint8 and labels (N,) => a trained ConvNet; equal inputs give equal weights on a CPU.
@@ -92,7 +93,7 @@ def train_convnet(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ConvNet(num_classes, pixels.shape[1], width)
+        net = ConvNet(num_classes, pixels.shape[1], width).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
     padded = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
@@ -101,8 +102,9 @@ def train_convnet(
         draw = generator("classifier", seed, step)
         rows = draw.integers(len(pixels), size=batch_size)
         down, right = draw.integers(2 * shift + 1, size=2)  # one shift per batch: cheap, and enough over many steps
-        images = to_images(torch.from_numpy(padded[rows, down : down + side, right : right + side]))
-        loss = nn.functional.cross_entropy(net(images), torch.from_numpy(labels[rows]), label_smoothing=0.05)
+        images = to_images(torch.from_numpy(padded[rows, down : down + side, right : right + side]).to(device))
+        wanted = torch.from_numpy(labels[rows]).to(device)
+        loss = nn.functional.cross_entropy(net(images), wanted, label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -112,10 +114,10 @@ def train_convnet(
 
 
 @torch.inference_mode()
-def predict(net: nn.Module, pixels: np.ndarray, batch_size: int = 500) -> np.ndarray:
-    """Pixels (N, S, S, 3) uint8 => the most probable class of each, (N,)."""
+def predict(net: nn.Module, pixels: np.ndarray, batch_size: int = 500, device: str = "cpu") -> np.ndarray:
+    """Pixels (N, S, S, 3) uint8 => the most probable class of each, (N,), by a network on a device."""
     parts = torch.from_numpy(pixels).split(batch_size)
-    return np.concatenate([net(to_images(part)).argmax(1).numpy() for part in parts])
+    return np.concatenate([net(to_images(part.to(device))).argmax(1).cpu().numpy() for part in parts])
 
 
 @dataclass(frozen=True)

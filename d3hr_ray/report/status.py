@@ -19,6 +19,7 @@ from d3hr_ray.layout import (
 from d3hr_ray.lock import describe, is_alive, read_holder
 from d3hr_ray.runs import describe_lineage, read_run
 from d3hr_ray.sets import SetSpec, sets_of
+from d3hr_ray.stages.feature_kinds import feature_kind
 from d3hr_ray.store import Store
 
 
@@ -70,6 +71,9 @@ def progress(store: Store, config: RunConfig, images: int, inverted: int) -> lis
             steps.append(Progress("invert", inverted, images, "images"))
         fitted = sum(store.exists(gaussian_file(t)) for t in config.inversion.timesteps)
         steps.append(Progress("fit", fitted, len(config.inversion.timesteps), "timesteps"))
+    if config.refines and store.list(LATENTS):
+        kind = feature_kind(config.refine)
+        steps.append(Progress("features", kind.networks - len(kind.missing(store)), kind.networks, "networks"))
     for spec in sets:
         if config.has_pool:
             steps += [_blocks(store, "search", spec.pool, classes, subset_file)]

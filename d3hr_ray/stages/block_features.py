@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from d3hr_ray.config import GuideConfig, RunConfig
+from d3hr_ray.config import RunConfig
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import look_of
-from d3hr_ray.layout import FEATURES, shard_file
+from d3hr_ray.layout import shard_file
 from d3hr_ray.models.accelerate import to_device
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.card import ModelCard, portable
@@ -24,40 +24,10 @@ from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.batching import run_batches
 from d3hr_ray.runtime.tasks import bounded
-from d3hr_ray.stages.class_means import SUMS, SumShard, add_sums, first_entries, sum_shards, sums_of
+from d3hr_ray.stages.class_means import GROUP, SUMS, SumShard, add_sums, first_entries, is_whole, sum_shards, sums_of
+from d3hr_ray.stages.feature_kinds import BlockKind
 from d3hr_ray.stages.networks import OpenNetworks, open_model, open_networks
 from d3hr_ray.store import Store
-
-
-@dataclass(frozen=True)
-class BlockKind:
-    """Which features of a run's images: of which block of the DiT, of how many images per class (0: of all)."""
-
-    block: int
-    images: int
-
-    @property
-    def folder(self) -> str:
-        """Its folder within the run's."""
-        return f"{FEATURES}/dit-b{self.block}-i{self.images or 'all'}"
-
-    def means(self, t: int) -> str:
-        """File of the means at a timestep."""
-        return f"{self.folder}/t{t:04d}.parquet"
-
-    def parts(self, t: int | None = None) -> str:
-        """Folder of the sums of shards at a timestep, or of all, until they are added."""
-        return f"{self.folder}/parts" + ("" if t is None else f"/t{t:04d}")
-
-    def missing(self, store: Store, timesteps: Sequence[int]) -> list[int]:
-        """The timesteps whose means are not there."""
-        there = {f"{self.folder}/{name}" for name in store.list(self.folder)}
-        return [t for t in timesteps if self.means(t) not in there]
-
-
-def block_kind(guide: GuideConfig, blocks: int) -> BlockKind:
-    """The features that a guide needs of a DiT of so many blocks. Raises ValueError if it has no such block."""
-    return BlockKind(guide.block_of(blocks), guide.images)
 
 
 def guided_at(config: RunConfig, grid: Sequence[int]) -> tuple[int, ...]:
@@ -88,8 +58,7 @@ def run_block_features(
 ) -> None:
     """Make the means that are not there yet, by the networks of a run. Raises RunError for a class without any."""
     left = kind.missing(store, timesteps)
-    if not left:
-        store.delete(kind.parts())  # whoever made the last means may have been killed before
+    if is_whole(store, left, kind.parts()):
         return
     shards = replace(listing, entries=first_entries(listing, kind.images)).shards(config.data.shard_size)
     parts, there = [shard_file(i) for i in range(len(shards))], [set(store.list(kind.parts(t))) for t in left]
@@ -142,7 +111,7 @@ class BlockFeatureShard(SumShard):
 def write_block_means(store: Store, kind: BlockKind, parts: list[str], t: int, classes: Sequence[str]) -> None:
     """Add the sums of all parts at t and write their means. Raises RunError for a class without an image."""
     tables = (store.read_table(f"{kind.parts(t)}/{part}") for part in parts)
-    store.write_table(kind.means(t), add_sums(tables, classes, kind.images, "--feature-images"))
+    store.write_table(kind.means(t), add_sums(tables, classes, kind.images, "--feature-images"), GROUP)
 
 
 def require_block_features(store: Store, kind: BlockKind, timesteps: Sequence[int], until: int) -> None:

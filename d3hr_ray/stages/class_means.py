@@ -21,6 +21,7 @@ from d3hr_ray.stages.read import ReadShard, open_message, shard_unit
 from d3hr_ray.store import Store
 
 SUMS = pa.schema([("label", pa.int32()), ("count", pa.int64()), ("sum", pa.list_(pa.float32()))])
+GROUP = 8  # classes whose means are read together: at 256 pixels and width 64 one is 256 KB
 _MEANS = pa.schema([("label", pa.int32()), ("count", pa.int64()), ("mean", pa.list_(pa.float32()))])
 
 
@@ -97,6 +98,13 @@ def add_sums(tables: Iterable[pa.Table], classes: Sequence[str], images: int, fl
         )
     columns = [list(range(len(classes))), counts.tolist(), list((sums / counts[:, None]).astype(np.float32))]
     return pa.table(columns, schema=_MEANS)
+
+
+def is_whole(store: Store, missing: Collection[int], parts: str) -> bool:
+    """Whether no mean is missing. Then the parts go: whoever made the last means may have been killed before."""
+    if not missing:
+        store.delete(parts)
+    return not missing
 
 
 def sums_of(features: torch.Tensor, labels: np.ndarray) -> list[dict[str, object]]:

@@ -14,7 +14,7 @@ import torch
 from d3hr_ray.config import RefineConfig
 from d3hr_ray.datasets.listing import Listing
 from d3hr_ray.datasets.look import Look
-from d3hr_ray.layout import FEATURES, shard_file
+from d3hr_ray.layout import shard_file
 from d3hr_ray.models.accelerate import exact_float32
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.memory import keep_freed_memory
@@ -23,51 +23,21 @@ from d3hr_ray.numerics.feature_matching import Features
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.stages.class_means import (
+    GROUP,
     SUMS,
     SumShard,
     add_sums,
     first_entries,
+    is_whole,
     read_class_means,
     sum_shards,
     sums_of,
 )
+from d3hr_ray.stages.feature_kinds import FeatureKind, feature_kind
 from d3hr_ray.store import Store
 
 BATCH = 64  # images per forward: fixed, for equal bytes
 _SUMS = pa.schema([("network", pa.int32()), *SUMS])
-
-
-@dataclass(frozen=True)
-class FeatureKind:
-    """Which features of a run's images: under how many networks, of what width, of how many images per class."""
-
-    networks: int
-    width: int
-    images: int
-
-    @property
-    def folder(self) -> str:
-        """Its folder within the run's."""
-        return f"{FEATURES}/n{self.networks}-w{self.width}-i{self.images or 'all'}"
-
-    @property
-    def parts(self) -> str:
-        """Folder of the sums of shards, until they are added."""
-        return f"{self.folder}/parts"
-
-    def means(self, network: int) -> str:
-        """File of a network's means."""
-        return f"{self.folder}/network-{network:06d}.parquet"
-
-    def missing(self, store: Store) -> list[int]:
-        """The networks whose means are not there."""
-        there = {f"{self.folder}/{name}" for name in store.list(self.folder)}
-        return [k for k in range(self.networks) if self.means(k) not in there]
-
-
-def feature_kind(refine: RefineConfig) -> FeatureKind:
-    """The features that a config's refinement needs."""
-    return FeatureKind(refine.networks, refine.width, refine.images)
 
 
 @dataclass(frozen=True)
@@ -85,8 +55,7 @@ def run_features(
 ) -> None:
     """Make the means that are not there yet, of images of `size` pixels. Raises RunError for a class without any."""
     left = kind.missing(store)
-    if not left:
-        store.delete(kind.parts)  # whoever made the last means may have been killed before
+    if is_whole(store, left, kind.parts):
         return
     shards = replace(listing, entries=first_entries(listing, kind.images)).shards(shard_size)
     parts, there = [shard_file(i) for i in range(len(shards))], set(store.list(kind.parts))
@@ -114,7 +83,8 @@ class FeatureShard(SumShard):
         for network in range(kind.networks if len(labels) else 0):
             features = random_features(network, pixels.shape[1], kind.width, self.job.class_names, device)
             rows += [{"network": network} | row for row in sums_of(features_of(features, pixels, device), labels)]
-        self.store.write_table(f"{kind.parts}/{shard_file(shard)}", pa.Table.from_pylist(rows, _SUMS))
+        table, group = pa.Table.from_pylist(rows, _SUMS), len(rows) // kind.networks
+        self.store.write_table(f"{kind.parts}/{shard_file(shard)}", table, max(1, group))  # one network to a group
 
 
 @torch.inference_mode()
@@ -131,7 +101,7 @@ def write_means(store: Store, kind: FeatureKind, parts: list[str], network: int,
     """Add one network's sums of all parts and write its means. Raises RunError for a class without an image."""
     own = range(network, network + 1)
     tables = (store.read_rows(f"{kind.parts}/{part}", _SUMS.names, "network", own) for part in parts)
-    store.write_table(kind.means(network), add_sums(tables, classes, kind.images, "--refine-images"))
+    store.write_table(kind.means(network), add_sums(tables, classes, kind.images, "--refine-images"), GROUP)
 
 
 def read_means(store: Store, kind: FeatureKind, network: int, labels: range) -> torch.Tensor:

@@ -17,8 +17,9 @@ from d3hr_ray.numerics.guide_transport import to_support
 from d3hr_ray.numerics.guides import Guide
 from d3hr_ray.numerics.mixture import Mixture, share_out
 from d3hr_ray.sets import SetSpec
-from d3hr_ray.stages.block_features import block_kind, guided_at
+from d3hr_ray.stages.block_features import guided_at
 from d3hr_ray.stages.class_means import read_class_means
+from d3hr_ray.stages.feature_kinds import block_kind
 from d3hr_ray.stages.fit import read_gaussians, run_fit
 from d3hr_ray.stages.mixture import mixture_kind, read_mixtures, stored_timesteps
 from d3hr_ray.stages.sampling import Sampler

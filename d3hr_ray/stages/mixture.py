@@ -70,7 +70,7 @@ def run_mixtures(latents: Store, store: Store, kinds: Sequence[MixtureKind], sha
         counts = table["count"].to_pylist()
         blocks = [labels for labels in label_blocks(counts, dims) if not store.exists(part_file(kind, labels))]
         if blocks:
-            _check_latents(latents, kind, sum(counts))
+            require_latents(latents, kind)
             most = most_images(dims)
             thinned |= {label: (thin(n, most), n) for label, n in enumerate(counts) if n > most}
         jobs += [((kind, labels), (latents, store, kind, labels, shape)) for labels in blocks]
@@ -119,15 +119,15 @@ def part_file(kind: MixtureKind, labels: range) -> str:
     return f"{kind.folder}/part-{labels.start:06d}-{labels.stop:06d}.parquet"
 
 
-def _check_latents(latents: Store, kind: MixtureKind, images: int) -> None:
+def require_latents(latents: Store, kind: MixtureKind) -> None:
     """Raise ValueError unless the latents of both timesteps are stored."""
     there = stored_timesteps(latents)
     for t in (kind.timestep, kind.cluster_timestep):
         if t not in there:
             stored = ", ".join(map(str, there))
             raise ValueError(
-                f"--components and --rank are fitted to stored latents, and {latents.uri} has none at t={t} of its "
-                f"{images} images (there: {stored or 'none'}); run it with --timesteps or --cluster-timestep {t}"
+                f"--components and --rank are fitted to stored latents, and {latents.uri} has none at t={t} "
+                f"(there: {stored or 'none'}); run it with --timesteps or --cluster-timestep {t}"
             )
 
 

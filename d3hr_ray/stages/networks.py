@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from d3hr_ray.config import RunConfig
-from d3hr_ray.models.accelerate import accelerate
+from d3hr_ray.models.accelerate import accelerate, exact_float32
 from d3hr_ray.models.autoencoder import Autoencoder
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.models.loading import load_networks, load_schedule
@@ -32,7 +32,7 @@ def open_model(
 
     Who opens the models of several runs gives a cached `open_networks` as `networks`.
     """
-    if device == "cpu":
-        torch.set_num_threads(1)  # sums round differently with other thread counts
+    if device == "cpu":  # on a GPU the authors' code has TF32, and `accelerate` sees to ours
+        exact_float32(device)
     schedule = load_schedule(config.model.name, config.inversion.steps, config.inversion.solver)
     return schedule, *networks(config.model.name, config.model.dtype, config.fidelity != "official", device)

@@ -23,7 +23,8 @@ from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.batching import with_room
 from d3hr_ray.sets import SetSpec, whole_classes
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
-from d3hr_ray.stages.features import feature_kind, read_means
+from d3hr_ray.stages.feature_kinds import feature_kind
+from d3hr_ray.stages.features import read_means
 from d3hr_ray.stages.guides import block_guide
 from d3hr_ray.stages.images import IMAGE_SCHEMA, png
 from d3hr_ray.stages.networks import OpenNetworks, open_networks
