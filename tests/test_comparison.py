@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from idx_files import write_set as write_idx
 from PIL import Image
 from stripes import hard, stripes, write_set
 
@@ -72,6 +73,18 @@ def test_sets_of_two_sizes_need_a_side_for_all(tmp_path):
         open_comparison((small, large), real, None, ["convnet-d3"], None, Recipe())
     made = open_comparison((small, large), real, 16, ["convnet-d3"], None, Recipe())
     assert len(made.sets) == 2 and made.test.side == 16
+
+
+def test_digits_of_idx_files_are_not_mirrored_and_things_called_by_numbers_are(tmp_path):
+    names, kinds = tuple("0123456789"), {"hard": ("2-upright", False), "dsa": ("1", False)}
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
+    path = write_set(tmp_path / "set", Images(pixels, np.arange(10), names))
+    (tmp_path / "things").mkdir()
+    things = write_set(tmp_path / "things" / "set", Images(pixels, np.arange(10), names))
+    for real, wanted in ((write_idx(tmp_path / "MNIST"), kinds), (f"{things}/train", kinds | {"hard": ("2", True)})):
+        made = open_comparison((path,), DataConfig(real), None, ["mlp"], None, Recipe())
+        protocols = {name: made.protocol(name, made.sets[0], "mlp") for name in kinds}
+        assert {name: (p.version, p.augment.flip) for name, p in protocols.items()} == wanted
 
 
 def test_a_test_set_without_a_class_is_named(tmp_path):

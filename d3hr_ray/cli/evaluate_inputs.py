@@ -87,7 +87,8 @@ def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, f
     side = comparison.test.side
     arch = flags.teacher_arch or ("convnet-d3-w32" if side <= 32 else "resnet18-small" if side <= 64 else "resnet18")
     whole = full_set(full)
-    plain = replace(comparison, recipe=Recipe(comparison.recipe.glyphs, comparison.recipe.full_epochs))
+    was = comparison.recipe
+    plain = replace(comparison, recipe=Recipe(was.glyphs, was.full_epochs, upright=was.upright))
     protocol = plain.protocol("teacher", whole, arch)
     folder = store.at(teacher_folder(f"{arch}-{fingerprint(whole.set_hash, protocol)[:8]}")).uri
     if not Store(folder).exists(CARD):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.digits import Digits
+from d3hr_ray.datasets.idx import IdxImages
 from d3hr_ray.datasets.images import Loadable
 from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images
 from d3hr_ray.datasets.look import SHOWN, STORED, Look
@@ -125,7 +126,8 @@ def open_comparison(
     listing = replace(list_real(data, first.images.classes, first.wnids), look=look_beside(sets))
     test = hold(replace(Reading.of(listing, first.images.classes, side), context=True).load)
     is_glyphs = isinstance(listing.source, Digits) if glyphs is None else glyphs
-    recipe = replace(recipe, glyphs=is_glyphs)
+    upright = isinstance(listing.source, IdxImages) and are_digits(first.images.classes)
+    recipe = replace(recipe, glyphs=is_glyphs, upright=upright)
     notes = (*listing.notes, *(_without_weights(sets) if recipe.weighted else ()))
     return Comparison(tuple(hashed(sets)), test, data.uri, recipe, notes)
 

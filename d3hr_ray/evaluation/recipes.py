@@ -38,6 +38,12 @@ def for_glyphs(protocol: Protocol) -> Protocol:
     )
 
 
+def upright(protocol: Protocol) -> Protocol:
+    """The same protocol without flips, as another version."""
+    augment = replace(protocol.augment, flip=False)
+    return replace(protocol, augment=augment, version=f"{protocol.version}-upright")
+
+
 def without_augment(protocol: Protocol) -> Protocol:
     """The same protocol on images as they are, for the augmentation robustness score (arXiv 2505.13300)."""
     return replace(protocol, name=f"{protocol.name}-noaug", augment=NO_AUGMENT)
@@ -59,6 +65,7 @@ class Recipe:
     """How protocols are made for a run: what changes them, and how often the full set is seen at most.
 
     `weighted` and `precision` make each so; weights, and another precision than float32, make it another version.
+    `upright` is for images whose mirror images are of no class, as MNIST's are.
     """
 
     glyphs: bool = False
@@ -66,6 +73,7 @@ class Recipe:
     overrides: Overrides = field(default_factory=Overrides)
     weighted: bool = False
     precision: Precision = "float32"
+    upright: bool = False
 
     def make(self, name: str, setting: Setting) -> Protocol:
         """The protocol of a name (with -noaug: without augmentation). Raises ValueError for an unknown one."""
@@ -75,6 +83,7 @@ class Recipe:
         made = PROTOCOLS[base](setting)
         made = for_glyphs(made) if self.glyphs else made
         made = without_augment(made) if name != base else made
+        made = upright(made) if self.upright and made.augment.flip else made
         given = {k: v for k, v in vars(self.overrides).items() if v is not None}
         changes = [f"{k}={v:g}" for k, v in sorted(given.items())] + ["weights"] * self.weighted
         changes += [self.precision] * (self.precision != "float32")
