@@ -30,11 +30,12 @@ def tabulate(rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[tuple[Cell, ..
 
 
 def accuracies(rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
-    """Cells of accuracy => a row per set, student and protocol, a column per IPC ("" is the whole set); in percent.
+    """Cells of accuracy => a row per set, student and protocol, a column per IPC or for the whole set; in percent.
 
     Students, protocols and teachers of which there is one have no column. A name loses its IPC, which its column says.
     Sweeps of one run may share cells. Raises ValueError for two accuracies of one cell.
     """
+    rows = [row | {"ipc": ""} if row.get("method") == "real-full" else row for row in rows]
     varied = [name for name in ("arch", "protocol", "teacher") if len({row.get(name) for row in rows}) > 1]
     ipcs = sorted({row["ipc"] for row in rows}, key=lambda ipc: (ipc == "", int(ipc or 0)))
     table: dict[tuple[str, ...], dict[str, str]] = {}

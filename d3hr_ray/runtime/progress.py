@@ -93,6 +93,7 @@ def counting(
                 bar.set_postfix_str(words, refresh=False)
                 ended = stop.wait(every)
                 done, words = count()
+                bar.initial = min(bar.initial, done)  # what begins again, from an older checkpoint, is done twice
                 bar.update(done - bar.n)
             bar.set_postfix_str(words, refresh=False)
 
