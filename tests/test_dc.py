@@ -305,7 +305,7 @@ def test_trials_of_older_protocols_keep_their_keys():
     late = {"decay", "input"}
     for name in PROTOCOLS:
         plain = as_dict(Recipe().make(name, FASHION))
-        assert late <= plain.keys() if name in ("dc", "dsa") else not late & plain.keys()
+        assert late & plain.keys() == {"dc": late, "dsa": late, "minimax": {"decay"}}.get(name, set())
         assert ("families" in plain["augment"]) == (name == "dsa")
 
 

@@ -42,7 +42,7 @@ def test_every_student_takes_every_size(arch, side):
 
 
 def test_an_unknown_student_is_answered_with_close_names():
-    with pytest.raises(ValueError, match=r"near it: resnet18, resnet101, resnet50$"):
+    with pytest.raises(ValueError, match=r"near it: resnet18, resnet101, resnetap10$"):
         check_arch("resnet19", 32)
     with pytest.raises(ValueError, match=r"--arch vit cannot take 20-pixel"):
         build_student("vit", 10, 20, 0)

@@ -9,11 +9,11 @@ from d3hr_ray.cli.flags import with_own
 from d3hr_ray.config import DataConfig, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, OUTPUT, TRAINING
 from d3hr_ray.evaluation.baselines import Baseline
-from d3hr_ray.evaluation.protocols import Precision, is_soft
+from d3hr_ray.evaluation.protocols import Precision, is_soft, sees_whole
 from d3hr_ray.evaluation.recipes import FULL_EPOCHS
 
 DEFAULT_BASELINES: tuple[Baseline, ...] = ("real-random",)
-ProtocolName = Literal["hard", "hard-mixup", "d3hr-soft", "rded-soft", "fixed-soft", "dc", "dsa", "rd3"]
+ProtocolName = Literal["hard", "hard-mixup", "d3hr-soft", "rded-soft", "fixed-soft", "dc", "dsa", "rd3", "minimax"]
 
 
 def _protocol(help: str) -> Any:
@@ -49,13 +49,14 @@ class EvaluateFlags:
     arch: tuple[str, ...] = setting(
         ("convnet-d3",),
         "Students: convnet-d3..d6 (width 128, instance norm; -w32, -bn), resnet18, resnet50, resnet101 (-small: "
-        "3x3 stem), resnet8-small, mobilenet_v2, efficientnet_b0, vit, swin_v2, vgg11 (-small), alexnet, mlp, or any "
-        "timm name.",
+        "3x3 stem), resnet8-small, resnetap10 (instance norm; -bn), mobilenet_v2, efficientnet_b0, vit, swin_v2, vgg11 "
+        "(-small), alexnet, mlp, or any timm name.",
         TRAINING,
     )
     protocol: tuple[ProtocolName, ...] = setting(
         ("hard",),
-        "How students train: hard, hard-mixup, d3hr-soft, rded-soft, fixed-soft, dc, dsa, rd3 (docs/protocols.md).",
+        "How students train: hard, hard-mixup, d3hr-soft, rded-soft, fixed-soft, dc, dsa, rd3, minimax "
+        "(docs/protocols.md).",
         TRAINING,
         metavar="NAME ...",
     )
@@ -147,6 +148,7 @@ def check_flags(flags: EvaluateFlags) -> None:
     if (soft or flags.ranking) and not flags.teacher:
         wanted = f"--protocol {soft[0]}" if soft else "--ranking"
         raise ValueError(f"{wanted} needs --teacher: train, a timm name, ARCH=FILE or a folder")
+    sees_whole(flags.protocol)
     if flags.temperature is not None and not soft and not flags.ranking:
         raise ValueError("--temperature is of soft labels, and no --protocol here has them; leave it out")
     if flags.teacher_arch is not None and flags.teacher != ("train",):

@@ -30,7 +30,8 @@ def open_all(flags: EvaluateFlags) -> tuple[Comparison, Listing | None, Held | N
         weighted=flags.weights,
         precision=flags.precision,
     )
-    comparison = open_comparison(flags.distilled, test_data(flags), flags.image_size, flags.arch, glyphs, recipe)
+    data, side = test_data(flags), flags.image_size
+    comparison = open_comparison(flags.distilled, data, side, flags.arch, glyphs, recipe, flags.protocol)
     tell(comparison.notes)
     whole = flags.full or flags.ranking or "train" in flags.teacher
     coresets = [name for name in flags.baselines if name not in ("real-random", "none")]

@@ -10,7 +10,7 @@ from d3hr_ray.cli.flags import text_of, with_own
 from d3hr_ray.cli.variants import settings_of
 from d3hr_ray.config import DataConfig, Search, as_dict, flag_of, setting, with_tuples
 from d3hr_ray.config.fields import CLUSTER, DATA, MATCHING, METHOD, OUTPUT, TRAINING
-from d3hr_ray.evaluation.protocols import Precision, is_soft
+from d3hr_ray.evaluation.protocols import Precision, is_soft, sees_whole
 
 UNKEPT = ("run", "preset", "resume", "address")  # flags that a resumed sweep is given anew
 MACHINE = ("actors", "gpus_per_actor", "gpus_per_trial", "at_once")  # decide no result; another machine may have others
@@ -164,6 +164,7 @@ def check_flags(flags: SweepFlags) -> None:
         raise ValueError("--matched contradicts --guidance: it samples with the guidance of the inversion")
     if any(map(is_soft, flags.protocol)) and not flags.teacher:
         raise ValueError("a soft --protocol needs --teacher: a timm name, ARCH=FILE or a folder")
+    sees_whole(flags.protocol)
     if flags.temperature and not any(map(is_soft, flags.protocol)):
         raise ValueError("--temperature is of soft labels, and no --protocol here has them; leave it out")
     if "train" in flags.teacher:

@@ -93,7 +93,7 @@ def compare(
     """The comparison, its trials under every combination of hyperparameters, and the teachers' top-1."""
     data = test_data(flags) or sweep.base.data
     recipe = Recipe(weighted=flags.weights, precision=flags.precision)
-    comparison = open_comparison(tuple(sets), data, None, flags.arch, None, recipe)
+    comparison = open_comparison(tuple(sets), data, None, flags.arch, None, recipe, flags.protocol)
     tell(comparison.notes)
     teachers = tuple(map(resolve, flags.teacher))
     top1: dict[tuple[str, ...], float | None] = {}

@@ -11,10 +11,14 @@ from d3hr_ray.evaluation.protocols import Augment
 from d3hr_ray.models.families import flip, take, to
 
 CROP_TRIES = 10  # torchvision's
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
+# ImageNet's principal colours (columns) and their variances, of pixels in [0, 1]: AlexNet's, from fb.resnet.torch.
+COLOURS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+VARIANCES = (0.2175, 0.0188, 0.0045)
 
 
 def augment(images: torch.Tensor, how: Augment, draw: np.random.Generator) -> torch.Tensor:
-    """Images => images: strips, crop, shift, flip, each drawn per image. `mix` is the rest: it changes labels too."""
+    """Images => images: strips, crop, shift, flip, colours, each drawn per image. `mix`, the rest, changes labels."""
     count = len(images)
     if how.strips > 1:
         orders = [np.stack([draw.permutation(how.strips) for _ in range(count)]) for _ in range(2)]
@@ -23,7 +27,9 @@ def augment(images: torch.Tensor, how: Augment, draw: np.random.Generator) -> to
         images = crop(images, crop_boxes(count, images.shape[-1], how.crop_scale, draw))
     if how.shift:
         images = shift(images, draw.integers(-how.shift, how.shift + 1, (count, 2)))
-    return flip(images, draw, count) if how.flip else images
+    images = flip(images, draw, count) if how.flip else images
+    images = jitter(images, how.jitter, draw) if how.jitter else images
+    return lighten(images, how.lighting, draw) if how.lighting else images
 
 
 def crop_boxes(count: int, side: int, scale: tuple[float, float], draw: np.random.Generator) -> np.ndarray:
@@ -75,6 +81,30 @@ def shift(images: torch.Tensor, by: np.ndarray) -> torch.Tensor:
     side = np.arange(images.shape[-1])
     index = [(side - by[:, axis, None]).clip(0, len(side) - 1) for axis in (0, 1)]
     return take(images, *(to(i, images.device) for i in index))
+
+
+def jitter(images: torch.Tensor, most: float, draw: np.random.Generator) -> torch.Tensor:
+    """Each image moved from black, from its mean grey and from its greys, by up to `most` of the way to or fro, in any
+    order: IDC's jitter of brightness, contrast and saturation (Minimax's misc/utils.py). Nothing is cut off at white.
+    """
+    count = len(images)
+    orders = np.argsort(draw.random((count, 3)), axis=1)
+    ways = np.take_along_axis(draw.uniform(-most, most, (count, 3)), orders, 1).astype(np.float32)
+    luma = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
+    x = (images + 1) / 2
+    for kind, way in zip(to(orders.T, images.device), to(ways.T, images.device), strict=True):
+        kind, way = kind.view(-1, 1, 1, 1), way.view(-1, 1, 1, 1)
+        grey = (x * luma).sum(1, keepdim=True)
+        flat = torch.where(kind == 1, grey.mean((2, 3), keepdim=True), 0.0)
+        x = x + way * (torch.where(kind == 2, grey, flat) - x)
+    return x * 2 - 1
+
+
+def lighten(images: torch.Tensor, std: float, draw: np.random.Generator) -> torch.Tensor:
+    """A colour added to each image, normal along ImageNet's principal ones (Krizhevsky et al., 2012, section 4.1)."""
+    shares = draw.normal(0, std, (len(images), 3)) * np.array(VARIANCES)
+    added = to((shares @ np.array(COLOURS).T).astype(np.float32), images.device)
+    return images + 2 * added[:, :, None, None]
 
 
 def mix(

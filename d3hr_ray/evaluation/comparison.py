@@ -18,7 +18,7 @@ from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.baselines import DRAWN
-from d3hr_ray.evaluation.protocols import Protocol, Setting
+from d3hr_ray.evaluation.protocols import Protocol, Setting, sees_whole
 from d3hr_ray.evaluation.recipes import Recipe
 from d3hr_ray.evaluation.sets import DistilledSet, check_weights, find_sets, image_side, images_of, load_set
 from d3hr_ray.evaluation.training import check_batches
@@ -101,12 +101,16 @@ def open_comparison(
     archs: Sequence[str],
     glyphs: bool | None,
     recipe: Recipe,
+    protocols: Sequence[str] = (),
 ) -> Comparison:
     """Load sets and test images. `data` None means the test split of their own set, `side` None the sets' own.
+
+    What is seen of test images is as the `protocols` have it; without any, their centre is.
 
     Raises ValueError for sets that do not belong together, for a test set without one of their classes, or if weights
     are asked for and no set has any.
     """
+    margin = not sees_whole(protocols)
     stores = find_sets(paths)
     if recipe.weighted:
         check_weights(stores)
@@ -124,7 +128,7 @@ def open_comparison(
             "--data is needed: real test images of these classes (only those of digits and idx sets are known)"
         )
     listing = replace(list_real(data, first.images.classes, first.wnids), look=look_beside(sets))
-    test = hold(replace(Reading.of(listing, first.images.classes, side), context=True).load)
+    test = hold(replace(Reading.of(listing, first.images.classes, side), context=margin).load)
     is_glyphs = isinstance(listing.source, Digits) if glyphs is None else glyphs
     upright = isinstance(listing.source, IdxImages) and are_digits(first.images.classes)
     recipe = replace(recipe, glyphs=is_glyphs, upright=upright)

@@ -4,14 +4,14 @@ Sources: D3HR's validate.py and validate_hardlabel.py, RDED's validation/ (used 
 DatasetCondensation's utils.py (dc, dsa), RD3 (2509.19743).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from d3hr_ray.config import Family, families_of
 
 Mix = Literal["none", "cutmix", "mixup"]
-Rate = Literal["half-cosine", "cosine", "steps", "drop"]
+Rate = Literal["half-cosine", "cosine", "steps", "floored-steps", "drop"]
 Precision = Literal["float32", "bfloat16"]
 SMALL_LR = {  # D3HR's argument.py: AdamW's rate by student; 1e-3 for all others
     "mobilenet_v2": 2.5e-3, "efficientnet_b0": 2e-3, "vgg11": 5e-4, "alexnet": 1e-4, "vit": 1e-4, "swin_v2": 1e-4,
@@ -38,6 +38,8 @@ class Augment:
     mix_alpha: float = 1.0
     mix_probability: float = 1.0
     families: tuple[Family, ...] = _late(())
+    jitter: float = _late(0.0)  # of brightness, contrast and saturation, each by up to so much, in any order
+    lighting: float = _late(0.0)  # AlexNet's noise along ImageNet's principal colours: its std
 
 
 NO_AUGMENT = Augment()
@@ -49,9 +51,10 @@ class Protocol:
 
     `labels` hard: the class; soft: a teacher's softmax at `temperature`, of the very batch that the student sees.
     `best_after` is the share of training after which the best accuracy is looked for (on the test set, as the field
-    does); the last one is always reported too. `steps`, where given, replaces `epochs`. `rate` drop divides the rate by
-    ten once, after half of the epochs and two, and forgets the momentum. `input` data: the student's first layer has as
-    many channels as the data, normalised as published for it (datasets/normalisation.py), else three, as ImageNet's.
+    does); the last one is always reported too. `steps`, where given, replaces `epochs`. `rate` steps falls to a fifth
+    at 2/3 and at 5/6 of the training, floored-steps at the whole epochs below these; drop divides the rate by ten once,
+    after half of the epochs and two, and forgets the momentum. `input` data: the student's first layer has as many
+    channels as the data, normalised as published for it (datasets/normalisation.py), else three, as ImageNet's.
     `weighted`: a batch's loss is the mean of its images' by their weights; without any, each counts 1. `precision`:
     bfloat16 is torch's autocast around the student's forward pass, and so its backward one; weights, losses, teachers
     and tests stay float32.
@@ -132,7 +135,7 @@ def rded_soft(s: Setting) -> Protocol:
 
 
 def hard(s: Setting) -> Protocol:
-    """After the hard-label protocol of Minimax and IDC, not equal to it (docs/protocols.md): SGD 0.01, CutMix.
+    """After the hard-label protocol of IDC, for images of any size: SGD 0.01, CutMix. Minimax's own is `minimax`.
 
     Batch 64, CutMix on every other batch and steps of x0.2 at 2/3 and 5/6 are IDC's (argument.py, train.py, test.py);
     weight decay 5e-4 is theirs as we know it.
@@ -150,6 +153,32 @@ def hard(s: Setting) -> Protocol:
         rate="steps",
         best_after=0.8,
         evaluate_every=10,
+    )
+
+
+def minimax(s: Setting) -> Protocol:
+    """Minimax's script for ImageNet and its subsets (vimar-gu/MinimaxDiffusion, train.py and argument.py).
+
+    Every batch is mixed, the best epoch of a hundred counts. It tests on whole images (no margin is cut off).
+    """
+    most = {1: 3000, 10: 2000, 50: 1500, 200: 1000, 500: 500}
+    epochs = next((epochs for ipc, epochs in most.items() if s.ipc <= ipc), 300)
+    epochs = epochs * 2 // 300 * 100 if s.classes == 100 else epochs
+    many = s.classes > 100
+    return Protocol(
+        name="minimax",
+        version="1",
+        labels="hard",
+        augment=Augment(crop_scale=(0.5, 1.0), flip=True, jitter=0.4, lighting=0.1, mix="cutmix"),
+        batch_size=128 if many else 64,
+        epochs=epochs,
+        optimizer="sgd",
+        lr=0.1 if many else 0.01,
+        weight_decay=1e-4 if many else 5e-4,
+        rate="floored-steps",
+        best_after=0.0,
+        evaluate_every=epochs // 100,
+        decay="all",
     )
 
 
@@ -230,8 +259,16 @@ def teacher(s: Setting) -> Protocol:
 
 PROTOCOLS: dict[str, Callable[[Setting], Protocol]] = {
     "d3hr-soft": d3hr_soft, "rded-soft": rded_soft, "hard": hard, "hard-mixup": hard_mixup, "fixed-soft": fixed_soft,
-    "dc": dc, "dsa": dsa, "rd3": rd3, "teacher": teacher,
+    "dc": dc, "dsa": dsa, "rd3": rd3, "minimax": minimax, "teacher": teacher,
 }  # fmt: skip
+
+
+def sees_whole(names: Sequence[str]) -> bool:
+    """Whether protocols test on whole images, whose centre others cut out. Raises ValueError if only some do."""
+    whole = {name == "minimax" for name in names}
+    if len(whole) > 1:
+        raise ValueError("--protocol minimax sees more of test images than others do: give it a command of its own")
+    return whole == {True}
 
 
 def is_soft(name: str) -> bool:

@@ -20,7 +20,7 @@ def for_glyphs(protocol: Protocol) -> Protocol:
     if protocol.input == "data":
         kept = tuple(name for name in protocol.augment.families if name != "flip")
         return replace(protocol, augment=replace(protocol.augment, families=kept))
-    augment = replace(protocol.augment, crop_scale=None, flip=False, shift=1, strips=1)
+    augment = replace(protocol.augment, crop_scale=None, flip=False, shift=1, strips=1, jitter=0.0, lighting=0.0)
     if protocol.labels == "hard" and protocol.augment.mix == "cutmix":
         augment = replace(augment, mix="none")
     return replace(
@@ -33,7 +33,7 @@ def for_glyphs(protocol: Protocol) -> Protocol:
         optimizer="adamw",
         lr=4e-3,
         weight_decay=1e-3,
-        rate="cosine" if protocol.rate == "steps" else protocol.rate,
+        rate="cosine" if protocol.rate.endswith("steps") else protocol.rate,
         warmup=0.1,
     )
 

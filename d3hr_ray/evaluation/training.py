@@ -293,5 +293,8 @@ def rate(protocol: Protocol, progress: float, done: float) -> float:
         return warm * (0.1 if progress >= drop_epoch(protocol.epochs) / protocol.epochs else 1.0)
     if protocol.rate == "steps":
         return warm * 0.2 ** ((progress >= 2 / 3) + (progress >= 5 / 6))
+    if protocol.rate == "floored-steps":
+        whole = protocol.epochs
+        return warm * 0.2 ** sum(progress >= whole * share // 6 / whole for share in (4, 5))
     bend = progress / 2 if protocol.rate == "half-cosine" else progress
     return float(warm * 0.5 * (1 + np.cos(np.pi * bend)))

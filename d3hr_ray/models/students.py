@@ -17,8 +17,10 @@ from torch import nn
 
 from d3hr_ray.datasets.normalisation import IMAGENET, Normalisation
 from d3hr_ray.models.classifiers import ConvNet
+from d3hr_ray.models.resnet_ap import ResNetAP
 
 CONVNET = re.compile(r"convnet-d(?P<depth>[1-9])(-w(?P<width>\d+))?(-(?P<norm>in|bn))?")
+RESNET_AP = re.compile(r"resnetap(?P<depth>10|18|34)(-(?P<norm>in|bn))?")
 SMALL_RESNETS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "resnet8-small": ("BasicBlock", (1, 1, 1), (16, 32, 64)),  # He et al. 2016, section 4.2, n = 1
     "resnet18-small": ("BasicBlock", (2, 2, 2, 2), (64, 128, 256, 512)),
@@ -34,7 +36,8 @@ TORCHVISION = ("alexnet", "vgg11")
 OURS = ("mlp", "vgg11-small")
 EXAMPLES = (
     "convnet-d3", "convnet-d4", "convnet-d5", "convnet-d6", "convnet-d3-bn", "convnet-d3-w32", "resnet18", "resnet50",
-    "resnet101", *SMALL_RESNETS, "mobilenet_v2", "efficientnet_b0", "vit", "swin_v2", "vgg11", "alexnet", *OURS,
+    "resnet101", "resnetap10", "resnetap18-bn", *SMALL_RESNETS, "mobilenet_v2", "efficientnet_b0", "vit", "swin_v2",
+    "vgg11", "alexnet", *OURS,
 )  # fmt: skip
 # AlexNet and VGG-11 halve their input so often that nothing is left of a smaller one: it is enlarged first.
 LEAST_SIDE = {"alexnet": 64, "vgg11": 32, "vgg11-small": 32}
@@ -93,7 +96,7 @@ def check_arch(arch: str, image_size: int) -> None:
     if match := CONVNET.fullmatch(arch):
         if 2 ** int(match["depth"]) > image_size:
             raise ValueError(f"--arch {arch} halves {image_size} pixels too often; use a smaller depth")
-    elif arch not in (*SMALL_RESNETS, *ALIASES, *TORCHVISION, *OURS):
+    elif not RESNET_AP.fullmatch(arch) and arch not in (*SMALL_RESNETS, *ALIASES, *TORCHVISION, *OURS):
         _require_known(arch)
 
 
@@ -138,6 +141,8 @@ def _build(arch: str, classes: int, side: int, channels: int) -> nn.Module:
     if match := CONVNET.fullmatch(arch):
         norm: Literal["in", "bn"] = "bn" if match["norm"] == "bn" else "in"
         return ConvNet(classes, side, int(match["width"] or 128), int(match["depth"]), norm, channels)
+    if match := RESNET_AP.fullmatch(arch):
+        return ResNetAP(classes, side, int(match["depth"]), "bn" if match["norm"] == "bn" else "in", channels)
     if arch in SMALL_RESNETS:
         return _small_resnet(arch, classes, channels)
     if arch == "mlp":
