@@ -110,6 +110,9 @@ def test_the_protocols_constants_follow_the_student_the_data_and_the_ipc():
     assert [made("d3hr-soft", ipc=n).batch_size for n in (1, 10, 50)] == [15, 50, 100]
     assert [made("d3hr-soft", ipc=n, classes=100).batch_size for n in (1, 10, 50)] == [30, 100, 200]
     assert [made("rded-soft", ipc=n, classes=10).batch_size for n in (1, 10, 50)] == [10, 50, 100]
+    assert [made("rded-soft", side=64, ipc=n, classes=200).batch_size for n in (1, 10, 50)] == [100, 100, 100]
+    assert [made("rded-soft", side=s).augment.strips for s in (32, 64, 96)] == [1, 1, 2]
+    assert [made("rded-soft", side=s).version for s in (32, 64, 96)] == ["4", "4", "3"]
     assert [made("hard", ipc=n).epochs for n in (1, 10, 50)] == [2000, 2000, 1500]
     assert [made("teacher", side=s).augment.shift for s in (28, 32, 64, 96)] == [3, 4, 8, 0]  # CIFAR's pads 4 pixels
     assert [made("teacher", side=s).version for s in (64, 96)] == ["3", "2"]
@@ -119,9 +122,9 @@ def test_the_protocols_constants_follow_the_student_the_data_and_the_ipc():
 
 
 def test_what_changed_in_crops_left_the_versions_of_handwriting_alone():
-    photos = {name: Recipe().make(name, SETTING).version for name in CONSTANTS}
+    photos = {name: Recipe().make(name, replace(SETTING, image_size=96)).version for name in CONSTANTS}
     glyphs = {name: Recipe(glyphs=True).make(name, SETTING) for name in CONSTANTS}
-    assert photos == dict.fromkeys(CONSTANTS, "2") | {"rded-soft": "3", "teacher": "3"}
+    assert photos == dict.fromkeys(CONSTANTS, "2") | {"rded-soft": "3"}
     assert {n: p.version for n, p in glyphs.items()} == dict.fromkeys(CONSTANTS, "1-glyphs2") | {
         "rded-soft": "2-glyphs2"
     }

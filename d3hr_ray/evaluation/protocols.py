@@ -120,13 +120,20 @@ def d3hr_soft(s: Setting) -> Protocol:
 
 
 def rded_soft(s: Setting) -> Protocol:
-    """RDED's and CaO2's: patches shuffled, then cropped; best of every tenth epoch of the last fifth."""
+    """RDED's and CaO2's: patches shuffled, then cropped; best of every tenth epoch of the last fifth.
+
+    Images of CIFAR's and Tiny ImageNet's size stay whole, as its scripts' --factor 1 leaves them.
+    """
+    small = s.image_size <= 64
+    whole, patches = Augment(flip=True, mix="cutmix"), Augment(crop_scale=(0.5, 1.0), flip=True, strips=2, mix="cutmix")
     batch = (100 if s.ipc >= 50 else 50 if s.ipc >= 10 else 10) * (2 if s.classes in (100, 1000) else 1)
+    if small and s.classes == 200:  # Tiny ImageNet
+        batch = 100
     return replace(
         d3hr_soft(s),
         name="rded-soft",
-        version="3",
-        augment=Augment(crop_scale=(0.5, 1.0), flip=True, strips=2, mix="cutmix"),
+        version="4" if small else "3",
+        augment=whole if small else patches,
         batch_size=batch,
         epochs=300,
         best_after=0.8,
