@@ -18,6 +18,7 @@ from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.baselines import DRAWN
+from d3hr_ray.evaluation.numbered import is_numbered, named_by, numbered_note, numbers
 from d3hr_ray.evaluation.protocols import Protocol, Setting, sees_whole
 from d3hr_ray.evaluation.recipes import Recipe
 from d3hr_ray.evaluation.sets import DistilledSet, check_weights, find_sets, image_side, images_of, load_set
@@ -118,6 +119,7 @@ def open_comparison(
     for arch in archs:
         build_on_meta(arch, 10, side)
     loaded = [load_set(store, side) for store in stores]
+    loaded, numbered = _numbers_named(loaded, stores, side, data)
     first = leading(loaded)
     sets = [_named_as(first, found, store, side) for found, store in zip(loaded, stores, strict=True)]
     source = first.source
@@ -132,13 +134,51 @@ def open_comparison(
     is_glyphs = isinstance(listing.source, Digits) if glyphs is None else glyphs
     upright = isinstance(listing.source, IdxImages) and are_digits(first.images.classes)
     recipe = replace(recipe, glyphs=is_glyphs, upright=upright)
-    notes = (*listing.notes, *(_without_weights(sets) if recipe.weighted else ()))
+    notes = (*listing.notes, *numbered, *(_without_weights(sets) if recipe.weighted else ()))
     return Comparison(tuple(hashed(sets)), test, data.uri, recipe, notes)
 
 
 def leading(sets: Sequence[DistilledSet]) -> DistilledSet:
     """The set whose classes, and source of real images, are those of all: the first of ours, else the first."""
     return next((found for found in sets if found.source), sets[0])
+
+
+def _numbers_named(
+    sets: Sequence[DistilledSet], stores: Sequence[Store], side: int, data: DataConfig | None
+) -> tuple[list[DistilledSet], list[str]]:
+    """Sets that have but numbers for classes get those of the leading set, or of `data`; and what to say of it."""
+    first = leading(sets)
+    classes, order = first.images.classes, first.wnids or first.images.classes
+    by_number = tuple(sorted(order))
+    if is_numbered(first) and data is not None:
+        classes = order = by_number = _by_number(data, classes)
+    named, notes = [], []
+    for each, store in zip(sets, stores, strict=True):
+        if is_numbered(each) and each.images.classes != classes and len(each.images.classes) == len(classes):
+            notes.append(numbered_note(each, by_number))
+            each = named_by(each, store, side, classes, order, by_number)
+        named.append(each)
+    return named, notes
+
+
+def _by_number(data: DataConfig, numbered: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of real images that numbers stand for: where they have none of these, all of them, in text order.
+
+    Raises ValueError if there are not as many.
+    """
+    try:
+        sources = list_real(data, numbered, None).classes.sources
+        return tuple(name for _, name in sorted(zip(numbers(numbered) or (), sources, strict=True)))
+    except ValueError as error:
+        mismatch = error.__cause__
+        if not isinstance(mismatch, ClassMismatch):
+            raise
+        if len(mismatch.found) == len(numbered):
+            return tuple(sorted(mismatch.found))
+        raise ValueError(
+            f"--distilled: folders called {few(numbered)} are the data's classes in order, and --data {data.uri} has "
+            f"{len(mismatch.found)}, not {len(numbered)}; give it these alone"
+        ) from error
 
 
 def _named_as(first: DistilledSet, other: DistilledSet, store: Store, side: int) -> DistilledSet:

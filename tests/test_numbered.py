@@ -1,0 +1,80 @@
+"""Sets whose class folders are numbered, as RDED's and SRe2L's are."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from stripes import stripes, write_set
+
+from d3hr_ray.config import DataConfig
+from d3hr_ray.evaluation.comparison import open_comparison
+from d3hr_ray.evaluation.numbered import numbers
+from d3hr_ray.evaluation.recipes import Recipe
+
+WNIDS = ("n02086240", "n01440764", "n03445777")  # not in order
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (("00000", "00001", "00002"), [0, 1, 2]),
+        (("new002", "new000", "new001"), [2, 0, 1]),
+        (("0", "1", "10"), None),
+        (("class_0", "class1"), None),
+        (("cat", "dog"), None),
+        (WNIDS, None),
+    ],
+)
+def test_what_is_numbered(names, wanted):
+    assert numbers(names) == wanted
+
+
+def opened(tmp_path, folders, real=WNIDS):
+    """A comparison of a set in folders of these names, its classes being those of `real` in sorted order."""
+    images = stripes(2)
+    path = write_set(tmp_path / "theirs", replace(images, classes=folders))
+    data = write_set(tmp_path / "real", replace(images, classes=tuple(sorted(real))))
+    return images, open_comparison((path,), DataConfig(f"{data}/train"), None, ["convnet-d3"], None, Recipe())
+
+
+@pytest.mark.parametrize("folders", [("00000", "00001", "00002"), ("new000", "new001", "new002"), ("0", "1", "2")])
+def test_the_nth_number_is_the_datas_nth_class(folders, tmp_path):
+    images, made = opened(tmp_path, folders)
+    assert made.test.classes == made.sets[0].images.classes == made.sets[0].wnids == tuple(sorted(WNIDS))
+    own, real = made.sets[0].images.load(), made.test.load()
+    assert own.labels.tolist() == images.labels.tolist()
+    np.testing.assert_array_equal(own.pixels, images.pixels)
+    np.testing.assert_array_equal(real.pixels, images.pixels)
+    assert f"theirs: its folders are numbered: {folders[0]} is taken for n01440764, ..., {folders[2]} for" in "".join(
+        made.notes
+    )
+
+
+def test_numbers_are_counted_and_not_spelt(tmp_path):
+    """As text 10 comes before 2; the eleventh class is 10 all the same."""
+    names = tuple("abcdefghijk")
+    draw = np.random.default_rng(0)
+    images = replace(
+        stripes(1), pixels=draw.integers(0, 256, (11, 16, 16, 3), np.uint8), labels=np.arange(11), classes=names
+    )
+    path = write_set(tmp_path / "theirs", replace(images, classes=tuple(map(str, range(11)))))
+    data = DataConfig(f"{write_set(tmp_path / 'real', images)}/train")
+    made = open_comparison((path,), data, None, ["convnet-d3"], None, Recipe())
+    found = made.sets[0].images.load()
+    assert found.classes == names
+    np.testing.assert_array_equal(found.pixels[np.argsort(found.labels)], images.pixels)
+
+
+def test_classes_that_are_numbers_in_the_data_too_stay_so(tmp_path):
+    _, made = opened(tmp_path, ("0", "1", "2"), ("2", "0", "1"))
+    assert made.sets[0].images.classes == ("0", "1", "2") and not made.notes
+
+
+def test_another_number_of_classes_is_refused(tmp_path):
+    path = write_set(tmp_path / "theirs", replace(stripes(1), classes=("00000", "00001", "00002")))
+    data = DataConfig(f"{write_set(tmp_path / 'real', stripes(1, classes=2))}/train")
+    with pytest.raises(
+        ValueError,
+        match=r"folders called 00000, 00001, 00002 are the data's classes in order, and --data \S+ has 2, not 3",
+    ):
+        open_comparison((path,), data, None, ["convnet-d3"], None, Recipe())
