@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from idx_files import write_set as write_idx
 from stripes import stripes, write_set
 
 from d3hr_ray.config import DataConfig
@@ -77,4 +78,19 @@ def test_another_number_of_classes_is_refused(tmp_path):
         ValueError,
         match=r"folders called 00000, 00001, 00002 are the data's classes in order, and --data \S+ has 2, not 3",
     ):
+        open_comparison((path,), data, None, ["convnet-d3"], None, Recipe())
+
+
+def test_numbers_of_data_in_no_folders_are_not_guessed(tmp_path):
+    """Fashion-MNIST's numbers are labels, in an order that its names do not have."""
+    draw = np.random.default_rng(0)
+    images = replace(
+        stripes(1),
+        pixels=draw.integers(0, 256, (10, 16, 16, 3), np.uint8),
+        labels=np.arange(10),
+        classes=tuple("0123456789"),
+    )
+    path = write_set(tmp_path / "theirs", images)
+    data = DataConfig(write_idx(tmp_path / "FashionMNIST" / "raw"))
+    with pytest.raises(ValueError, match=r"the set has 0, 1, 2, \.\.\., 9 \(10 classes\), the data Ankle boot, "):
         open_comparison((path,), data, None, ["convnet-d3"], None, Recipe())

@@ -148,7 +148,7 @@ def check_flags(flags: EvaluateFlags) -> None:
     if (soft or flags.ranking) and not flags.teacher:
         wanted = f"--protocol {soft[0]}" if soft else "--ranking"
         raise ValueError(f"{wanted} needs --teacher: train, a timm name, ARCH=FILE or a folder")
-    sees_whole(flags.protocol)
+    sees_whole((*flags.protocol, *(("hard",) if flags.ranking else ())))
     if flags.temperature is not None and not soft and not flags.ranking:
         raise ValueError("--temperature is of soft labels, and no --protocol here has them; leave it out")
     if flags.teacher_arch is not None and flags.teacher != ("train",):

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.digits import Digits
 from d3hr_ray.datasets.idx import IdxImages
+from d3hr_ray.datasets.imagefolder import ImageFolder
 from d3hr_ray.datasets.images import Loadable
-from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images
+from d3hr_ray.datasets.listing import ClassMismatch, Listing, list_images, open_source
 from d3hr_ray.datasets.look import SHOWN, STORED, Look
 from d3hr_ray.datasets.normalisation import are_digits
 from d3hr_ray.datasets.reading import Reading
@@ -146,8 +147,13 @@ def leading(sets: Sequence[DistilledSet]) -> DistilledSet:
 def _numbers_named(
     sets: Sequence[DistilledSet], stores: Sequence[Store], side: int, data: DataConfig | None
 ) -> tuple[list[DistilledSet], list[str]]:
-    """Sets that have but numbers for classes get those of the leading set, or of `data`; and what to say of it."""
+    """Sets that have but numbers for classes get those of the leading set, or of `data`; and what to say of it.
+
+    Of a set of ours only ImageNet's have the order that numbers stand for.
+    """
     first = leading(sets)
+    if first.source and not first.wnids:
+        return list(sets), []
     classes, order = first.images.classes, first.wnids or first.images.classes
     by_number = tuple(sorted(order))
     if is_numbered(first) and data is not None:
@@ -164,14 +170,14 @@ def _numbers_named(
 def _by_number(data: DataConfig, numbered: tuple[str, ...]) -> tuple[str, ...]:
     """The classes of real images that numbers stand for: where they have none of these, all of them, in text order.
 
-    Raises ValueError if there are not as many.
+    Raises ValueError if there are not as many, or if they lie in no folders: such data have numbers of their own.
     """
     try:
         sources = list_real(data, numbered, None).classes.sources
         return tuple(name for _, name in sorted(zip(numbers(numbered) or (), sources, strict=True)))
     except ValueError as error:
         mismatch = error.__cause__
-        if not isinstance(mismatch, ClassMismatch):
+        if not isinstance(mismatch, ClassMismatch) or not isinstance(open_source(data), ImageFolder):
             raise
         if len(mismatch.found) == len(numbered):
             return tuple(sorted(mismatch.found))
