@@ -18,6 +18,7 @@ from d3hr_ray.models.families import FAMILIES, siamese
 from d3hr_ray.models.random_features import random_features
 from d3hr_ray.numerics.feature_matching import match_features
 from d3hr_ray.sets import SetSpec, whole_classes
+from d3hr_ray.stages.class_means import is_whole
 from d3hr_ray.stages.feature_kinds import FeatureKind
 from d3hr_ray.stages.features import FeatureJob, FeatureShard, features_of, read_means, write_means
 from d3hr_ray.store import Store
@@ -145,6 +146,18 @@ def test_means_over_shards_are_those_of_all_images(tmp_path):
                 own = pixels[labels == label]
                 wanted = features_of(features, own, "cpu").mean(0)
                 torch.testing.assert_close(read_means(store, kind, number, range(label, 3))[0], wanted)
+
+
+def test_a_network_is_read_alone_and_left_sums_go(tmp_path):
+    """At ImageNet's scale the sums of all networks are gigabytes; who made the last means may not have deleted them."""
+    store, kind, _, _ = shards(tmp_path, [7])
+    for part in store.list(kind.parts):
+        groups = pq.ParquetFile(f"{store.uri}/{kind.parts}/{part}")
+        assert [groups.read_row_group(k)["network"].unique().to_pylist() for k in range(2)] == [[0], [1]]
+    for number in range(2):
+        assert not is_whole(store, kind.missing(store), kind.parts) and store.list(kind.parts)
+        write_means(store, kind, store.list(kind.parts), number, "abc")
+    assert is_whole(store, kind.missing(store), kind.parts) and not store.list(kind.parts)
 
 
 def test_a_class_without_an_image_is_named(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from d3hr_ray.runtime import telemetry
+from d3hr_ray.runtime import progress, telemetry
 from d3hr_ray.runtime.actors import TASK_LIMIT, Actors, time_limit
 from d3hr_ray.runtime.batching import run_batches, with_room
 from d3hr_ray.runtime.progress import make_bar
@@ -53,7 +53,7 @@ def test_the_pools_time_limit_is_every_steps():
 
 HANGS = """
 import sys, time
-from d3hr_ray.runtime import telemetry
+from d3hr_ray.runtime import progress, telemetry
 from d3hr_ray.runtime.batching import run_batches, with_room
 from d3hr_ray.runtime.progress import make_bar
 def work(rows):
@@ -154,3 +154,13 @@ def test_what_arrives_at_once_is_not_taken_for_the_last_seconds_work(capsys):
             bar.update(done)
         bar.update(200)
         assert bar.format_meter(**bar.format_dict | {"elapsed": 24.0}).count("8.33 step/s") == 1
+
+
+def test_a_bar_of_work_that_begins_again_never_counts_backwards(monkeypatch):
+    """A killed student's note may be ahead of the checkpoint that it goes on from."""
+    bars = []
+    monkeypatch.setattr(progress, "make_bar", lambda *args: bars.append(make_bar(*args)) or bars[-1])
+    states = iter([(800, "begun"), (100, "again")])
+    with progress.counting(lambda: next(states, (300, "end")), 1000, "students", "step", every=0.3):
+        time.sleep(1.2)
+    assert (bars[0].initial, bars[0].n) == (100, 300)  # 200 steps since it began, where it would say -500
