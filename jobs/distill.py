@@ -89,7 +89,9 @@ def main() -> None:
             else:
                 assert source is not None, "what is not listed comes from Gaussians"
                 run = d3hr.reopen_run(store, source, config, card, actors)
-        if flags.no_real_images:
+        shown = run.inputs.get("extends", {}).get("real_images", True) and (not source or may_show_reals(source))
+        shown = shown and not flags.no_real_images
+        if not shown:
             hide_reals(store)
         run = replace(run, origin=Origin(flags.card_license, flags.card_source))
         read = f"{run.inputs['images']:,} images of " if run.inputs["images"] else ""
@@ -99,8 +101,7 @@ def main() -> None:
         else:
             d3hr.make_sets(run)  # gaussians => subsets => distilled
         with waiting("writing the report"):
-            shown = run.inputs.get("extends", {}).get("real_images", True) and (not source or may_show_reals(source))
-            text = report(run, listing, shown and not flags.no_real_images)
+            text = report(run, listing, shown)
         print(text)
 
 

@@ -111,7 +111,8 @@ def test_the_protocols_constants_follow_the_student_the_data_and_the_ipc():
     assert [made("d3hr-soft", ipc=n, classes=100).batch_size for n in (1, 10, 50)] == [30, 100, 200]
     assert [made("rded-soft", ipc=n, classes=10).batch_size for n in (1, 10, 50)] == [10, 50, 100]
     assert [made("rded-soft", side=64, ipc=n, classes=200).batch_size for n in (1, 10, 50)] == [100, 100, 100]
-    assert [made("rded-soft", side=s).augment.strips for s in (32, 64, 96)] == [1, 1, 2]
+    whole, patches = Augment(flip=True, mix="cutmix"), Augment((0.5, 1.0), flip=True, strips=2, mix="cutmix")
+    assert [made("rded-soft", side=s).augment for s in (32, 64, 96)] == [whole, whole, patches]
     assert [made("rded-soft", side=s).version for s in (32, 64, 96)] == ["4", "4", "3"]
     assert [made("hard", ipc=n).epochs for n in (1, 10, 50)] == [2000, 2000, 1500]
     assert [made("teacher", side=s).augment.shift for s in (28, 32, 64, 96)] == [3, 4, 8, 0]  # CIFAR's pads 4 pixels

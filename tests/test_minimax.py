@@ -9,10 +9,12 @@ from stripes import stripes, write_set
 
 from d3hr_ray.config import DataConfig
 from d3hr_ray.evaluation import augment as aug
+from d3hr_ray.evaluation import training
 from d3hr_ray.evaluation.comparison import open_comparison
 from d3hr_ray.evaluation.protocols import Setting, sees_whole
 from d3hr_ray.evaluation.recipes import Recipe
 from d3hr_ray.evaluation.training import rate, train_student
+from d3hr_ray.models.classifiers import Score
 from d3hr_ray.models.resnet_ap import ResNetAP
 from d3hr_ray.models.students import build_student
 
@@ -70,14 +72,30 @@ def test_jitter_moves_each_image_in_an_order_of_its_own():
         np.testing.assert_allclose((got + 1) / 2, wanted, atol=1e-5)
 
 
+class Only:
+    """Draws by which one kind alone moves, by a share of 0.3."""
+
+    def __init__(self, kind: int) -> None:
+        self.ways = np.where(np.arange(3) == kind, 0.3, 0.0)
+
+    def random(self, shape):
+        return np.broadcast_to(np.arange(3.0), shape)
+
+    def uniform(self, low, high, shape):
+        return np.broadcast_to(self.ways, shape)
+
+
 def test_jitter_of_one_kind_leaves_what_it_should():
     """Brightness keeps black and hues, contrast the mean grey, saturation every grey."""
-    image = np.random.default_rng(0).random((3, 4, 4))
-    grey = np.array(aug.LUMA) @ image.reshape(3, -1)
-    bright, contrast, vivid = (jittered(image, [kind], [0.3] * 3).reshape(3, -1) for kind in range(3))
-    np.testing.assert_allclose(bright, 0.7 * image.reshape(3, -1))
-    np.testing.assert_allclose((np.array(aug.LUMA) @ contrast).mean(), grey.mean())
-    np.testing.assert_allclose(np.array(aug.LUMA) @ vivid, grey)
+    image = np.random.default_rng(0).random((3, 4, 4)).astype(np.float32)
+    given, luma = torch.from_numpy(image)[None] * 2 - 1, np.array(aug.LUMA)
+    bright, contrast, vivid = ((aug.jitter(given, 0.4, Only(kind))[0].numpy() + 1) / 2 for kind in range(3))
+    np.testing.assert_allclose(bright, 0.7 * image, atol=1e-6)
+    grey = np.tensordot(luma, image, 1)
+    np.testing.assert_allclose(np.tensordot(luma, contrast, 1).mean(), grey.mean(), atol=1e-6)
+    np.testing.assert_allclose(np.tensordot(luma, contrast, 1), 0.7 * grey + 0.3 * grey.mean(), atol=1e-6)
+    np.testing.assert_allclose(np.tensordot(luma, vivid, 1), grey, atol=1e-6)
+    assert np.abs(vivid - image).max() > 0.01 and np.ptp(contrast) < np.ptp(image)
 
 
 def test_lighting_adds_one_colour_per_image_with_imagenets_covariance():
@@ -114,10 +132,22 @@ def test_resnetap10_is_of_the_published_size():
     assert conv.weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
 
 
-def test_it_trains_and_takes_the_best_of_its_looks():
+def test_it_trains_and_takes_the_best_of_its_looks(monkeypatch):
     images, short = stripes(6), replace(made(image_size=16), epochs=6, evaluate_every=2)
+    found = iter([0.4, 0.9, 0.5])
+    monkeypatch.setattr(training, "evaluate", lambda net, test, device: Score(next(found), 1.0, np.eye(3)))
     outcome = train_student("resnetap10", short, images, images, None, 0)
-    assert outcome.best_epoch in (2, 4, 6) and outcome.best_top1 >= outcome.last.top1
+    assert (outcome.best_epoch, outcome.best_top1, outcome.last.top1) == (4, 0.9, 0.5)
+
+
+def test_a_norm_of_single_pixels_is_refused():
+    """It is 0 for every image; batch norm's is over images."""
+    with pytest.raises(ValueError, match="--arch resnetap10 leaves nothing of 12 pixels; it takes 16 and more"):
+        build_student("resnetap10", 3, 12, 0)
+    with pytest.raises(ValueError, match="it takes 8 and more"):
+        build_student("resnetap10-bn", 3, 4, 0)
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert build_student("resnetap10", 3, 16, 0)(images).std(0).max() > 1e-2
 
 
 def test_whole_images_are_tested_on_and_never_beside_protocols_that_cut_their_centre(tmp_path):

@@ -18,7 +18,7 @@ from d3hr_ray.models.families import FAMILIES, siamese
 from d3hr_ray.models.random_features import random_features
 from d3hr_ray.numerics.feature_matching import match_features
 from d3hr_ray.sets import SetSpec, whole_classes
-from d3hr_ray.stages.class_means import is_whole
+from d3hr_ray.stages.class_means import clear_if_whole
 from d3hr_ray.stages.feature_kinds import FeatureKind
 from d3hr_ray.stages.features import FeatureJob, FeatureShard, features_of, read_means, write_means
 from d3hr_ray.store import Store
@@ -155,9 +155,9 @@ def test_a_network_is_read_alone_and_left_sums_go(tmp_path):
         groups = pq.ParquetFile(f"{store.uri}/{kind.parts}/{part}")
         assert [groups.read_row_group(k)["network"].unique().to_pylist() for k in range(2)] == [[0], [1]]
     for number in range(2):
-        assert not is_whole(store, kind.missing(store), kind.parts) and store.list(kind.parts)
+        assert not clear_if_whole(store, kind.missing(store), kind.parts) and store.list(kind.parts)
         write_means(store, kind, store.list(kind.parts), number, "abc")
-    assert is_whole(store, kind.missing(store), kind.parts) and not store.list(kind.parts)
+    assert clear_if_whole(store, kind.missing(store), kind.parts) and not store.list(kind.parts)
 
 
 def test_a_class_without_an_image_is_named(tmp_path):

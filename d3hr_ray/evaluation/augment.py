@@ -84,8 +84,10 @@ def shift(images: torch.Tensor, by: np.ndarray) -> torch.Tensor:
 
 
 def jitter(images: torch.Tensor, most: float, draw: np.random.Generator) -> torch.Tensor:
-    """Each image moved from black, from its mean grey and from its greys, by up to `most` of the way to or fro, in any
-    order: IDC's jitter of brightness, contrast and saturation (Minimax's misc/utils.py). Nothing is cut off at white.
+    """Images (N, 3, S, S), each moved from black, from its mean grey and from its greys, in any order.
+
+    Each move is up to `most` of the way, to or fro: IDC's jitter of brightness, contrast and saturation (Minimax's
+    misc/utils.py). Nothing is clipped.
     """
     count = len(images)
     orders = np.argsort(draw.random((count, 3)), axis=1)
@@ -101,7 +103,10 @@ def jitter(images: torch.Tensor, most: float, draw: np.random.Generator) -> torc
 
 
 def lighten(images: torch.Tensor, std: float, draw: np.random.Generator) -> torch.Tensor:
-    """A colour added to each image, normal along ImageNet's principal ones (Krizhevsky et al., 2012, section 4.1)."""
+    """Images (N, 3, S, S), each with a colour added: normal of `std` along ImageNet's principal ones, as AlexNet's.
+
+    Krizhevsky et al. (2012, section 4.1). It is multiplied by their variances, as there, and not by their roots.
+    """
     shares = draw.normal(0, std, (len(images), 3)) * np.array(VARIANCES)
     added = to((shares @ np.array(COLOURS).T).astype(np.float32), images.device)
     return images + 2 * added[:, :, None, None]

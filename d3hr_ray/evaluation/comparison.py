@@ -19,7 +19,7 @@ from d3hr_ray.datasets.reading import Reading
 from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.baselines import DRAWN
-from d3hr_ray.evaluation.numbered import is_numbered, named_by, numbered_note, numbers
+from d3hr_ray.evaluation.numbered import in_order, is_numbered, named_by, numbered_note
 from d3hr_ray.evaluation.protocols import Protocol, Setting, sees_whole
 from d3hr_ray.evaluation.recipes import Recipe
 from d3hr_ray.evaluation.sets import DistilledSet, check_weights, find_sets, image_side, images_of, load_set
@@ -147,44 +147,45 @@ def leading(sets: Sequence[DistilledSet]) -> DistilledSet:
 def _numbers_named(
     sets: Sequence[DistilledSet], stores: Sequence[Store], side: int, data: DataConfig | None
 ) -> tuple[list[DistilledSet], list[str]]:
-    """Sets that have but numbers for classes get those of the leading set, or of `data`; and what to say of it.
+    """Sets that have but numbers for classes get those of a named set, or of `data`; and what to say of it.
 
-    Of a set of ours only ImageNet's have the order that numbers stand for.
+    Of named sets only ImageNet's wnids have the order that numbers stand for.
     """
-    first = leading(sets)
-    if first.source and not first.wnids:
+    named = [found for found in sets if not is_numbered(found)]
+    first = leading(named or sets)
+    if named and not first.wnids:
         return list(sets), []
     classes, order = first.images.classes, first.wnids or first.images.classes
-    by_number = tuple(sorted(order))
-    if is_numbered(first) and data is not None:
-        classes = order = by_number = _by_number(data, classes)
-    named, notes = [], []
+    if not named and data is not None:
+        classes = order = _classes_of(data, classes)
+    found, notes = [], []
     for each, store in zip(sets, stores, strict=True):
         if is_numbered(each) and each.images.classes != classes and len(each.images.classes) == len(classes):
-            notes.append(numbered_note(each, by_number))
-            each = named_by(each, store, side, classes, order, by_number)
-        named.append(each)
-    return named, notes
+            notes.append(numbered_note(each, order))
+            each = named_by(each, store, side, classes, order)
+        found.append(each)
+    return found, notes
 
 
-def _by_number(data: DataConfig, numbered: tuple[str, ...]) -> tuple[str, ...]:
-    """The classes of real images that numbers stand for: where they have none of these, all of them, in text order.
+def _classes_of(data: DataConfig, numbered: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of real images that numbers stand for: these themselves, or where there are none of them, all others.
 
     Raises ValueError if there are not as many, or if they lie in no folders: such data have numbers of their own.
     """
     try:
-        sources = list_real(data, numbered, None).classes.sources
-        return tuple(name for _, name in sorted(zip(numbers(numbered) or (), sources, strict=True)))
+        return list_real(data, numbered, None).classes.sources
     except ValueError as error:
         mismatch = error.__cause__
-        if not isinstance(mismatch, ClassMismatch) or not isinstance(open_source(data), ImageFolder):
+        if not isinstance(mismatch, ClassMismatch) or set(mismatch.found) & set(numbered):
             raise
-        if len(mismatch.found) == len(numbered):
-            return tuple(sorted(mismatch.found))
-        raise ValueError(
-            f"--distilled: folders called {few(numbered)} are the data's classes in order, and --data {data.uri} has "
-            f"{len(mismatch.found)}, not {len(numbered)}; give it these alone"
-        ) from error
+        if not isinstance(open_source(data), ImageFolder):
+            raise
+        if len(mismatch.found) != len(numbered):
+            raise ValueError(
+                f"--distilled: folders called {few(numbered)} are the data's classes in order, and --data {data.uri} "
+                f"has {len(mismatch.found)}, not {len(numbered)}; give it these alone"
+            ) from error
+        return in_order(mismatch.found)
 
 
 def _named_as(first: DistilledSet, other: DistilledSet, store: Store, side: int) -> DistilledSet:

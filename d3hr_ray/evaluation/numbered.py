@@ -25,25 +25,30 @@ def numbers(names: Sequence[str]) -> list[int] | None:
     return found if one_prefix and sorted(found) == list(range(len(names))) else None
 
 
+def in_order(names: Sequence[str]) -> tuple[str, ...]:
+    """Classes as numbers stand for them: by their own number where they are numbered too, else in text order."""
+    own = numbers(names)
+    return tuple(sorted(names) if own is None else (name for _, name in sorted(zip(own, names, strict=True))))
+
+
 def is_numbered(found: DistilledSet) -> bool:
     """Whether a set that others made has but numbers for classes."""
     return found.source is None and numbers(found.images.classes) is not None
 
 
 def named_by(
-    found: DistilledSet, store: Store, side: int, classes: Sequence[str], order: Sequence[str], by_number: Sequence[str]
+    found: DistilledSet, store: Store, side: int, classes: Sequence[str], order: Sequence[str]
 ) -> DistilledSet:
-    """A numbered set with these `classes`, which `order` names as `by_number` does, its n-th being number n."""
-    place = dict(zip(numbers(found.images.classes) or (), found.images.classes, strict=True))
-    folders = tuple(place[by_number.index(name)] for name in order)
+    """A numbered set with these `classes`, as many as it has; `order` has the name of each that numbers follow."""
+    folder_of = dict(zip(in_order(order), in_order(found.images.classes), strict=True))
+    folders = tuple(folder_of[name] for name in order)
     listing = list_images(DataConfig(images_of(store).uri, "imagefolder", folders), len(folders), list(folders))
     wnids = tuple(order) if all(map(is_wnid, order)) else None
     return replace(found, images=Reading.of(listing, tuple(classes), side), wnids=wnids)
 
 
-def numbered_note(found: DistilledSet, by_number: Sequence[str]) -> str:
+def numbered_note(found: DistilledSet, order: Sequence[str]) -> str:
     """What a person should hear: which class the first and the last number are taken for."""
-    own = found.images.classes
-    names = [name for _, name in sorted(zip(numbers(own) or (), own, strict=True))]
-    ends = f"{names[0]} is taken for {by_number[0]}, ..., {names[-1]} for {by_number[-1]}"
+    folders, names = in_order(found.images.classes), in_order(order)
+    ends = f"{folders[0]} is taken for {names[0]}, ..., {folders[-1]} for {names[-1]}"
     return f"{found.name}: its folders are numbered: {ends}"

@@ -272,7 +272,7 @@ PROTOCOLS: dict[str, Callable[[Setting], Protocol]] = {
 
 def sees_whole(names: Sequence[str]) -> bool:
     """Whether protocols test on whole images, whose centre others cut out. Raises ValueError if only some do."""
-    whole = {name == "minimax" for name in names}
+    whole = {name.removesuffix("-noaug") == "minimax" for name in names}
     if len(whole) > 1:
         raise ValueError("--protocol minimax sees more of test images than others do: give it a command of its own")
     return whole == {True}

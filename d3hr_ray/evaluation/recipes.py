@@ -33,7 +33,7 @@ def for_glyphs(protocol: Protocol) -> Protocol:
         optimizer="adamw",
         lr=4e-3,
         weight_decay=1e-3,
-        rate="cosine" if protocol.rate.endswith("steps") else protocol.rate,
+        rate="cosine" if protocol.rate in ("steps", "floored-steps") else protocol.rate,
         warmup=0.1,
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from d3hr_ray.config import RunConfig, fingerprint, from_dict
+from d3hr_ray.config import RefineConfig, RunConfig, fingerprint, from_dict
 from d3hr_ray.layout import CLASSES, INVERSIONS, RUN, gaussian_file, sweep_flags_file
 from d3hr_ray.methods import d3hr
 from d3hr_ray.methods.d3hr import Run
@@ -15,7 +15,7 @@ from d3hr_ray.runs import stored_config
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.console import announce
 from d3hr_ray.sets import SetSpec, sets_of
-from d3hr_ray.stages.class_means import is_whole
+from d3hr_ray.stages.class_means import clear_if_whole
 from d3hr_ray.stages.feature_kinds import feature_kind
 from d3hr_ray.store import Store
 
@@ -90,10 +90,15 @@ def _add_features(sweep: Sweep, places: Sequence[Place]) -> None:
     wanted = dict.fromkeys(config.refine for config in sweep.configs if config.refines)
     for place in places:
         run = place.run
-        kinds = [(refine, feature_kind(refine)) for refine in wanted]
-        left = [r for r, kind in kinds if not is_whole(run.store, kind.missing(run.store), kind.parts)]
-        blocks = seen_blocks(list(_configs(sweep, place)), run.card)
-        if left or not all([is_whole(run.store, k.missing(run.store, at), k.parts()) for k, at in blocks.items()]):
+        left, blocks = list[RefineConfig](), seen_blocks(list(_configs(sweep, place)), run.card)
+        for refine in wanted:
+            kind = feature_kind(refine)
+            if not clear_if_whole(run.store, kind.missing(run.store), kind.parts):
+                left.append(refine)
+        unseen = False
+        for block, timesteps in blocks.items():
+            unseen |= not clear_if_whole(run.store, block.missing(run.store, timesteps), block.parts())
+        if left or unseen:
             listing = list_data(run.config, run.card)
             d3hr.check_images(run.store, listing)
             for refine in left:

@@ -96,7 +96,11 @@ def check_arch(arch: str, image_size: int) -> None:
     if match := CONVNET.fullmatch(arch):
         if 2 ** int(match["depth"]) > image_size:
             raise ValueError(f"--arch {arch} halves {image_size} pixels too often; use a smaller depth")
-    elif not RESNET_AP.fullmatch(arch) and arch not in (*SMALL_RESNETS, *ALIASES, *TORCHVISION, *OURS):
+    elif match := RESNET_AP.fullmatch(arch):
+        least = 8 if match["norm"] == "bn" else 16  # the norm of an image of one pixel is 0, whatever it was
+        if image_size < least:
+            raise ValueError(f"--arch {arch} leaves nothing of {image_size} pixels; it takes {least} and more")
+    elif arch not in (*SMALL_RESNETS, *ALIASES, *TORCHVISION, *OURS):
         _require_known(arch)
 
 

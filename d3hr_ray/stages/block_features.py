@@ -24,7 +24,16 @@ from d3hr_ray.numerics.seeds import normal
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.batching import run_batches
 from d3hr_ray.runtime.tasks import bounded
-from d3hr_ray.stages.class_means import GROUP, SUMS, SumShard, add_sums, first_entries, is_whole, sum_shards, sums_of
+from d3hr_ray.stages.class_means import (
+    GROUP,
+    SUMS,
+    SumShard,
+    add_sums,
+    clear_if_whole,
+    first_entries,
+    sum_shards,
+    sums_of,
+)
 from d3hr_ray.stages.feature_kinds import BlockKind
 from d3hr_ray.stages.networks import OpenNetworks, open_model, open_networks
 from d3hr_ray.store import Store
@@ -58,7 +67,7 @@ def run_block_features(
 ) -> None:
     """Make the means that are not there yet, by the networks of a run. Raises RunError for a class without any."""
     left = kind.missing(store, timesteps)
-    if is_whole(store, left, kind.parts()):
+    if clear_if_whole(store, left, kind.parts()):
         return
     shards = replace(listing, entries=first_entries(listing, kind.images)).shards(config.data.shard_size)
     parts, there = [shard_file(i) for i in range(len(shards))], [set(store.list(kind.parts(t))) for t in left]

@@ -100,8 +100,8 @@ def add_sums(tables: Iterable[pa.Table], classes: Sequence[str], images: int, fl
     return pa.table(columns, schema=_MEANS)
 
 
-def is_whole(store: Store, missing: Collection[int], parts: str) -> bool:
-    """Whether no mean is missing. Then the parts go: whoever made the last means may have been killed before."""
+def clear_if_whole(store: Store, missing: Collection[int], parts: str) -> bool:
+    """Delete the parts if no mean is missing, whose maker may have been killed before; and say whether none is."""
     if not missing:
         store.delete(parts)
     return not missing

@@ -27,8 +27,8 @@ from d3hr_ray.stages.class_means import (
     SUMS,
     SumShard,
     add_sums,
+    clear_if_whole,
     first_entries,
-    is_whole,
     read_class_means,
     sum_shards,
     sums_of,
@@ -55,7 +55,7 @@ def run_features(
 ) -> None:
     """Make the means that are not there yet, of images of `size` pixels. Raises RunError for a class without any."""
     left = kind.missing(store)
-    if is_whole(store, left, kind.parts):
+    if clear_if_whole(store, left, kind.parts):
         return
     shards = replace(listing, entries=first_entries(listing, kind.images)).shards(shard_size)
     parts, there = [shard_file(i) for i in range(len(shards))], set(store.list(kind.parts))
