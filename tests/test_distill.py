@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import datasets
 import numpy as np
@@ -20,6 +21,7 @@ from d3hr_ray.cli.parsing import parse
 from d3hr_ray.config import DataConfig, InversionConfig, ModelConfig, RunConfig
 from d3hr_ray.datasets.classes import ClassMap
 from d3hr_ray.datasets.listing import list_images
+from d3hr_ray.methods import d3hr
 from d3hr_ray.methods.inputs import count_images, list_data, read_model
 from d3hr_ray.methods.plan import plan
 from d3hr_ray.models.card import read_card
@@ -181,7 +183,12 @@ def test_a_run_of_more_images_takes_what_is_inverted(digits, here, monkeypatch, 
     run(monkeypatch, f"--status {out}")
     said = capsys.readouterr().out
     assert "left: nothing" in said and "reuse" in said
-    run(monkeypatch, f"--from-gaussians {out} --ipc 2 --actors 1 1 --out {tmp_path / 'more'}")
+    more = f"--from-gaussians {out} --ipc 2 --actors 1 1 --out {tmp_path / 'more'}"
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(d3hr, "make_sets", MagicMock(side_effect=KeyboardInterrupt))
+        run(monkeypatch, more)
+    assert json.loads((tmp_path / "more" / "run.json").read_text())["real_images"] is False  # before it has made any
+    run(monkeypatch, more)
     assert json.loads((tmp_path / "more" / "run.json").read_text())["real_images"] is False
     with pytest.raises(SystemExit):
         run(monkeypatch, f"--extend {old} --timesteps 300 --ipc 1 --out {out}")
@@ -228,7 +235,7 @@ def test_digits_in_two_parts_have_the_gaussians_of_all(whole, here, monkeypatch,
 
 
 @pytest.mark.slow
-def test_mixtures_come_from_stored_latents(digits, here, monkeypatch, tmp_path):
+def test_mixtures_come_from_stored_latents(digits, here, monkeypatch, capsys, tmp_path):
     """One component per image is its cluster's mean; without latents/ of the cluster's timestep the run is refused."""
     command = f"--from-gaussians {digits} --timesteps 200 --ipc 3 --components ipc --actors 1 1"
     run(monkeypatch, f"{command} --cluster-timestep 100 --rank 2 --out {tmp_path / 'k'}")
@@ -238,8 +245,9 @@ def test_mixtures_come_from_stored_latents(digits, here, monkeypatch, tmp_path):
     assert sum(m["count"] for m in mixtures) == 120
     rows = pq.read_table(tmp_path / "k/distilled/d3hr-moments-k3-c100-r2-t200-ipc3-seed0/metadata.parquet").to_pylist()
     assert [r["weight"] for r in rows] == pytest.approx([m["count"] / 4 for m in mixtures])  # of 12 images, in threes
-    with pytest.raises(ValueError, match="has none at t=300"):
+    with pytest.raises(SystemExit):
         run(monkeypatch, f"{command} --cluster-timestep 300 --out {tmp_path / 'none'}")
+    assert "has none at t=300 (there: 100, 200)" in capsys.readouterr().err
     assert not (tmp_path / "none" / "run.json").exists()  # and nothing stands in the way of another --cluster-timestep
 
 
