@@ -63,6 +63,14 @@ def test_published_rows_stand_below_ours_with_their_source():
     assert rows == (("ours", 1.5, None), ("theirs", None, None), ("DC", "70", "a paper"))
 
 
+def test_what_the_whole_set_gives_stands_in_its_own_column_or_not_at_all():
+    rows = (("DC", "70", None, "a paper"), ("whole set", None, "93.5", "a paper"))
+    published = Record("p", "2026-01-02", "m", ("method", "IPC 1", "all images", SOURCE), rows)
+    assert with_rows(MADE, published)[1][2:] == (("DC", "70", "a paper"),)
+    wide = replace(MADE, columns=("set", "all images"))
+    assert with_rows(wide, published)[1][2:] == (("whole set", "93.5", "a paper"),)
+
+
 def cell(**other: object) -> dict[str, str]:
     plain = {
         "set": "d3hr-moments-t600-ipc10", "ipc": 10, "arch": "convnet-d3", "protocol": "hard", "teacher": "", "n": 3,

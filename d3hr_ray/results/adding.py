@@ -8,6 +8,7 @@ from d3hr_ray.evaluation.ranking import accuracy_of
 from d3hr_ray.results.records import Cell
 
 ACCURACIES = {"set", "ipc", "arch", "protocol", "top1_last", "n"}  # of summary.csv and cells.csv
+WHOLE = "all images"  # the column of the whole set
 DIGITS = 4  # significant ones, of figures that are shown as they are
 Row = dict[str, str]
 
@@ -45,7 +46,7 @@ def accuracies(rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[tuple[Cell, 
         if means.setdefault((*key, row["ipc"]), row["top1_last"]) != row["top1_last"]:
             raise ValueError(f"two accuracies of {_name(row)} at IPC {row['ipc']}: give CSVs of one run and protocol")
         table.setdefault(key, {})[row["ipc"]] = _accuracy(row)
-    columns = (*varied, "set", *(f"IPC {ipc}" if ipc else "all images" for ipc in ipcs))
+    columns = (*varied, "set", *(f"IPC {ipc}" if ipc else WHOLE for ipc in ipcs))
     return columns, tuple((*key, *(own.get(ipc) for ipc in ipcs)) for key, own in sorted(table.items()))
 
 

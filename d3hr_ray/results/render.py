@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from d3hr_ray.results.adding import WHOLE
 from d3hr_ray.results.records import Cell, Record, read_sections
 
 Row = tuple[Cell, ...]
@@ -51,14 +52,16 @@ def record_lines(record: Record, folder: str, below: Record | None = None) -> It
 def with_rows(record: Record, below: Record) -> tuple[tuple[str, ...], tuple[Row, ...]]:
     """Columns and rows of a record, and below them another's, whose columns are found by name.
 
-    The first column of those below, what a method is called, goes to ours of sets; columns of IPCs that we have not are
-    left out, all others (labels, source) are added.
+    The first column of those below, what a method is called, goes to ours of sets; accuracies at sizes that we have not
+    are left out, with the methods that have no others, and other columns (labels, source) are added.
     """
-    added = [name for name in below.columns[1:] if name not in record.columns and not name.startswith("IPC")]
+    sizes = [name for name in below.columns if name.startswith("IPC") or name == WHOLE]
+    added = [name for name in below.columns[1:] if name not in (*record.columns, *sizes)]
     columns = (*record.columns, *added)
     ours = [(*row, *(None for _ in added)) for row in record.rows]
     names = ("set", *below.columns[1:])
     theirs = [dict(zip(names, row, strict=True)) for row in below.rows]
+    theirs = [row for row in theirs if not sizes or any(row[name] for name in sizes if name in columns)]
     return columns, (*ours, *(tuple(row.get(name) for name in columns) for row in theirs))
 
 
