@@ -300,6 +300,13 @@ def test_the_test_images_say_what_students_see_and_the_record_says_it(tmp_path):
     assert load_state(Store(str(tmp_path)), trial, "cpu") is None
 
 
+def test_folders_of_a_set_of_ours_tell_the_data_as_its_names_do():
+    """A set that is evaluated without its manifest has folders' names for classes."""
+    folders = [f"{at:04d}_{name}" for at, name in enumerate(("T-shirt_top", "Trouser", "Ankle_boot"))]
+    assert normalisation_of(folders, True) == normalisation_of(("T-shirt/top", "Trouser", "Ankle boot"), True) != GREY
+    assert are_digits(["0000_zero", "0001_one"])
+
+
 def test_trials_of_older_protocols_keep_their_keys():
     """What was added to protocols is in the keys of those alone that use it."""
     late = {"decay", "input"}

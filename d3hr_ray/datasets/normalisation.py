@@ -58,4 +58,6 @@ def is_grey(pixels: np.ndarray) -> bool:
 
 
 def _plain(classes: Sequence[str]) -> set[str]:
-    return {re.sub("[^a-z0-9]", "", name.lower()) for name in classes}
+    """Names without case, marks, and the number that folders of a set of ours begin with (0003_Dress)."""
+    names = [re.sub(r"^\d{4}_(?=\D)", "", name) for name in classes]
+    return {re.sub("[^a-z0-9]", "", name.lower()) for name in names}
