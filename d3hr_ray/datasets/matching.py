@@ -69,9 +69,14 @@ def match_sources(
     return matched
 
 
+def without_number(name: str, at: int) -> str:
+    """A class at a position, without the number that a set of ours writes before it to keep the order."""
+    return name.removeprefix(f"{at:04d}_")
+
+
 def _folder(name: str, at: int) -> str:
-    """The folder of a class at a position, without the number that a set of ours writes before it to keep the order."""
-    return as_folder(name.removeprefix(f"{at:04d}_"))
+    """The folder of a class at a position."""
+    return as_folder(without_number(name, at))
 
 
 def _by_folder(names: Sequence[str]) -> dict[str, int]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from d3hr_ray.datasets.matching import without_number
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -58,6 +60,5 @@ def is_grey(pixels: np.ndarray) -> bool:
 
 
 def _plain(classes: Sequence[str]) -> set[str]:
-    """Names without case, marks, and the number that folders of a set of ours begin with (0003_Dress)."""
-    names = [re.sub(r"^\d{4}_(?=\D)", "", name) for name in classes]
-    return {re.sub("[^a-z0-9]", "", name.lower()) for name in names}
+    """Names without case, marks and the number of their place."""
+    return {re.sub("[^a-z0-9]", "", without_number(name, at).lower()) for at, name in enumerate(classes)}

@@ -242,9 +242,8 @@ def find_subsets(run: Run, store: Store, specs: Sequence[SetSpec]) -> None:
     for spec in specs:
         if spec.timestep is None:
             write_noise(store, spec, len(run.classes), prod(run.card.latent_shape))
-    fitted = [(spec, t) for spec in specs if (t := spec.timestep) is not None]
     run_mixtures(run.latents, store, mixtures_of(specs), run.card.latent_shape)
-    run_search(store, [spec for spec, _ in fitted], len(run.classes))
+    run_search(store, [spec for spec in specs if spec.timestep is not None], len(run.classes))
 
 
 def mixtures_of(specs: Sequence[SetSpec]) -> list[MixtureKind]:

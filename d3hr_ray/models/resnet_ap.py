@@ -5,15 +5,15 @@ Written from the layout of vimar-gu/MinimaxDiffusion, train_models/resnet_ap.py.
 
 from collections import OrderedDict
 from math import sqrt
-from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from d3hr_ray.models.classifiers import Norm, norm_layer
+
 LAYERS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # basic blocks of each stage
 WIDTHS = (64, 128, 256, 512)
-Norm = Literal["in", "bn"]
 
 
 class ResNetAP(nn.Module):
@@ -25,7 +25,9 @@ class ResNetAP(nn.Module):
     def __init__(self, num_classes: int, image_size: int, depth: int, norm: Norm = "in", channels: int = 3) -> None:
         super().__init__()
         kernel, pool = (7, 4) if image_size > 128 else (3, 2) if image_size > 64 else (3, 1)
-        self.stem = nn.Sequential(_conv(channels, WIDTHS[0], kernel), _norm(WIDTHS[0], norm), nn.ReLU(), _pool(pool))
+        self.stem = nn.Sequential(
+            _conv(channels, WIDTHS[0], kernel), norm_layer(WIDTHS[0], norm), nn.ReLU(), _pool(pool)
+        )
         body, width = list[nn.Module](), WIDTHS[0]
         for stage, (blocks, out) in enumerate(zip(LAYERS[depth], WIDTHS, strict=True)):
             for place in range(blocks):
@@ -48,10 +50,10 @@ class PooledBlock(nn.Module):
 
     def __init__(self, width: int, out: int, pool: int, norm: Norm) -> None:
         super().__init__()
-        half = OrderedDict(conv=_conv(width, out, 3), norm=_norm(out, norm), relu=nn.ReLU(), pool=_pool(pool))
-        self.first, self.second = nn.Sequential(half), nn.Sequential(_conv(out, out, 3), _norm(out, norm))
+        half = OrderedDict(conv=_conv(width, out, 3), norm=norm_layer(out, norm), relu=nn.ReLU(), pool=_pool(pool))
+        self.first, self.second = nn.Sequential(half), nn.Sequential(_conv(out, out, 3), norm_layer(out, norm))
         same = pool == 1 and width == out
-        self.round = nn.Identity() if same else nn.Sequential(_conv(width, out, 1), _pool(pool), _norm(out, norm))
+        self.round = nn.Identity() if same else nn.Sequential(_conv(width, out, 1), _pool(pool), norm_layer(out, norm))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) => (B, C', H / pool, W / pool)."""
@@ -60,10 +62,6 @@ class PooledBlock(nn.Module):
 
 def _conv(width: int, out: int, kernel: int) -> nn.Conv2d:
     return nn.Conv2d(width, out, kernel, padding=kernel // 2, bias=False)
-
-
-def _norm(width: int, norm: Norm) -> nn.Module:
-    return nn.BatchNorm2d(width) if norm == "bn" else nn.GroupNorm(width, width)
 
 
 def _pool(by: int) -> nn.Module:

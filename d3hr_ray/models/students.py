@@ -10,13 +10,13 @@ Images are float [-1, 1] BCHW everywhere in this project; a network that wants a
 import difflib
 import re
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from d3hr_ray.datasets.normalisation import IMAGENET, Normalisation
-from d3hr_ray.models.classifiers import ConvNet
+from d3hr_ray.models.classifiers import ConvNet, Norm
 from d3hr_ray.models.resnet_ap import ResNetAP
 
 CONVNET = re.compile(r"convnet-d(?P<depth>[1-9])(-w(?P<width>\d+))?(-(?P<norm>in|bn))?")
@@ -97,7 +97,7 @@ def check_arch(arch: str, image_size: int) -> None:
         if 2 ** int(match["depth"]) > image_size:
             raise ValueError(f"--arch {arch} halves {image_size} pixels too often; use a smaller depth")
     elif match := RESNET_AP.fullmatch(arch):
-        least = 8 if match["norm"] == "bn" else 16  # the norm of an image of one pixel is 0, whatever it was
+        least = 8 if _norm_of(match) == "bn" else 16  # the norm of an image of one pixel is 0, whatever it was
         if image_size < least:
             raise ValueError(f"--arch {arch} leaves nothing of {image_size} pixels; it takes {least} and more")
     elif arch not in (*SMALL_RESNETS, *ALIASES, *TORCHVISION, *OURS):
@@ -143,10 +143,9 @@ def build_on_meta(arch: str, num_classes: int, image_size: int) -> nn.Module:
 
 def _build(arch: str, classes: int, side: int, channels: int) -> nn.Module:
     if match := CONVNET.fullmatch(arch):
-        norm: Literal["in", "bn"] = "bn" if match["norm"] == "bn" else "in"
-        return ConvNet(classes, side, int(match["width"] or 128), int(match["depth"]), norm, channels)
+        return ConvNet(classes, side, int(match["width"] or 128), int(match["depth"]), _norm_of(match), channels)
     if match := RESNET_AP.fullmatch(arch):
-        return ResNetAP(classes, side, int(match["depth"]), "bn" if match["norm"] == "bn" else "in", channels)
+        return ResNetAP(classes, side, int(match["depth"]), _norm_of(match), channels)
     if arch in SMALL_RESNETS:
         return _small_resnet(arch, classes, channels)
     if arch == "mlp":
@@ -158,6 +157,11 @@ def _build(arch: str, classes: int, side: int, channels: int) -> nn.Module:
 
     name = ALIASES.get(arch, arch)
     return timm.create_model(name, num_classes=classes, in_chans=channels, **_geometry(name, side))
+
+
+def _norm_of(match: re.Match[str]) -> Norm:
+    """Of a name that may end in -in or -bn."""
+    return "bn" if match["norm"] == "bn" else "in"
 
 
 def _mlp(pixels: int, classes: int, width: int = 128) -> nn.Module:

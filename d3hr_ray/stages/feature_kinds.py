@@ -32,8 +32,7 @@ class FeatureKind:
 
     def missing(self, store: Store) -> list[int]:
         """The networks whose means are not there."""
-        there = {f"{self.folder}/{name}" for name in store.list(self.folder)}
-        return [k for k in range(self.networks) if self.means(k) not in there]
+        return _missing(store, self, range(self.networks))
 
 
 def feature_kind(refine: RefineConfig) -> FeatureKind:
@@ -63,10 +62,15 @@ class BlockKind:
 
     def missing(self, store: Store, timesteps: Sequence[int]) -> list[int]:
         """The timesteps whose means are not there."""
-        there = {f"{self.folder}/{name}" for name in store.list(self.folder)}
-        return [t for t in timesteps if self.means(t) not in there]
+        return _missing(store, self, timesteps)
 
 
 def block_kind(guide: GuideConfig, blocks: int) -> BlockKind:
     """The features that a guide needs of a DiT of so many blocks. Raises ValueError if it has no such block."""
     return BlockKind(guide.block_of(blocks), guide.images)
+
+
+def _missing(store: Store, kind: FeatureKind | BlockKind, keys: Sequence[int]) -> list[int]:
+    """Those of some networks, or timesteps, whose means are not there; one listing."""
+    there = {f"{kind.folder}/{name}" for name in store.list(kind.folder)}
+    return [key for key in keys if kind.means(key) not in there]
