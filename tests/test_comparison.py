@@ -1,4 +1,4 @@
-"""Sets, baselines and test images of a comparison: all without Ray."""
+"""Sets, baselines and test images of a comparison, which are held in Ray."""
 
 import shutil
 from dataclasses import replace
@@ -20,6 +20,8 @@ from d3hr_ray.evaluation.trials import make_trial
 from d3hr_ray.report.tables import disambiguate_sets
 from d3hr_ray.runtime.objects import lend
 from d3hr_ray.store import Store
+
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def test_anyones_image_folder_is_a_set(tmp_path):

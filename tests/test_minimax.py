@@ -150,7 +150,7 @@ def test_a_norm_of_single_pixels_is_refused():
     assert build_student("resnetap10", 3, 16, 0)(images).std(0).max() > 1e-2
 
 
-def test_whole_images_are_tested_on_and_never_beside_protocols_that_cut_their_centre(tmp_path):
+def test_whole_images_are_tested_on_and_never_beside_protocols_that_cut_their_centre(ray_session, tmp_path):
     with pytest.raises(ValueError, match="--protocol minimax sees more of test images"):
         sees_whole(("minimax", "hard"))
     assert sees_whole(("minimax",)) and not sees_whole(("hard", "dc"))

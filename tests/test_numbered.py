@@ -13,6 +13,7 @@ from d3hr_ray.evaluation.comparison import open_comparison
 from d3hr_ray.evaluation.numbered import numbers
 from d3hr_ray.evaluation.recipes import Recipe
 
+pytestmark = pytest.mark.usefixtures("ray_session")  # in which a comparison holds its test images
 WNIDS = ("n02086240", "n01440764", "n03445777")  # not in order
 
 
