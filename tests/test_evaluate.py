@@ -24,6 +24,7 @@ from stripes import hard, stripes, write_set
 from d3hr_ray.cli import evaluate_inputs
 from d3hr_ray.cli.distill_config import build_config
 from d3hr_ray.cli.distill_flags import DistillFlags
+from d3hr_ray.cli.evaluate_checks import real_data
 from d3hr_ray.cli.evaluate_flags import EvaluateFlags
 from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import DataConfig, as_dict
@@ -141,6 +142,8 @@ NEEDED = (
         ("--distilled {set} --protocol fixed-soft", "--protocol fixed-soft needs --teacher"),
         ("--distilled {set} --teacher train resnet18", "--teacher train stands alone"),
         ("--distilled {set} --teacher-arch resnet18", "--teacher-arch is of --teacher train"),
+        ("--distilled {set} --teacher-epochs 9", "--teacher-epochs is of --teacher train"),
+        ("--distilled {set} --teacher train --teacher-epochs 0", "--teacher-epochs 0 must be at least 1"),
         ("--distilled {set} --temperature 4", "--temperature is of soft labels"),
         ("--distilled {set} --repeats 0", "--repeats 0"),
         ("--distilled {flat}", NEEDED),
@@ -179,9 +182,8 @@ def test_a_path_is_refused_before_torch_is_imported(paths):
 def test_without_training_images_the_default_baseline_is_left_out_and_said(paths, capsys):
     def lacks(about, **flags):
         found = DistilledSet("s", stripes(2), "hash", 0, about)
-        return evaluate_inputs._lacks_training(
-            EvaluateFlags(distilled=("mine",), **flags), SimpleNamespace(sets=(found,))
-        )
+        asked = EvaluateFlags(distilled=("mine",), **flags)
+        return evaluate_inputs._lacks_training(asked, SimpleNamespace(sets=(found,)), real_data(asked)[1])
 
     gone = {"data": as_dict(DataConfig(str(paths["none"]), classes=("a",)))}
     assert lacks({}) and lacks(gone)
@@ -260,7 +262,11 @@ def test_the_precision_asked_for_reaches_students_and_no_teacher(ray_session, tm
     asked = []
     monkeypatch.setattr(evaluate_inputs, "launch", lambda store, trials, *rest: asked.extend(trials))
     evaluate_inputs._train_teacher(flags, Store(str(tmp_path / "out")), comparison, full, Workers(0, 0.0))
-    assert [t.protocol.precision for t in asked] == ["float32"]
+    longer = replace(flags, teacher_epochs=120, full_epochs=40)
+    evaluate_inputs._train_teacher(longer, Store(str(tmp_path / "out")), comparison, full, Workers(0, 0.0))
+    assert [t.protocol.precision for t in asked] == ["float32"] * 2
+    assert [(t.protocol.epochs, t.protocol.version) for t in asked] == [(90, "1-glyphs2"), (120, "1-glyphs2+epochs=120")]
+    assert asked[0].keep != asked[1].keep, "teachers of two lengths are two"
 
 
 def test_a_set_is_one_object_until_others_need_its_room(ray_session):

@@ -162,10 +162,28 @@ def test_every_job_takes_the_names_of_the_columns():
     evaluated = EvaluateFlags(data="x", train_data="x", **named)
     made = [
         overlay.overlay(base, DistillFlags(data="x", **named)).data,
-        evaluate_checks.test_data(evaluated),
-        evaluate_checks.train_data(evaluated),
+        *evaluate_checks.real_data(evaluated),
         sweep_checks.test_data(SweepFlags(data="x", **named)),
         pretrain.build_config(pretrain.PretrainFlags("custom", data="x", **named)).data,
     ]
     assert [(data.image_column, data.label_column) for data in made] == [("scan", "diagnosis")] * 5
     assert "image_column" not in as_dict(DataConfig("x")), "runs of older versions keep their fingerprints"
+
+
+def test_columns_are_of_the_parquet_file_where_the_other_images_of_an_evaluation_are_a_folder(tmp_path):
+    """One --image-column serves --data and --train-data; a folder beside a Parquet file was refused for having none."""
+    from d3hr_ray.cli.evaluate_checks import real_data
+    from d3hr_ray.cli.evaluate_flags import EvaluateFlags
+
+    rows = str(write(tmp_path / "x.parquet", scan=IMAGES, diagnosis=[0, 1] * 3))
+    folder = str(write_imagefolder(tmp_path / "folder", make_images(2)))
+    named = {"image_column": "scan", "label_column": "diagnosis"}
+
+    def columns(test: str, train: str) -> list[tuple[str | None, str | None]]:
+        both = real_data(EvaluateFlags(data=test, train_data=train, **named))
+        return [(data.image_column, data.label_column) for data in both if data]
+
+    scan, none = ("scan", "diagnosis"), (None, None)
+    assert columns(rows, folder) == [scan, none] and columns(folder, rows) == [none, scan]
+    assert columns(rows, rows) == [scan, scan]
+    assert columns(folder, folder) == [scan, scan], "and are refused when the folders are opened"

@@ -1,9 +1,11 @@
 """What jobs/evaluate.py asks of paths and of what lies there, before anything heavy is imported."""
 
+from dataclasses import replace
+
 from d3hr_ray.cli.data_flags import data_of, test_data
 from d3hr_ray.cli.evaluate_flags import EvaluateFlags
 from d3hr_ray.config import DataConfig
-from d3hr_ray.datasets.listing import open_source
+from d3hr_ray.datasets.listing import is_parquet, open_source
 from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.sets import check_weights, find_sets, run_of, source_of
 from d3hr_ray.filesystems import absolute
@@ -19,7 +21,7 @@ def find_out(flags: EvaluateFlags) -> Store:
     if flags.weights:
         check_weights(sets)
     first = sets[0]
-    for flag, data in (("--data", test_data(flags)), ("--train-data", train_data(flags))):
+    for flag, data in zip(("--data", "--train-data"), real_data(flags), strict=True):
         if data:
             _check(flag, data)
     run, source = run_of(first), next(filter(None, map(source_of, sets)), None)
@@ -35,9 +37,20 @@ def find_out(flags: EvaluateFlags) -> Store:
     return Store(absolute(flags.out)) if flags.out else run or first
 
 
-def train_data(flags: EvaluateFlags) -> DataConfig | None:
-    """The source of --train-data."""
-    return data_of(flags, flags.train_data, format="auto") if flags.train_data else None
+def real_data(flags: EvaluateFlags) -> tuple[DataConfig | None, DataConfig | None]:
+    """The sources of --data and --train-data. Where one of the two is Parquet, column flags are of that alone."""
+    test = test_data(flags)
+    train = data_of(flags, flags.train_data, format="auto") if flags.train_data else None
+    if not (test and train and (test.image_column or test.label_column)):
+        return test, train
+    test_has, train_has = is_parquet(test), is_parquet(train)
+    if test_has == train_has:
+        return test, train
+    return (test, _without_columns(train)) if test_has else (_without_columns(test), train)
+
+
+def _without_columns(data: DataConfig) -> DataConfig:
+    return replace(data, image_column=None, label_column=None)
 
 
 def wants_training(flags: EvaluateFlags) -> str | None:

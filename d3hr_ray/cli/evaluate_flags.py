@@ -75,6 +75,9 @@ class EvaluateFlags:
         metavar="NAME",
         shown="convnet-d3-w32 up to 32 pixels, resnet18-small to 64, else resnet18",
     )
+    teacher_epochs: int | None = setting(
+        None, "For how long `--teacher train` trains.", TRAINING, shown="as --full-epochs says; 600 steps for digits"
+    )
     repeats: int = setting(3, "Students per set, each with its own seed; baselines are drawn anew for each.", TRAINING)
     baselines: tuple[Baseline, ...] = setting(
         (),
@@ -151,8 +154,11 @@ def check_flags(flags: EvaluateFlags) -> None:
     sees_whole((*flags.protocol, *(("hard",) if flags.ranking else ())))
     if flags.temperature is not None and not soft and not flags.ranking:
         raise ValueError("--temperature is of soft labels, and no --protocol here has them; leave it out")
-    if flags.teacher_arch is not None and flags.teacher != ("train",):
-        raise ValueError("--teacher-arch is of --teacher train; leave it out, or give that")
+    for name, value in (("--teacher-arch", flags.teacher_arch), ("--teacher-epochs", flags.teacher_epochs)):
+        if value is not None and flags.teacher != ("train",):
+            raise ValueError(f"{name} is of --teacher train; leave it out, or give that")
+    if flags.teacher_epochs is not None and flags.teacher_epochs < 1:
+        raise ValueError(f"--teacher-epochs {flags.teacher_epochs} must be at least 1")
     if "train" in flags.teacher and len(flags.teacher) > 1:
         raise ValueError("--teacher train stands alone; train teachers one by one, then name their folders")
     if flags.ranking and "real-random" not in (flags.baselines or DEFAULT_BASELINES):

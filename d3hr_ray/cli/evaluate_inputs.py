@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from d3hr_ray.cli.data_flags import test_data
-from d3hr_ray.cli.evaluate_checks import train_data, wants_training
+from d3hr_ray.cli.evaluate_checks import real_data, wants_training
 from d3hr_ray.cli.evaluate_flags import DEFAULT_BASELINES, EvaluateFlags
-from d3hr_ray.config import fingerprint
+from d3hr_ray.config import DataConfig, fingerprint
 from d3hr_ray.datasets.listing import Listing, open_source
 from d3hr_ray.evaluation.baselines import baseline_sets, full_set, read_full
 from d3hr_ray.evaluation.comparison import Comparison, leading, list_train, open_comparison, with_sets
@@ -30,14 +29,14 @@ def open_all(flags: EvaluateFlags) -> tuple[Comparison, Listing | None, Held | N
         weighted=flags.weights,
         precision=flags.precision,
     )
-    data, side = test_data(flags), flags.image_size
-    comparison = open_comparison(flags.distilled, data, side, flags.arch, glyphs, recipe, flags.protocol)
+    data, train = real_data(flags)
+    comparison = open_comparison(flags.distilled, data, flags.image_size, flags.arch, glyphs, recipe, flags.protocol)
     tell(comparison.notes)
     whole = flags.full or flags.ranking or "train" in flags.teacher
     coresets = [name for name in flags.baselines if name not in ("real-random", "none")]
-    if not wants_training(flags) and ("none" in flags.baselines or _lacks_training(flags, comparison)):
+    if not wants_training(flags) and ("none" in flags.baselines or _lacks_training(flags, comparison, train)):
         return comparison, None, None
-    listing = list_train(comparison, train_data(flags))
+    listing = list_train(comparison, train)
     tell(listing.notes)
     if not (whole or coresets):
         return comparison, listing, None
@@ -45,9 +44,9 @@ def open_all(flags: EvaluateFlags) -> tuple[Comparison, Listing | None, Held | N
     return comparison, listing, read_full(listing, comparison.test.side, comparison.test.classes, reason)
 
 
-def _lacks_training(flags: EvaluateFlags, comparison: Comparison) -> bool:
+def _lacks_training(flags: EvaluateFlags, comparison: Comparison, train: DataConfig | None) -> bool:
     """Whether the default baseline is left out, which is said: there are no training images to draw it from."""
-    source = train_data(flags) or leading(comparison.sets).source
+    source = train or leading(comparison.sets).source
     try:
         if source and open_source(source):
             return False
@@ -89,7 +88,8 @@ def _train_teacher(flags: EvaluateFlags, store: Store, comparison: Comparison, f
     arch = flags.teacher_arch or ("convnet-d3-w32" if side <= 32 else "resnet18-small" if side <= 64 else "resnet18")
     whole = full_set(full)
     was = comparison.recipe
-    plain = replace(comparison, recipe=Recipe(was.glyphs, was.full_epochs, upright=was.upright))
+    longer = Overrides(epochs=flags.teacher_epochs)
+    plain = replace(comparison, recipe=Recipe(was.glyphs, was.full_epochs, longer, upright=was.upright))
     protocol = plain.protocol("teacher", whole, arch)
     folder = store.at(teacher_folder(f"{arch}-{fingerprint(whole.set_hash, protocol)[:8]}")).uri
     if not Store(folder).exists(CARD):

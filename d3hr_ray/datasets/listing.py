@@ -106,6 +106,14 @@ def open_source(data: DataConfig) -> Source:
     return ImageFolder(uri, not data.classes, data.class_depth)
 
 
+@patient
+def is_parquet(data: DataConfig) -> bool:
+    """Whether `data.format` says Parquet, or detects it."""
+    if data.format != "auto":
+        return data.format == "parquet"
+    return open_named(data) is None and detect(absolute(data.uri)) == "parquet"
+
+
 def list_images(
     data: DataConfig, num_classes: int, model_names: Sequence[str] | None, each: Mapper = thread_map
 ) -> Listing:
