@@ -265,7 +265,8 @@ def test_the_precision_asked_for_reaches_students_and_no_teacher(ray_session, tm
     longer = replace(flags, teacher_epochs=120, full_epochs=40)
     evaluate_inputs._train_teacher(longer, Store(str(tmp_path / "out")), comparison, full, Workers(0, 0.0))
     assert [t.protocol.precision for t in asked] == ["float32"] * 2
-    assert [(t.protocol.epochs, t.protocol.version) for t in asked] == [(90, "1-glyphs2"), (120, "1-glyphs2+epochs=120")]
+    versions = [(90, "1-glyphs2"), (120, "1-glyphs2+epochs=120")]
+    assert [(t.protocol.epochs, t.protocol.version) for t in asked] == versions
     assert asked[0].keep != asked[1].keep, "teachers of two lengths are two"
 
 
