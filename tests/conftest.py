@@ -59,8 +59,13 @@ def run(monkeypatch, command: str) -> None:
     """jobs/distill.py in this process."""
     from jobs import distill
 
-    monkeypatch.setattr(sys, "argv", ["distill.py", *shlex.split(command)])
-    distill.main()
+    run_job(distill, monkeypatch, command)
+
+
+def run_job(job, monkeypatch, command: str) -> None:
+    """A job in this process."""
+    monkeypatch.setattr(sys, "argv", [f"{job.__name__.removeprefix('jobs.')}.py", *shlex.split(command)])
+    job.main()
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
@@ -214,3 +219,16 @@ def assert_same(folder: Path, calm: Path) -> None:
     assert snapshot(folder) == snapshot(calm)
     ids = pq.read_table(folder / "latents")["image_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 1297
+
+
+@pytest.fixture
+def cats_and_dogs(tmp_path):
+    """Two classes of 40 images each, told apart by brightness; the third of each class is broken."""
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(40):
+            path = tmp_path / label / f"{i:02d}.png"
+            Image.fromarray(np.full((20, 24, 3), i + (100 if label == "dog" else 0), np.uint8)).save(path)
+            if i == 2:
+                path.write_bytes(b"no image")
+    return str(tmp_path)

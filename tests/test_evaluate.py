@@ -2,29 +2,24 @@
 
 import json
 import os
-import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from conftest import run_job
 from ray import cloudpickle
 from stripes import hard, stripes, write_set
 
 from d3hr_ray.cli import evaluate_inputs
 from d3hr_ray.cli.distill_config import build_config
 from d3hr_ray.cli.distill_flags import DistillFlags
-from d3hr_ray.cli.evaluate_checks import real_data
 from d3hr_ray.cli.evaluate_flags import EvaluateFlags
 from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.config import DataConfig, as_dict
@@ -45,18 +40,13 @@ from jobs import distill, evaluate, sweep
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def run(job, monkeypatch, command: str) -> None:
-    monkeypatch.setattr(sys, "argv", [f"{job.__name__.removeprefix('jobs.')}.py", *shlex.split(command)])
-    job.main()
-
-
 @pytest.fixture(scope="module")
 def evaluated(ray_session, tmp_path_factory):
     """Two sets of real digits, evaluated with all that the report shows."""
     out = tmp_path_factory.mktemp("runs") / "digits"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        run(distill, monkeypatch, f"--preset digits --method random --ipc 1 2 --out {out}")
-        run(evaluate, monkeypatch, f"--distilled {out} {EVALUATE}")
+        run_job(distill, monkeypatch, f"--preset digits --method random --ipc 1 2 --out {out}")
+        run_job(evaluate, monkeypatch, f"--distilled {out} {EVALUATE}")
     return out
 
 
@@ -92,7 +82,7 @@ def test_every_training_run_is_a_row_of_the_contract(evaluated):
 @pytest.mark.slow
 def test_the_same_command_trains_nothing_again(evaluated, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in (evaluated / "evaluations" / "runs").iterdir()}
-    run(evaluate, monkeypatch, f"--distilled {evaluated} {EVALUATE}")
+    run_job(evaluate, monkeypatch, f"--distilled {evaluated} {EVALUATE}")
     assert before == {p: p.stat().st_mtime_ns for p in (evaluated / "evaluations" / "runs").iterdir()}
 
 
@@ -118,102 +108,6 @@ def test_the_page_shows_every_image_without_an_error(evaluated, width):
     assert scroll <= width
 
 
-@pytest.fixture
-def paths(tmp_path):
-    """A set, class folders that are one too, a folder without any, and a path where nothing is."""
-    (tmp_path / "empty").mkdir()
-    found = write_set(tmp_path / "set", stripes(2))
-    return {"set": found, "flat": f"{found}/train", "none": tmp_path / "none", "empty": tmp_path / "empty"}
-
-
-NEEDED = (
-    "needs more: --out FOLDER, for the results: the set lies in no run folder; --data URI, real test images of its "
-    "classes: only those of digits and idx sets are known"
-)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("", "--distilled is needed"),
-        ("--distilled {none}", "--distilled {none}: no set in it"),
-        ("--distilled {empty}", "--distilled {empty}: no set in it"),
-        ("--distilled {set} --protocol soft", "--protocol"),
-        ("--distilled {set} --protocol fixed-soft", "--protocol fixed-soft needs --teacher"),
-        ("--distilled {set} --teacher train resnet18", "--teacher train stands alone"),
-        ("--distilled {set} --teacher-arch resnet18", "--teacher-arch is of --teacher train"),
-        ("--distilled {set} --teacher-epochs 9", "--teacher-epochs is of --teacher train"),
-        ("--distilled {set} --teacher train --teacher-epochs 0", "--teacher-epochs 0 must be at least 1"),
-        ("--distilled {set} --temperature 4", "--temperature is of soft labels"),
-        ("--distilled {set} --repeats 0", "--repeats 0"),
-        ("--distilled {flat}", NEEDED),
-        ("--distilled {set} --teacher train", f"{NEEDED}; --train-data URI, real training images, for --teacher train"),
-        (
-            "--distilled {set} --out {none} --data {set} --baselines herding",
-            "training images, for --baselines herding",
-        ),
-        ("--distilled {set} --out {none} --data {none}", "--data {none}: no such file or folder"),
-        (
-            "--distilled {set} --out {none} --data {flat} --train-data {none}",
-            "--train-data {none}: no such file",
-        ),
-    ],
-)
-def test_paths_and_what_is_missing_are_refused_at_once(paths, monkeypatch, capsys, flags, message):
-    """All of it in one line, before Ray starts."""
-    monkeypatch.setattr(evaluate, "connect", lambda *args: pytest.fail("Ray is started"))
-    with pytest.raises(SystemExit) as stop:
-        run(evaluate, monkeypatch, flags.format(**paths))
-    assert stop.value.code == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and message.format(**paths) in said[0]
-
-
-def test_a_path_is_refused_before_torch_is_imported(paths):
-    """In a process of its own: importing torch, timm and Ray would take 15 s before the message."""
-    script = "import sys; from jobs import evaluate\n"
-    script += "sys.argv[1:] = ['--distilled', sys.argv[1], '--out', 'x', '--data', sys.argv[2]]\n"
-    script += "try: evaluate.main()\nfinally: print(sorted({'torch', 'ray', 'timm'} & set(sys.modules)))"
-    command = [sys.executable, "-c", script, paths["set"], str(paths["none"])]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout) == (2, "[]\n"), found.stderr
-
-
-def test_without_training_images_the_default_baseline_is_left_out_and_said(paths, capsys):
-    def lacks(about, **flags):
-        found = DistilledSet("s", stripes(2), "hash", 0, about)
-        asked = EvaluateFlags(distilled=("mine",), **flags)
-        return evaluate_inputs._lacks_training(asked, SimpleNamespace(sets=(found,)), real_data(asked)[1])
-
-    gone = {"data": as_dict(DataConfig(str(paths["none"]), classes=("a",)))}
-    assert lacks({}) and lacks(gone)
-    said = capsys.readouterr().err.splitlines()
-    assert "no random real images beside the sets (mine does not say what it was distilled from); give" in said[0]
-    assert f"(the images it was distilled from, {paths['none']}: no such file or folder); give --train-data" in said[1]
-    assert not lacks({}, train_data=paths["set"]) and not lacks({"data": as_dict(DataConfig("digits/train"))})
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--data {flat} --arch resnet81", "--arch resnet81: no such architecture; near it: resnet18"),
-        ("--data {empty}", "no class folders in it"),
-        ("--data digits/test", "the set has a, b, c, the data 0, 1, 2, ..., 9 (10 classes)"),
-        ("--data {flat} --workers 64", "--workers 64: the cluster has room"),
-        ("--data {flat} --arch convnet-d6", "use a smaller depth"),
-        ("--data {flat} --arch resnet18 --batch-size 1", "batches of one image"),
-    ],
-)
-def test_a_mistake_is_one_line_that_names_it(ray_session, paths, monkeypatch, capsys, flags, message):
-    with pytest.raises(SystemExit) as stop:
-        run(evaluate, monkeypatch, f"--distilled {{set}} --out {{none}} {flags} --baselines none".format(**paths))
-    assert stop.value.code == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert message in said[-1]
-
-
-# Computed when all images were still loaded by the driver: students that were trained then are not trained again.
 HASHES = {
     "herding": "92cba83ab90f08f4",
     "kmeans-real": "8cf857cfcc9a522b",
@@ -326,7 +220,7 @@ def test_a_sweep_shares_what_is_upstream_and_repeats_nothing(ray_session, here, 
     config["data"]["limit_per_class"] = 12
     (tmp_path / "small.json").write_text(json.dumps({"config": config}))
     command = f"--preset {tmp_path}/small.json --run {tmp_path}/run --ipc 1 2 --timesteps 100 200 --candidates 32"
-    run(sweep, monkeypatch, f"{command} --seeds 0 1 --arch convnet-d3-w32 --epochs 40 --at-once 1 --name first")
+    run_job(sweep, monkeypatch, f"{command} --seeds 0 1 --arch convnet-d3-w32 --epochs 40 --at-once 1 --name first")
     runs = tmp_path / "run" / "evaluations" / "runs"
     before = {p: p.stat().st_mtime_ns for p in runs.iterdir()}
     assert len(before) == 2 * 2 * 2
@@ -336,7 +230,7 @@ def test_a_sweep_shares_what_is_upstream_and_repeats_nothing(ray_session, here, 
     }
     assert {(r["data"], r["state"]) for r in trials} == {("digits", "finished")}
     sets = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "sets").rglob("*.png")}
-    run(sweep, monkeypatch, f"--run {tmp_path}/run --name first --resume")
+    run_job(sweep, monkeypatch, f"--run {tmp_path}/run --name first --resume")
     assert before == {p: p.stat().st_mtime_ns for p in runs.iterdir()}
     assert sets == {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "sets").rglob("*.png")}
     best = tmp_path / "run" / "sweeps" / "first" / "best.json"
@@ -375,21 +269,3 @@ def test_what_asha_stops_is_in_the_table_of_trials_and_in_no_mean(ray_session, t
     (cell,) = pacsv.read_csv(folder / "cells.csv").to_pylist()
     assert (cell["set"], cell["settings"], cell["students"]) == ("s", "good", 1)
     assert json.loads((folder / "best.json").read_text())["found"]["settings"] == "good"
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("", "--run is needed"),
-        ("--run {none} --resume", "no sweep named 'sweep'"),
-        ("--run {none} --ipc 1 10 --scheduler asha", "give one --ipc"),
-        ("--run {none} --matched --guidance 1", "--matched contradicts --guidance"),
-        ("--run {none} --preset digit", "perhaps you meant digits"),
-        ("--run {none} --seeds 1 1", "--seeds names a value twice"),
-    ],
-)
-def test_a_sweeps_mistake_is_one_line_that_names_it(ray_session, tmp_path, monkeypatch, capsys, flags, message):
-    with pytest.raises(SystemExit) as stop:
-        run(sweep, monkeypatch, flags.format(none=tmp_path / "none"))
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]

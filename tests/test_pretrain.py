@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import PIPELINE, WNIDS, make_images, wait_for, write_imagefolder
-from PIL import Image
 from tqdm import tqdm
 
 from d3hr_ray import lock
@@ -24,7 +22,6 @@ from d3hr_ray.models.card import read_card
 from d3hr_ray.models.classifiers import enough_steps
 from d3hr_ray.models.loading import load_networks, load_schedule
 from d3hr_ray.pretraining import check, claim, watch
-from d3hr_ray.pretraining import stream as streams
 from d3hr_ray.pretraining.claim import list_classes, prepare, start_anew
 from d3hr_ray.pretraining.launch import pretrain
 from d3hr_ray.pretraining.networks import build
@@ -32,7 +29,6 @@ from d3hr_ray.pretraining.objectives import DitObjective
 from d3hr_ray.pretraining.optimise import Loop, rate
 from d3hr_ray.pretraining.settings import WRITTEN, Architecture, Phase, PretrainConfig
 from d3hr_ray.pretraining.state import State
-from d3hr_ray.pretraining.stream import ImageStream
 from d3hr_ray.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -184,69 +180,11 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert rates[0] < 0.11 and max(rates) > 0.97 and rates[100] < 1e-9
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Two classes of 40 images each, told apart by brightness; the third of each class is broken."""
-    for label in ("cat", "dog"):
-        (tmp_path / label).mkdir()
-        for i in range(40):
-            path = tmp_path / label / f"{i:02d}.png"
-            Image.fromarray(np.full((20, 24, 3), i + (100 if label == "dog" else 0), np.uint8)).save(path)
-            if i == 2:
-                path.write_bytes(b"no image")
-    return str(tmp_path)
-
-
-def take(stream, batch, start, count):
-    return [b.indices.tolist() for b in islice(stream.batches(batch, start), count)]
-
-
-@pytest.mark.parametrize("cached", [True, False])
-def test_streams_show_every_image_once_an_epoch_and_resume_anywhere(folder, monkeypatch, cached):
-    monkeypatch.setattr(streams, "SHARD", 8)
-    monkeypatch.setattr(streams, "WINDOW", 3)
-    if not cached:
-        monkeypatch.setattr(streams, "CACHE_BYTES", 0)
-    listing = list_classes(DataConfig(folder))
-    stream = ImageStream(listing, 16, seed=3)
-    batches = list(islice(stream.batches(10), 16))
-    epochs = [sorted(i for b in batches[at : at + 8] for i in b.indices.tolist()) for at in (0, 8)]
-    broken = {2, 42}
-    for epoch in epochs:  # a broken image's place is taken by another, so 2 of 80 come twice
-        assert set(epoch) == set(range(80)) - broken and len(epoch) == 80
-    assert [b.indices.tolist() for b in batches[:8]] != [b.indices.tolist() for b in batches[8:]]
-    assert set(stream.rejected) == {"cat/02.png", "dog/02.png"}
-    for b in batches:
-        assert ((b.pixels[:, 0, 0, 0] >= 100) == (b.labels == 1)).all() and (b.labels == b.indices // 40).all()
-    for start in (1, 7, 13):
-        assert take(ImageStream(listing, 16, seed=3), 10, start, 3) == [
-            b.indices.tolist() for b in batches[start : start + 3]
-        ]
-
-
-def test_cached_and_streamed_images_are_the_same(folder, monkeypatch):
-    listing = list_classes(DataConfig(folder))
-    cached = next(ImageStream(listing, 16, seed=0).batches(16))
-    monkeypatch.setattr(streams, "CACHE_BYTES", 0)
-    streamed = next(ImageStream(listing, 16, seed=0).batches(16))
-    assert np.array_equal(cached.pixels, streamed.pixels) and np.array_equal(cached.labels, streamed.labels)
-
-
-def test_workers_share_the_images(folder, monkeypatch):
-    monkeypatch.setattr(streams, "SHARD", 8)
-    listing = list_classes(DataConfig(folder))
-    shares = [take(ImageStream(listing, 16, 0, rank, 2), 40, 0, 1)[0] for rank in (0, 1)]
-    assert set(shares[0]) | set(shares[1]) == set(range(80)) - {2, 42}
-    assert not set(shares[0]) & set(shares[1])
-    with pytest.raises(ValueError, match="--workers 11"):
-        ImageStream(listing, 16, 0, 10, 11)
-
-
-def test_too_many_unreadable_images_fail_the_run_and_name_one(folder, tmp_path_factory):
+def test_too_many_unreadable_images_fail_the_run_and_name_one(cats_and_dogs, tmp_path_factory):
     out = tmp_path_factory.mktemp("rejected")
     with pytest.raises(RunError, match=r"2 of 80 images.*cat/02.png.*--max-rejected"):
-        train(replace(TINY, data=DataConfig(folder)), out / "a")
-    assert train(replace(TINY, data=DataConfig(folder, max_rejected=0.1)), out / "b")
+        train(replace(TINY, data=DataConfig(cats_and_dogs)), out / "a")
+    assert train(replace(TINY, data=DataConfig(cats_and_dogs, max_rejected=0.1)), out / "b")
     assert json.loads((out / "b" / "training.json").read_text())["rejected"] == 2
     assert read_card(str(out / "b")).class_names == ("cat", "dog")
 
@@ -278,8 +216,8 @@ def test_training_shows_images_parameters_steps_and_loss(trained, tmp_path, draw
         assert re.search(shown, drawn.getvalue()), shown
 
 
-def test_listing_is_shown(folder, drawn):
-    list_classes(DataConfig(folder))
+def test_listing_is_shown(cats_and_dogs, drawn):
+    list_classes(DataConfig(cats_and_dogs))
     assert re.search(r"listing: 100%.* 2/2 ", drawn.getvalue())
 
 
