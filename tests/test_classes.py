@@ -252,6 +252,11 @@ def test_a_file_of_classes(tmp_path):
     path.write_text("\n")
     with pytest.raises(ValueError, match="names no class"):
         read_classes([str(path)])
+    path.write_bytes("n01443537\ncafé\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"--classes {path}: not UTF-8 .* save it so"):
+        read_classes([str(path)])
+    path.write_bytes(b"\xef\xbb\xbfn01443537\n")
+    assert read_classes([str(path)]) == ("n01443537",)
 
 
 def test_folder_names_are_safe_and_unique():

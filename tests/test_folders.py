@@ -97,7 +97,16 @@ def test_hidden_folders_hold_no_images(tmp_path, name, place):
     assert found.notes == (f"--data {tmp_path}: not taken as images: 1 hidden folders (first: {place}{name})",)
 
 
-@pytest.mark.parametrize("splits", [("train", "val"), ("Training", "test"), ("train", "validation", "annotations")])
+@pytest.mark.parametrize(
+    "splits",
+    [
+        ("train", "val"),
+        ("Training", "test"),
+        ("train", "validation", "annotations"),
+        ("seg_train", "seg_test"),
+        ("train2017", "val2017"),
+    ],
+)
 def test_folders_of_splits_are_refused_with_the_one_to_use(tmp_path, splits):
     for split in splits:
         folders(tmp_path / split)
@@ -141,7 +150,7 @@ def test_tiny_imagenets_level_of_images_is_said_once(tmp_path):
 def test_images_without_class_folders_are_told_how_to_be_sorted(tmp_path):
     put(tmp_path, *(f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(4)))
     words = refusal(tmp_path)
-    assert "4 images (first: ILSVRC2012_val_00000000.JPEG) and no class folders" in words
+    assert "no class folders, but 4 images (first: ILSVRC2012_val_00000000.JPEG)" in words
     # The command does what it says.
     rows = (f"ILSVRC2012_val_{i:08d},{TWO[i % 2]} 1 2 3 4\n" for i in range(4))
     (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(rows))
@@ -150,11 +159,45 @@ def test_images_without_class_folders_are_told_how_to_be_sorted(tmp_path):
 
 
 def test_any_flat_folder_is_told_how_to_be_sorted(tmp_path):
-    put(tmp_path, "0.png", "1.png")
-    command = refusal(tmp_path).split("sort them by: ")[1]
-    (tmp_path / "LIST").write_text("0.png cat\n1.png dog\n")
+    """Whatever is in names, and though the list's last line has no end."""
+    data = tmp_path / "my data"
+    put(data, "0.png", "1.png")
+    command = refusal(data).split("sort them by: ")[1]
+    (data / "LIST").write_text("0.png great white shark\n1.png dog")
     assert os.system(command) == 0
-    assert listed(tmp_path).classes.sources == ("cat", "dog")
+    assert listed(data).classes.sources == ("dog", "great white shark")
+
+
+def test_flat_images_beside_an_empty_folder_are_told_how_to_be_sorted_too(tmp_path):
+    put(tmp_path, "0.png", "1.png", "devkit/readme.txt")
+    words = refusal(tmp_path)
+    assert "class folder 'devkit' holds no image" in words and "Or is it these: 2 images (first: 0.png)" in words
+
+
+def test_a_lone_split_of_flat_images_is_no_class(tmp_path):
+    put(tmp_path / "a b", "val/0.png", "val/1.png")
+    assert refusal(tmp_path / "a b").endswith(f"is a split and no class; give --data '{tmp_path}/a b/val'")
+    assert listed(tmp_path / "a b", class_depth=1).classes.sources == ("val",)
+
+
+@pytest.mark.parametrize(
+    ("paths", "first"),
+    [
+        (("dogs/beagle", "fish/tench"), "'dogs/beagle', 'fish/tench', so"),
+        (("dataset/images/cat", "dataset/images/dog", "dataset/images/emu"), "'dataset/images/cat', 'dataset/images/"),
+        (("archive/cat", "archive/x/dog"), "'archive'"),
+    ],
+)
+def test_folders_within_classes_that_are_unlike_need_the_level_to_be_said(tmp_path, paths, first):
+    """A single folder in each was taken for none, and the groups for the classes."""
+    put(tmp_path, *(f"{path}/{i}.png" for path in paths for i in range(2)))
+    words = refusal(tmp_path)
+    assert first in words and "not clear" in words and "--class-depth 2" in words
+
+
+def test_a_class_with_images_of_its_own_may_have_a_folder_of_more(tmp_path):
+    put(tmp_path, "cat/0.png", "cat/more/1.png", "dog/0.png", "dog/extra/1.png")
+    assert listed(tmp_path).counts() == [2, 2]
 
 
 def test_class_folders_win_over_a_stray_file_which_is_named(tmp_path):
@@ -167,6 +210,46 @@ def test_class_folders_win_over_a_stray_file_which_is_named(tmp_path):
         found = listed(tmp_path / name)
         assert isinstance(found.source, ImageFolder) and found.counts() == [3, 3]
         assert name in found.notes[0]
+
+
+def test_a_table_beside_the_data_is_named_and_not_taken_for_it(tmp_path):
+    """metadata.parquet beside Parquet; img2dataset's NAME.parquet of captions beside NAME.tar."""
+    table = pa.table({"url": ["x"], "caption": ["x"]})
+    write_parquet(tmp_path / "rows", make_images(2))
+    pq.write_table(table, tmp_path / "rows" / "metadata.parquet")
+    found = listed(tmp_path / "rows")
+    assert len(found) == 6 and "1 files of metadata (first: metadata.parquet)" in found.notes[0]
+    write_webdataset(tmp_path / "tars", make_images(2))
+    for tar in list((tmp_path / "tars").glob("*.tar")):
+        pq.write_table(table, tar.with_suffix(".parquet"))
+    assert len(listed(tmp_path / "tars")) == 6
+
+
+def test_parquet_deep_in_folders_is_told_apart_from_classes(tmp_path):
+    """As Hugging Face converts a repository: default/train/0000.parquet."""
+    write_parquet(tmp_path / "default" / "train", make_images(2))
+    assert refusal(tmp_path).endswith("or choose --classes, or give --format parquet")
+    assert len(listed(tmp_path, format="parquet")) == 6
+
+
+def test_a_path_that_is_not_utf8_is_named(tmp_path):
+    folders(tmp_path)
+    (tmp_path / TWO[0]).rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))
+    assert "\\xe9: the path is not UTF-8" in refusal(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))
+
+
+@pytest.mark.parametrize("splits", [("train", "dev"), ("train", "eval"), ("train2017", "test2017"), ("train0", "val0")])
+def test_files_of_splits_by_any_of_their_names_are_refused(tmp_path, splits):
+    for split in splits:
+        write_parquet(tmp_path / split, make_images(1))
+        (file,) = (tmp_path / split).iterdir()
+        (tmp_path / "data").mkdir(exist_ok=True)
+        file.rename(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    words = refusal(tmp_path / "data")
+    assert "of several splits" in words
+    assert len(listed(words.rpartition("--data ")[2])) == 3
+    (tmp_path / "data" / f"{splits[1]}-00000-of-00001.parquet").rename(tmp_path / "data" / "devkit.parquet")
+    assert len(listed(tmp_path / "data")) == 6, "a kit is no split"
 
 
 @pytest.mark.parametrize("write", [write_parquet, write_webdataset])

@@ -11,6 +11,7 @@ from conftest import make_images, write_imagefolder
 from d3hr_ray.config import DataConfig, ModelConfig, RunConfig, as_dict
 from d3hr_ray.datasets.decode import RejectedImage, decode
 from d3hr_ray.datasets.listing import Listing, list_images
+from d3hr_ray.stages.contents import versions_of
 
 PNG = [data for _, _, data in make_images(2)]
 IMAGES = [{"bytes": data, "path": None} for data in PNG]
@@ -28,9 +29,9 @@ def labels(found: Listing) -> list[str]:
     return [found.classes.sources[label] for label in found.entries["label"].to_pylist()]
 
 
-def write(path: Path, **columns) -> Path:
+def write(path: Path, write_statistics: bool = True, **columns) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path, row_group_size=2)
+    pq.write_table(pa.table(columns), path, row_group_size=2, write_statistics=write_statistics)
     return path
 
 
@@ -90,11 +91,11 @@ def test_paths_beside_bytes_of_no_type_are_read(folder, fields):
         listing(write(folder / "train.parquet", image=rows, label=[0, 1] * 3))
 
 
-def paths_only(path: Path, paths: list[str | None], images: list[bytes | None] | None = None) -> Path:
+def paths_only(path: Path, paths: list[str | None], images: list[bytes | None] | None = None, **how) -> Path:
     images = images or [None] * len(paths)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     rows = [{"bytes": data, "path": name} for data, name in zip(images, paths, strict=True)]
-    return write(path, image=pa.array(rows, kind), label=[i % 2 for i in range(len(paths))])
+    return write(path, image=pa.array(rows, kind), label=[i % 2 for i in range(len(paths))], **how)
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -187,3 +188,24 @@ def test_columns_are_of_the_parquet_file_where_the_other_images_of_an_evaluation
     assert columns(rows, folder) == [scan, none] and columns(folder, rows) == [none, scan]
     assert columns(rows, rows) == [scan, scan]
     assert columns(folder, folder) == [scan, scan], "and are refused when the folders are opened"
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize(("first", "statistics"), [(None, True), (None, False), (PNG[0], True)])
+def test_an_image_that_a_row_names_is_seen_when_it_is_written_again(folder, at, first, statistics):
+    """The version of a Parquet file is that of all its images: the least of theirs hid most replacements."""
+    paths = [str(path) for path in sorted(folder.glob("images/*/*.png"))][:4]
+    file = paths_only(folder / "train.parquet", paths, [first, None, None, None], write_statistics=statistics)
+    before = versions_of(listing(file))
+    os.utime(paths[at], ns=(1, 1))
+    after = versions_of(listing(file))
+    assert before["file"].equals(after["file"]) and not before.equals(after)
+    assert versions_of(listing(file)).equals(after)
+
+
+def test_a_path_beside_bytes_that_leads_nowhere_is_named_when_it_is_read(folder):
+    file = paths_only(folder / "train.parquet", ["images/gone.png", "x"], [None, PNG[0]])
+    found = read(listing(file))
+    assert found[1] == PNG[0]
+    with pytest.raises(RejectedImage, match=r"the file that its path names, images/gone\.png, is not there"):
+        decode(found[0], 8)

@@ -106,6 +106,20 @@ def test_what_belongs_to_no_sample_is_counted(tmp_path):
     assert any("1 .txt (first: a.tar/readme.txt)" in note and "1 .json" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".thumbnails", "@eaDir", "a/.any"])
+def test_hidden_folders_in_a_tar_hold_no_images(tmp_path, hidden):
+    """Neither samples nor classes; a link may still lead there, as git-annex has it."""
+    found = listing(pack(tmp_path / "a.tar", [*GOOD, (f"{hidden}/0.png", PNG[0]), (f"{hidden}/0.cls", b"1")]))
+    assert len(found) == 3
+    assert f"2 files in hidden folders (first: a.tar/{hidden}/0.png)" in found.notes[0]
+    folders = [(f"./{name}/{i}.png", PNG[i]) for name in TWO for i in range(2)]
+    found = listing(pack(tmp_path / "b" / "a.tar", [*folders, (f"./{hidden}/x.png", PNG[3])]))
+    assert found.counts() == [2, 2]
+    linked = [(f"{hidden}/x", PNG[3]), ("3.png", f"{hidden}/x"), ("3.cls", b"1")]
+    found = listing(pack(tmp_path / "c" / "a.tar", [*GOOD, *linked]))
+    assert read(found) == PNG[:4]
+
+
 def test_labels_that_cannot_be_read_are_refused_by_name(tmp_path):
     for data, words in ((b"caf\xe9", "write it in UTF-8"), (b"x" * (1 << 21), "2097152 bytes long")):
         with pytest.raises(ValueError, match=rf"a\.tar: label '0\.cls'.*{words}"):

@@ -66,7 +66,11 @@ def read_classes(values: Sequence[str]) -> tuple[str, ...]:
     path = Path(values[0]).expanduser()
     if not path.is_file():
         return tuple(values)
-    names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--classes {path}: not UTF-8 ({error}); save it so") from error
+    names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise ValueError(f"--classes {path}: the file names no class; write one per line")
     return names

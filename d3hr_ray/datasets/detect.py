@@ -1,6 +1,5 @@
 """Which format a source has, from a few of its names: a whole listing would take minutes on object storage."""
 
-import re
 from collections.abc import Iterable
 
 import pyarrow.fs as pafs
@@ -9,6 +8,7 @@ from d3hr_ray.config import Format
 from d3hr_ray.datasets import idxfolders, parquet, webdataset
 from d3hr_ray.datasets.files import find_files, get_kind, is_pattern
 from d3hr_ray.datasets.folders import Entry, list_folder
+from d3hr_ray.datasets.sidecars import without_sidecars
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES
 from d3hr_ray.filesystems import split_query
 
@@ -17,7 +17,6 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
     "parquet": parquet.SUFFIXES,
     "idx": idxfolders.SUFFIXES,
 }
-SIDECAR = re.compile(r"metadata\.(parquet|csv|jsonl)")  # Hugging Face's, beside image folders; it holds no image
 LOOKED_AT = 5  # folders
 
 
@@ -49,7 +48,7 @@ def _has_images(uri: str, folder: str, entries: list[Entry]) -> bool:
 
 
 def _files(entries: Iterable[Entry]) -> list[str]:
-    return [e.name for e in entries if not (e.is_folder or e.is_hidden or SIDECAR.fullmatch(e.name.lower()))]
+    return without_sidecars([e.name for e in entries if not (e.is_folder or e.is_hidden)])
 
 
 def _by_suffix(names: Iterable[str]) -> Format | None:

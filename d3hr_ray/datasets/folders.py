@@ -29,7 +29,7 @@ class Entry:
     @property
     def is_hidden(self) -> bool:
         """Whether it is none of the data."""
-        return self.name.startswith(".") or (self.is_folder and self.name in HIDDEN)
+        return is_hidden(self.name) if self.is_folder else self.name.startswith(".")
 
 
 @dataclass
@@ -121,6 +121,11 @@ def _is_visited(uri: str, folder: str, visited: set[tuple[int, int]]) -> bool:
     known = identity in visited
     visited.add(identity)
     return known
+
+
+def is_hidden(folder: str) -> bool:
+    """Whether a folder of that name is none of the data; . and .. are no names."""
+    return (folder.startswith(".") and folder.strip(".") != "") or folder in HIDDEN
 
 
 def is_utf8(name: str) -> bool:

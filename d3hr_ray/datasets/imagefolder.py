@@ -1,5 +1,6 @@
 """ImageNet's own layout: ROOT/<class>/**/<image>, or ROOT/<group>/<class>/**/<image> with a class depth of 2."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from d3hr_ray.datasets.decode import MAX_BYTES, NoImage
+from d3hr_ray.datasets.files import SPLIT
 from d3hr_ray.datasets.folders import BACK, DEAD, Entry, Walk, escaped, is_utf8, leads_back, list_folder, walk
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES, READERS, Mapper, Scan, join_scans, scan_table, suffix_of, summary
 from d3hr_ray.filesystems import patient, resolve, split_query
@@ -16,7 +18,12 @@ from d3hr_ray.filesystems import patient, resolve, split_query
 NO_FILE = -1  # the length of a pipe or socket with an image's name: reading it could wait for ever
 BAD_NAME = -2  # the length of an image whose name is not UTF-8
 UNREADABLE = {NO_FILE: NoImage("not a regular file"), BAD_NAME: NoImage("its name is not UTF-8; rename it")}
+PACKED = {".parquet": "parquet", ".tar": "webdataset"}  # what may be the data, deeper than detection looks
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
+
+
+class EmptyClass(ValueError):
+    """A class folder without images."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,20 @@ class ImageFolder:
         top = Walk()
         names = list(_top_folders(self.uri, self.strict, top))
         _refuse_splits(self.uri, names)
+        flat = list(filter(_is_image, top.files))
         if not names:
-            raise ValueError(_no_classes(self.uri, top))
+            raise ValueError(_no_classes(self.uri, flat, top))
         _pass_files(top, {path: entry for path, entry in top.files.items() if not _is_image(path)})
-        for path in filter(_is_image, top.files):
+        for path in flat:
             top.pass_over("images outside of class folders", path)
-        scans = each(partial(_scan_folder, self.uri, self.strict, self.depth), names)
+        try:
+            scans = list(each(partial(_scan_folder, self.uri, self.strict, self.depth), names))
+        except EmptyClass as error:
+            raise ValueError(f"{error}{f'. Or is it these: {_sort_them(self.uri, flat)}' if flat else ''}") from error
         made = join_scans([Scan(scan_table([]), top.passed), *scans])
+        if self.depth is None:
+            _refuse_lone_split(self.uri, names)
+            _refuse_wrapped(self.uri, made.images)
         return Scan(made.images, made.passed, tuple(_notes(self.uri, made.images, self.depth)))
 
     def read(self, entries: pa.Table) -> Iterator[bytes]:
@@ -95,33 +109,80 @@ def _top_folders(uri: str, strict: bool, top: Walk) -> Iterator[str]:
 
 
 def _refuse_splits(uri: str, names: Sequence[str]) -> None:
+    """Raise ValueError for train/ beside val/, or seg_train/ beside seg_test/ and nothing else."""
     splits = [name for name in names if name.lower() in SPLITS]
+    words = [SPLIT.findall(f"{name.lower()}/") for name in names]
+    if len(splits) < 2 and all(words) and len({tuple(found) for found in words}) > 1:
+        splits = list(names)
     if len(splits) > 1:
-        base, query = split_query(uri)
         train = next((name for name in splits if "train" in name.lower()), splits[0])
         raise ValueError(
             f"--data {uri}: its folders are several splits ({', '.join(splits)}); give one of them, such as --data "
-            f"{base}/{train}{query}"
+            f"{_typed(uri, train)}"
         )
 
 
-def _no_classes(uri: str, top: Walk) -> str:
+def _refuse_lone_split(uri: str, names: Sequence[str]) -> None:
+    """Raise ValueError for val/<image>, where a split would be the only class."""
+    if len(names) == 1 and names[0].lower() in SPLITS:
+        raise ValueError(
+            f"--data {uri}: {names[0]!r}, its only folder, is a split and no class; give --data {_typed(uri, names[0])}"
+        )
+
+
+def _refuse_wrapped(uri: str, images: pa.Table) -> None:
+    """Raise ValueError if the images of classes, none of them in the class's own folder, lie in unlike ones within it.
+
+    In like ones, as in Tiny-ImageNet's <class>/images/, they do not tell classes apart.
+    """
+    deep, classes = _is_deep(images), images["class_name"].cast(pa.string())
+    direct = pc.unique(classes.filter(pc.invert(deep)))
+    apart = images["image_id"].filter(pc.and_(deep, pc.invert(pc.is_in(classes, direct))))
+    folders = sorted(pc.unique(pc.replace_substring_regex(apart, "/[^/]*$", "")).to_pylist(), reverse=True)
+    inner = {folder.partition("/")[2]: folder for folder in folders}
+    if len(inner) < 2:
+        return
+    first, other = sorted(inner.values())[:2]
+    raise ValueError(
+        f"--data {uri}: its images lie in {first!r}, {other!r}{', ...' if len(inner) > 2 else ''}, so it is not clear "
+        f"which folders are the classes: give --class-depth 1 for {first.partition('/')[0]!r} and those beside it, "
+        f"--class-depth 2 for the folders in them; or as --data the folder that all class folders are in"
+    )
+
+
+def _is_deep(images: pa.Table) -> pa.ChunkedArray:
+    """Whether each image lies in a folder within its class's."""
+    return pc.greater(pc.count_substring(images["image_id"], "/"), 1)
+
+
+def _typed(uri: str, folder: str) -> str:
+    """A folder of the data as a shell takes it."""
+    base, query = split_query(uri)
+    return shlex.quote(f"{base}/{folder}{query}")
+
+
+def _no_classes(uri: str, images: Sequence[str], top: Walk) -> str:
     """What to do about a folder without class folders."""
-    images = sorted(filter(_is_image, top.files))
-    if not images:
-        passed = "".join(f"; it has {words}" for words in summary(top.passed))
-        return f"--data {uri}: no class folders in it; the layout is FOLDER/<class>/<image>{passed}"
-    if images[0].startswith("ILSVRC2012_val"):
+    if images:
+        return f"--data {uri}: no class folders, but {_sort_them(uri, images)}"
+    passed = "".join(f"; it has {words}" for words in summary(top.passed))
+    return f"--data {uri}: no class folders in it; the layout is FOLDER/<class>/<image>{passed}"
+
+
+def _sort_them(uri: str, images: Sequence[str]) -> str:
+    """How images that lie flat get class folders."""
+    first = min(images)
+    if first.startswith("ILSVRC2012_val"):
         how = (
-            "tail -n +2 LOC_val_solution.csv | while IFS=', ' read name class rest; do mkdir -p $class && "
-            "mv $name.JPEG $class; done (Kaggle has this list; torchvision.datasets.ImageNet sorts by the devkit's)"
+            "tail -n +2 LOC_val_solution.csv | while IFS=', ' read -r name class rest || [ -n \"$name\" ]; do mkdir -p "
+            '"$class" && mv "$name.JPEG" "$class"; done (Kaggle has this list; torchvision.datasets.ImageNet sorts by '
+            "the devkit's)"
         )
     else:
-        how = "while read name class; do mkdir -p $class && mv $name $class; done < LIST"
+        how = 'while read -r name class || [ -n "$name" ]; do mkdir -p "$class" && mv "$name" "$class"; done < LIST'
     return (
-        f"--data {uri}: {len(images):,} images (first: {escaped(images[0])}) and no class folders, so nothing says "
-        "their classes; the layout is FOLDER/<class>/<image>. With a list of true classes, sort them by: "
-        f"cd {uri} && {how}"
+        f"{len(images):,} images (first: {escaped(first)}) in no folder, so nothing says their classes; the layout is "
+        f"FOLDER/<class>/<image>. With a list of true classes, sort them by: cd {shlex.quote(uri)} && {how}"
     )
 
 
@@ -139,9 +200,10 @@ def _scan_folder(uri: str, strict: bool, depth: int | None, name: str) -> Scan:
     classes = [path for path in (name, *found.folders) if path.count("/") == level - 1] or [name]
     if strict and (empty := set(classes) - {_class_folder(path, level) for path in images}):
         words = ", ".join(summary(found.passed))
-        raise ValueError(
+        packed = next((form for suffix, form in PACKED.items() if suffix in found.passed), None)
+        raise EmptyClass(
             f"--data {uri}: class folder '{escaped(min(empty))}' holds no image{words and f' (passed over: {words})'}; "
-            "fill it, remove it, or choose --classes"
+            f"fill it, remove it, or choose --classes{(packed and f', or give --format {packed}') or ''}"
         )
     rows = sorted((escaped(path), *_row(path, entry, level)) for path, entry in images.items())
     table = scan_table([(path, label, "", 0, length) for path, label, length, _ in rows], [row[3] for row in rows])
@@ -164,8 +226,7 @@ def _refuse_levels(uri: str, name: str, images: dict[str, Entry]) -> None:
     inner = sorted({escaped(path.split("/")[1]) for path in images if path.count("/") > 1})
     if len(inner) < 2:
         return
-    base, query = split_query(uri)
-    split = f"; or give --data {base}/{name}{query}, if {name} is a split" if name.lower() in SPLITS else ""
+    split = f"; or give --data {_typed(uri, name)}, if {name} is a split" if name.lower() in SPLITS else ""
     raise ValueError(
         f"--data {uri}: folder {name!r} holds {len(inner)} folders of images ({', '.join(inner[:3])}"
         f"{', ...' if len(inner) > 3 else ''}), so it is not clear which are the classes: give --class-depth 1 for "
@@ -175,7 +236,7 @@ def _refuse_levels(uri: str, name: str, images: dict[str, Entry]) -> None:
 
 def _notes(uri: str, images: pa.Table, depth: int | None) -> Iterator[str]:
     """What people should know of the images that are listed."""
-    deep = images.filter(pc.greater(pc.count_substring(images["image_id"], "/"), 1))
+    deep = images.filter(_is_deep(images))
     if depth is None and len(deep):
         yield (
             f"--data {uri}: {len(pc.unique(deep['class_name'])):,} classes hold images in a folder within their own "

@@ -18,6 +18,7 @@ from d3hr_ray.datasets.classes import ClassMap, build_class_map, imagenet_wnids
 from d3hr_ray.datasets.columns import BY_NAME, Columns
 from d3hr_ray.datasets.detect import detect
 from d3hr_ray.datasets.files import get_kind, is_pattern
+from d3hr_ray.datasets.folders import escaped, is_utf8
 from d3hr_ray.datasets.idx import list_idx
 from d3hr_ray.datasets.imagefolder import ImageFolder
 from d3hr_ray.datasets.imagenet import nfc
@@ -76,6 +77,8 @@ class Listing:
 @patient
 def open_source(data: DataConfig) -> Source:
     """Find the source that `data.format` names, or detect it. Raises ValueError if there is none."""
+    if not is_utf8(data.uri):
+        raise ValueError(f"--data {escaped(data.uri)}: the path is not UTF-8; rename it, or reach it by a link")
     if (named := open_named(data)) is not None:
         return named
     if data.format == "digits":
@@ -89,7 +92,10 @@ def open_source(data: DataConfig) -> Source:
     columns = Columns(data.image_column, data.label_column)
     if form != "parquet" and columns != BY_NAME:
         flag = "--image-column" if columns.image else "--label-column"
-        raise ValueError(f"--data {data.uri}: {flag} is for Parquet, and this is {form}; leave it out")
+        raise ValueError(
+            f"--data {data.uri}: {flag} is for Parquet, and this is {form}; leave it out, or give --format parquet if "
+            "there are such files, too"
+        )
     finders: dict[str, Callable[[str], Source | None]] = {
         "webdataset": list_tars,
         "parquet": partial(list_parquet, columns=columns),

@@ -3,8 +3,10 @@
 A path is followed within the folder of the data only: neither .. nor a link leads out of it.
 """
 
+import hashlib
 import os
 import posixpath
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -15,7 +17,9 @@ from d3hr_ray.datasets.decode import MAX_BYTES, NoImage
 from d3hr_ray.datasets.source import file_version
 from d3hr_ray.filesystems import patient, resolve
 
-OUTSIDE, MISSING = "its path leads out of the data's folder", "the file that its path names is not there"
+OUTSIDE = "its path leads out of the data's folder"
+BYTES = object()
+SMALLEST = 60  # bytes of an image file: a row group with fewer for each row holds hardly any
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,14 @@ class RowFile:
     version: int = 0
 
 
+def version_of(own: int, named: Sequence[RowFile]) -> int:
+    """Of a Parquet file with all that its rows name: another number when any of these is written again."""
+    versions = [found.version for found in named if found.version]
+    if not versions:
+        return own
+    return int.from_bytes(hashlib.blake2b(repr((own, versions)).encode(), digest_size=8).digest(), "little") >> 1
+
+
 @patient
 def read_named(uri: str, file: str, path: str | None) -> bytes:
     """The image that a row of a Parquet file names, relative to that file or absolute; NoImage if it may not be."""
@@ -34,7 +46,7 @@ def read_named(uri: str, file: str, path: str | None) -> bytes:
         return NoImage(OUTSIDE if path else "neither bytes nor a path")
     filesystem, _ = resolve(uri)
     if filesystem.get_file_info(place).type != pafs.FileType.File:
-        return NoImage(MISSING)
+        return NoImage(f"the file that its path names, {path}, is not there")
     with filesystem.open_input_stream(place) as stream:
         data: bytes = stream.read(MAX_BYTES + 1)
         return data
@@ -52,11 +64,12 @@ def _place(uri: str, file: str, path: str) -> str | None:
 
 
 def list_named(parquet: pq.ParquetFile, column: str, uri: str, file: str, rows: int) -> list[RowFile]:
-    """The files that the rows of row groups without a byte name, one for each of all rows; those with bytes have none.
+    """The files that rows without bytes name, one for each of all rows; those with bytes have none.
 
-    Raises ValueError if one of them is not there or may not be read, naming the first.
+    Raises ValueError if one of a row group without a byte is not there or may not be read, naming the first. Beside
+    rows with bytes it has none, and is rejected when it is read.
     """
-    named = [group for group in range(parquet.num_row_groups) if _has_no_bytes(parquet, group, column)]
+    named = [group for group in range(parquet.num_row_groups) if _names_files(parquet, group, column)]
     if not named:
         return [RowFile()] * rows
     counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
@@ -71,30 +84,45 @@ def list_named(parquet: pq.ParquetFile, column: str, uri: str, file: str, rows: 
     return files
 
 
-def _has_no_bytes(parquet: pq.ParquetFile, group: int, column: str) -> bool:
-    """Whether the footer says so: the images themselves are not looked at."""
+def _names_files(parquet: pq.ParquetFile, group: int, column: str) -> bool:
+    """Whether rows of a group hold no bytes, by the footer: images that are there are not looked at.
+
+    Where it keeps no statistics, a group with some bytes is taken for one with all.
+    """
     if names_files(parquet.schema_arrow.field(column).type):
         return True
     found = parquet.metadata.row_group(group)
     chunks = {found.column(i).path_in_schema: found.column(i) for i in range(found.num_columns)}
     chunk = chunks.get(f"{column}.bytes")
-    if chunk is None or f"{column}.path" not in chunks or chunk.statistics is None:
+    if chunk is None or f"{column}.path" not in chunks:
         return False
-    return bool(chunk.statistics.has_null_count and chunk.statistics.null_count == found.num_rows > 0)
+    if chunk.statistics is not None and chunk.statistics.has_null_count:
+        return bool(chunk.statistics.null_count > 0)
+    return bool(chunk.total_uncompressed_size < SMALLEST * found.num_rows)
 
 
 def _files_of(parquet: pq.ParquetFile, group: int, column: str, uri: str, file: str) -> list[RowFile]:
-    table = parquet.read_row_group(group, columns=[f"{column}.path"])
-    paths = [row["path"] if row else None for row in table[column].to_pylist()]
-    places = [_place(uri, file, path) if isinstance(path, str) else None for path in paths]
+    named = list(_paths(parquet, group, column))
+    places = [_place(uri, file, path) if isinstance(path, str) else None for path in named]
     infos = resolve(uri)[0].get_file_info([place for place in places if place is not None])
     found = {info.path: info for info in infos if info.type == pafs.FileType.File}
-    lost = [(path, place) for path, place in zip(paths, places, strict=True) if place not in found]
-    if lost:
+    lost = [(path, place) for path, place in zip(named, places, strict=True) if place not in found]
+    if lost and BYTES not in named:
         path, place = lost[0]
         why = f"is not in the data's folder {uri}" if place is None else "is not there"
         raise ValueError(
-            f"--data {uri}/{file}: holds paths of images and not the images; {len(lost)} of {len(paths)} cannot be "
+            f"--data {uri}/{file}: holds paths of images and not the images; {len(lost)} of {len(named)} cannot be "
             f"read, and the first, {path!r}, {why}. Move the file to the images' folder, or write it with their bytes"
         )
-    return [RowFile(found[place].size, file_version(found[place])) for place in places if place is not None]
+    return [RowFile(found[place].size, file_version(found[place])) if place in found else RowFile() for place in places]
+
+
+def _paths(parquet: pq.ParquetFile, group: int, column: str) -> Iterator[str | object | None]:
+    """What each row of a group names, BYTES where it holds the image itself. One image is in memory at a time."""
+    chunks = parquet.metadata.row_group(group)
+    held = [chunks.column(i) for i in range(chunks.num_columns) if chunks.column(i).path_in_schema == f"{column}.bytes"]
+    none = all(chunk.is_stats_set and chunk.statistics.null_count == chunks.num_rows for chunk in held)
+    wanted = [f"{column}.path"] if none else [f"{column}.path", f"{column}.bytes"]
+    for batch in parquet.iter_batches(chunks.num_rows if none else 1, row_groups=[group], columns=wanted):
+        for row in batch[column].to_pylist():
+            yield BYTES if row and row.get("bytes") is not None else row["path"] if row else None

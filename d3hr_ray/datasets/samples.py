@@ -5,10 +5,11 @@ Every sample that a tar names is listed; those whose image cannot be read are re
 
 import json
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from d3hr_ray.datasets.folders import escaped
+from d3hr_ray.datasets.folders import escaped, is_hidden
 from d3hr_ray.datasets.imagenet import is_wnid
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES, UNREAD_SUFFIXES, add_passed, suffix_of
 from d3hr_ray.datasets.tarfiles import Member, Span, Tar, followed
@@ -33,12 +34,18 @@ Label = str | ValueError | None  # its text, what is wrong with it, or no label 
 
 @dataclass
 class Contents:
-    """A tar's files by name, the later of two alike; the labels in them; tars in it; names that came twice."""
+    """A tar's files by name, the later of two alike; labels and tars in it; names that came twice; what is hidden."""
 
     files: dict[str, Member] = field(default_factory=dict)
     labels: dict[str, Label] = field(default_factory=dict)
     tars: list[Span] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
+    hidden: dict[str, Member] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> Mapping[str, Member]:
+        """What links may lead to."""
+        return ChainMap(self.files, self.hidden)
 
 
 @dataclass(frozen=True)
@@ -57,13 +64,16 @@ def list_contents(tar: Tar, span: Span) -> Contents:
     for member in tar.members():
         if posixpath.basename(member.name).startswith("."):
             continue
+        if any(is_hidden(part) for part in posixpath.dirname(member.name).split("/")):
+            made.hidden[member.name] = member
+            continue
         if member.name in made.files:
             made.replaced.append(member.name)
         made.files[member.name] = member
         if _suffix(member.name) in LABELS:
             made.labels[member.name] = _label(tar, member) if member.is_file else None
     for name, member in made.files.items():
-        target = followed(member, made.files)
+        target = followed(member, made.targets)
         if not member.is_file and target is not None and name in made.labels:
             made.labels[name] = made.labels.get(target.name) or _label(tar, target, name)
         if _suffix(name) == ".tar" and member.is_file and not span.inner:
@@ -98,6 +108,8 @@ def list_samples(contents: Contents, span: Span, where: str, passed: dict[str, t
 
     for name in contents.replaced:
         tell(REPLACED, name)
+    for name in contents.hidden:
+        tell("files in hidden folders", name)
     images = [name for name in contents.files if _suffix(name) in PICTURES]
     if images and not any(isinstance(label, str | ValueError) for label in contents.labels.values()):
         class_of = _classes_of(images, span, where)
@@ -151,7 +163,7 @@ def _first_label(contents: Contents, key: str, names: Sequence[str], where: str)
 def _sample(contents: Contents, key: str, image: str | None, label: str) -> Sample:
     if image is None:
         return Sample(key, label, 0, NO_MEMBER)
-    member = followed(contents.files[image], contents.files)
+    member = followed(contents.files[image], contents.targets)
     return Sample(key, label, 0, NO_FILE) if member is None else Sample(key, label, member.start, member.size)
 
 

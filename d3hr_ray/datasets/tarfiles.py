@@ -6,7 +6,7 @@ A tar must be uncompressed. One that is cut off is refused, because what is lost
 import io
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, cast
 
@@ -85,7 +85,7 @@ class Tar:
         return next((cure for magic, cure in COMPRESSED.items() if start.startswith(magic)), None)
 
 
-def followed(member: Member, named: dict[str, Member]) -> Member | None:
+def followed(member: Member, named: Mapping[str, Member]) -> Member | None:
     """The file that a member is, or that its links lead to within the tar; None if it is none."""
     for _ in range(MAX_LINKS):
         if member.is_file:
