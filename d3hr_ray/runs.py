@@ -11,7 +11,7 @@ from typing import Any
 
 from d3hr_ray import lock
 from d3hr_ray.config import RunConfig, as_dict, differences, fingerprint, from_dict
-from d3hr_ray.layout import INVERSIONS, OWN, RUN, SETS, recipe_file
+from d3hr_ray.layout import INVERSIONS, OWN, RUN, SETS, SWEEPS, recipe_file
 from d3hr_ray.store import TEMP, Store
 
 LOG = logging.getLogger("d3hr_ray")
@@ -65,8 +65,8 @@ def clear(store: Store) -> None:
 
 
 def _foreign(store: Store) -> list[str]:
-    """What lies in a folder, but for the lock of the driver that asks and what a killed one was writing."""
-    return [name for name in [*store.list(), *store.folders()] if name not in (lock.NAME, TEMP)]
+    """What lies in a folder, but for the driver's lock, what a killed one was writing, and sweeps that begin a run."""
+    return [name for name in [*store.list(), *store.folders()] if name not in (lock.NAME, TEMP, SWEEPS)]
 
 
 def close_run(store: Store, summary: dict[str, Any]) -> None:
@@ -177,9 +177,14 @@ def describe_lineage(lineage: Mapping[str, Any]) -> str:
 
 
 def base_of(run: Store) -> Store:
-    """The run whose evaluations know a folder's sets: RUN for RUN/sets/<x> and RUN/inversions/<i>/sets/<x>."""
-    for inner in (SETS, INVERSIONS):
-        run = run.at("../..") if run.at("..").name == inner else run
+    """The run whose evaluations know a folder's sets: RUN for RUN/sets/<x> and RUN/inversions/<i>/sets/<x>.
+
+    A run of its own may lie in a folder called sets or inversions, too.
+    """
+    if run.at("..").name == SETS and not run.exists(RUN):
+        run = run.at("../..")
+    if run.at("..").name == INVERSIONS and (not run.exists(RUN) or run.at("../..").exists(RUN)):
+        run = run.at("../..")
     return run
 
 

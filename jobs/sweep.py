@@ -9,7 +9,7 @@ on held-out images. No image is inverted twice and no set synthesised twice. The
 """
 
 from d3hr_ray.cli.exits import guard, refusing
-from d3hr_ray.cli.parsing import parse
+from d3hr_ray.cli.parsing import parse, typed_flags
 from d3hr_ray.cli.sweep_checks import open_sweep
 from d3hr_ray.cli.sweep_flags import SweepFlags, check_flags
 from d3hr_ray.config import RunError
@@ -23,7 +23,7 @@ def main() -> None:
     flags = parse(SweepFlags, __doc__ or "")
     with refusing():
         check_flags(flags)
-        flags, store = open_sweep(flags)
+        flags, store = open_sweep(flags, typed_flags())
 
     with waiting(f"loading torch and Ray, for {store.uri}"):
         # Imported late: torch and Ray take seconds, and --help or a wrong flag or path should not wait for them.

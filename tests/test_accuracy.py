@@ -13,6 +13,7 @@ from stripes import hard, stripes
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, records, run_trial
 from d3hr_ray.report import plots
+from d3hr_ray.report.accuracy import _slugs
 from d3hr_ray.report.plots import save_figure
 from d3hr_ray.report.tables import disambiguate
 from d3hr_ray.store import Store
@@ -219,3 +220,11 @@ def test_rows_with_nothing_to_plot_give_no_image(rows):
         assert plot([]) is None
         assert plot(full) is None
     assert plots.by_timestep([r for r in rows if r["timestep"] != 600]) is None
+
+
+def test_two_test_sets_whose_paths_end_alike_have_plots_of_their_own():
+    end = "datasets/imagenet-subsets/imagewoof/validation"
+    alike = [(f"/mnt/{disk}/{end}", "digest") for disk in ("one", "two")]
+    slugs = _slugs([*alike, ("digits/test", "digest")])
+    assert len(set(slugs.values())) == 3 and slugs["digits/test", "digest"] == "digits-test"
+    assert all("imagewoof-validation-" in slugs[which] for which in alike)

@@ -131,6 +131,14 @@ def test_a_comparison_holds_no_image_and_names_its_sets_as_ever(ray_session, tmp
     )
     found = {each.name: each.set_hash for each in comparison.sets[1:] if each.set_seed == 1 or each.name == "real-full"}
     assert found | {"test": comparison.test.digest} == HASHES
+    settings = [
+        {
+            each.about["settings"]
+            for each in baseline_sets(comparison.sets[:1], comparison.test, names[:1], one, None, 1)
+        }
+        for one in (listing, replace(listing, entries=listing.entries.slice(10)))
+    ]
+    assert settings[0].isdisjoint(settings[1]), "random images of two sources share no mean"
     for each in comparison.sets:
         assert each.images.load().digest == each.set_hash
         assert len(each.images.load(glance=True)) <= 100

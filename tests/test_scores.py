@@ -21,6 +21,7 @@ from d3hr_ray.evaluation.sets import find_sets, image_side, load_set
 from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.card import read_card
 from d3hr_ray.numerics.distances import coverage, diversity, frechet, kernel_distance
+from d3hr_ray.numerics.solvers import SAMPLE
 from d3hr_ray.report.tables import format_scores, write_scores
 from d3hr_ray.runs import base_of
 from d3hr_ray.sets import sets_of, spec_of
@@ -28,7 +29,9 @@ from d3hr_ray.stages.card import Origin
 from d3hr_ray.stages.images import IMAGE_SCHEMA
 from d3hr_ray.stages.judge import Judge, load_judge
 from d3hr_ray.stages.measures import moment_scores
+from d3hr_ray.stages.networks import open_model
 from d3hr_ray.stages.publish import run_publish
+from d3hr_ray.stages.sampling import sampling_walk
 from d3hr_ray.stages.search import subset_table
 from d3hr_ray.store import Store
 
@@ -138,6 +141,15 @@ def test_a_manifest_tells_whether_its_latents_are_clean(method, rematch, clean):
     assert spec.is_clean == clean
 
 
+def test_the_round_trip_of_an_official_set_is_the_walk_it_was_made_by():
+    schedule = open_model(replace(DIGITS, model=replace(DIGITS.model, dtype="float32")), "cpu")[0]
+    t = schedule.grid[10]
+    assert sampling_walk(DIGITS, schedule, t) == (SAMPLE["ddim"], t)
+    walk, start = sampling_walk(replace(DIGITS, fidelity="official"), schedule, t)
+    assert start == schedule.above(t) > t and walk.keywords == {"floor": 1}
+    assert sampling_walk(DIGITS, schedule, None) == (SAMPLE["ddim"], schedule.grid[-1])
+
+
 def test_rank_correlations_are_over_sets_with_both():
     rows = [
         {"set_hash": str(i), **dict.fromkeys(COLUMNS, float("nan")), "frechet": -i, "coverage": 1.0} for i in range(5)
@@ -145,6 +157,14 @@ def test_rank_correlations_are_over_sets_with_both():
     found = rank_correlations(rows, {str(i): i / 10 for i in range(4)} | {"other": 1.0}, COLUMNS)
     assert found.keys() == {"frechet"} and found["frechet"].rho == pytest.approx(-1)
     assert found["frechet"].sets == 4 and found["frechet"].p == pytest.approx(0, abs=1e-9)
+
+
+def test_equal_sets_count_once_in_a_correlation():
+    """Five seeds of a set that no seed changes, such as the mean at IPC 1, are one set: two of those tell nothing."""
+    rows = [{"set_hash": name, "frechet": score} for name, score in (("a", 1.0), ("b", 2.0)) for _ in range(5)]
+    assert rank_correlations(rows, {"a": 0.5, "b": 0.6}, ("frechet",)) == {}
+    more = [*rows, {"set_hash": "c", "frechet": 3.0}]
+    assert rank_correlations(more, {"a": 0.5, "b": 0.6, "c": 0.7}, ("frechet",))["frechet"].sets == 3
 
 
 def test_the_classifier_normalises_whatever_set_is_listed_first(tmp_path):
@@ -241,9 +261,15 @@ def test_correlations_and_the_accuracy_they_are_with_are_written(rows, tmp_path)
     assert pacsv.read_csv(tmp_path / "report/scores.csv")["top1"].null_count == 8
 
 
-def test_a_sweeps_sets_belong_to_the_run_that_evaluated_them():
+def test_a_sweeps_sets_belong_to_the_run_that_evaluated_them(tmp_path):
     assert base_of(Store("/x/run/sets/w2-c256")).uri == "/x/run"
     assert base_of(Store("/x/run")).uri == "/x/run"
+    for inner in ("sets", "inversions"):  # of the user's own
+        run = Store(f"{tmp_path}/{inner}/digits")
+        run.write_json("run.json", {})
+        assert base_of(run).uri == run.uri and base_of(run.at("sets/w2-c256")).uri == run.uri
+        run.at("inversions/w1").write_json("run.json", {})
+        assert base_of(run.at("inversions/w1/sets/w2-c256")).uri == run.uri
 
 
 def result(set_hash: str, top1: float, **changes) -> dict:

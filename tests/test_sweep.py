@@ -18,7 +18,7 @@ from stripes import hard, stripes
 from d3hr_ray.cli import sweep_plan
 from d3hr_ray.cli.distill_config import build_config
 from d3hr_ray.cli.distill_flags import DistillFlags
-from d3hr_ray.cli.parsing import parse
+from d3hr_ray.cli.parsing import parse, typed_flags
 from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.cli.resolve import resolve_auto
 from d3hr_ray.cli.sweep_axes import expand, timesteps
@@ -283,6 +283,41 @@ def distilled(machine: Machine, root: Path, command: str) -> Store:
         machine.fit(run, listing)
     machine.make([(run, sets_of(config))])
     return run.store
+
+
+@pytest.mark.parametrize(
+    ("method", "variants"),
+    [
+        ("d3hr", ("method=dit guidance=1", "method=dit")),
+        ("d3hr", ("method=cao2 optimise=0", "method=cao2")),
+        ("gaussian", ("run", "guidance=3")),
+        ("d3hr+cao2", ("run", "method=d3hr")),
+        ("cao2", ("run", "method=d3hr")),
+    ],
+)
+def test_a_sweep_that_made_its_run_makes_the_same_sets_again(machine, tmp_path, method, variants):
+    """The run it makes may be of another method than the preset: axes are laid over the preset the second time, too."""
+    preset = tmp_path / "preset.json"
+    preset.write_text(json.dumps({"config": as_dict(vary(BASE, f"method={method}" if method != "d3hr" else "run"))}))
+    store, flags = Store(str(tmp_path / "run")), {"preset": str(preset), "variants": variants, "timesteps": (600,)}
+    sets = machine.sweep(store, **flags)
+    assert len(set(sets)) == 2 and machine.made == sets
+    assert machine.sweep(store, **flags) == sets
+    preset.write_text(json.dumps({"config": as_dict(BASE)}))  # changed, or gone: --resume names none
+    resumed, _ = open_sweep(SweepFlags(run=store.uri, resume=True))
+    plan = plan_sweep(resumed, store)
+    assert list(synthesise_all(plan, invert_all(plan))) == sets
+
+
+def test_a_flag_that_is_typed_with_its_default_is_given(tmp_path):
+    flags, made = planned(str(tmp_path), ipc=(1,), at_once=2)
+    record(made.store, BASE)
+    made.remember()
+    asked = replace(flags, ipc=(10,), at_once=None, resume=True)
+    assert open_sweep(asked)[0].ipc == (1,)
+    with pytest.raises(ValueError, match="the stored sweep has --ipc 1; leave --ipc out"):
+        open_sweep(asked, typed_flags(["--run", "x", "--resume", "--ipc", "10"]))
+    assert open_sweep(replace(asked, ipc=(1,)), typed_flags(["--ipc=1"]))[0].at_once == 2
 
 
 def test_a_sweep_inverts_and_makes_only_what_a_run_of_ones_own_images_lacks(machine, tmp_path):

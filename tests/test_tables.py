@@ -150,6 +150,17 @@ def test_protocols_of_several_versions_are_told_apart_but_for_the_full_set():
     assert "hard 1+epochs=3" in format_summary(several)
 
 
+def test_a_full_set_that_was_seen_for_other_epochs_shares_no_mean():
+    rows = ranked_rows(({}, 0.5))
+    more = [r | {"protocol_version": "1+epochs=9", "top1_last": 0.6} for r in rows if r["method"] == "real-full"]
+    named = disambiguate([*rows, *more])
+    assert {r["protocol"] for r in named} == {"hard", "fixed-soft", "fixed-soft-noaug"}
+    full = {(r["set"], r["top1_last"]) for r in named if r["method"] == "real-full"}
+    assert full == {("real-full 1", 0.95), ("real-full 1+epochs=9", 0.6)}
+    table = accuracy_table([r | {"kind": r["set"], "test": "t"} for r in named])
+    assert "<td>real-full 1</td>" in table and "<td>real-full 1+epochs=9</td>" in table
+
+
 def test_a_sheet_for_each_kind_at_about_ten_images_the_best_first(tmp_path):
     store = Store(str(tmp_path))
     plain = {"config": as_dict(PRESETS["digits"]()), "inputs": {"images": 0}, "seed": 0, "versions": {}}

@@ -40,7 +40,8 @@ def open_all(flags: EvaluateFlags) -> tuple[Comparison, Listing | None, Held | N
     tell(listing.notes)
     if not (whole or coresets):
         return comparison, listing, None
-    reason = f"--baselines {coresets[0]}" if coresets else "--teacher train" if "train" in flags.teacher else "--full"
+    asked = {"--teacher train": "train" in flags.teacher, "--full": flags.full, "--ranking": flags.ranking}
+    reason = f"--baselines {coresets[0]}" if coresets else next(flag for flag, on in asked.items() if on)
     return comparison, listing, read_full(listing, comparison.test.side, comparison.test.classes, reason)
 
 

@@ -1,5 +1,6 @@
 """What jobs/sweep.py asks of its flags and of what lies in the run folder, before anything heavy is imported."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from d3hr_ray.cli.data_flags import test_data
@@ -9,24 +10,24 @@ from d3hr_ray.cli.sweep_flags import SweepFlags, deciding, kept, resumed
 from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.filesystems import absolute
-from d3hr_ray.layout import RUN, sweep_flags_file
+from d3hr_ray.layout import RUN, sweep_base_file, sweep_flags_file
 from d3hr_ray.methods.inputs import check_fit, read_model
 from d3hr_ray.runs import stored_config
 from d3hr_ray.store import Store
 
 
-def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
-    """The flags, or with --resume the stored ones, and the run folder.
+def open_sweep(flags: SweepFlags, typed: Collection[str] = ()) -> tuple[SweepFlags, Store]:
+    """The flags, or with --resume the stored ones, and the run folder. `typed` are the flags that the user gave.
 
     Raises ValueError if there is none to resume, or no run and no word of what to make.
     """
     assert flags.run is not None
     store, file = Store(absolute(flags.run)), sweep_flags_file(flags.name)
-    stored = store.read_json(file) if store.exists(file) else None
+    stored = store.read_json(file) if store.exists(file) and store.exists(RUN) else None
     if flags.resume:
         if stored is None:
             raise ValueError(f"--resume: {store.uri} has no sweep named {flags.name!r}; give its --name, or start one")
-        return resumed(flags, stored), store
+        return resumed(flags, stored, typed), store
     if stored is not None and deciding(stored) != deciding(kept(flags)):
         raise ValueError(
             f"--name {flags.name}: {store.uri} has another sweep of this name; give another --name (students and "
@@ -42,11 +43,15 @@ def open_sweep(flags: SweepFlags) -> tuple[SweepFlags, Store]:
 
 
 def base_of(flags: SweepFlags, store: Store) -> RunConfig:
-    """The config that the axes vary: the run's, or the preset's of a run that is to be made. Raises ValueError."""
+    """The config that the axes vary: the sweep's when it began, the run's, or the preset's of a run that is to be made.
+
+    Raises ValueError for a preset that is not the run's.
+    """
     preset, stored = load_preset(flags.preset or "digits"), stored_config(store)
     if stored is None:
         return preset
-    base = from_dict(stored)
+    began = sweep_base_file(flags.name)
+    base = from_dict(store.read_json(began)["config"] if store.exists(began) else stored)
     if flags.preset and (preset.data, preset.model.name) != (base.data, base.model.name):
         raise ValueError(f"--preset {flags.preset} is not what --run {store.uri} was made from; leave it out")
     return base

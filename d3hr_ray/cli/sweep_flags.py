@@ -1,5 +1,6 @@
 """The flags of jobs/sweep.py."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -123,12 +124,17 @@ def deciding(plain: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in (kept(SweepFlags()) | plain).items() if name not in MACHINE}
 
 
-def resumed(flags: SweepFlags, stored: dict[str, Any]) -> SweepFlags:
+def resumed(flags: SweepFlags, stored: dict[str, Any], typed: Collection[str] = ()) -> SweepFlags:
     """The flags of a stored sweep, with the machine's as they are given now.
 
-    Raises ValueError for a flag that is given and is not the stored one.
+    Given are those that are `typed`, and all that are not the default. Raises ValueError for one that is given and is
+    not the stored one.
     """
-    given = {f.name: getattr(flags, f.name) for f in fields(flags) if getattr(flags, f.name) != f.default}
+    given = {
+        f.name: getattr(flags, f.name)
+        for f in fields(flags)
+        if getattr(flags, f.name) != f.default or flag_of(f.name) in typed
+    }
     was = with_tuples(kept(SweepFlags()) | stored)
     for name in given.keys() & deciding(stored).keys():
         if given[name] != was[name]:

@@ -134,7 +134,7 @@ def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) 
 
 def full_set(full: "Held") -> DistilledSet:
     """All training images as a set; its `ipc` is the mean number of images per class."""
-    about = {"method": "real-full", "ipc": len(full) // len(full.classes)}
+    about = {"method": "real-full", "ipc": len(full) // len(full.classes), "settings": full.digest[:8]}
     return DistilledSet("real-full", full, full.digest, 0, about)
 
 
@@ -146,9 +146,13 @@ def baseline_sets(
     full: "Held | None",
     repeats: int,
 ) -> list[DistilledSet]:
-    """Baselines at every IPC of the sets, drawn as often as the sets are: by seed and by repeat."""
+    """Baselines at every IPC of the sets, drawn as often as the sets are: by seed and by repeat.
+
+    Their `settings` are the training images: those of two sources share no mean.
+    """
     from d3hr_ray.runtime.objects import hold
 
+    source = listing.digest[:8]
     draws: dict[int, set[int]] = defaultdict(set)
     for found in sets:
         draws[found.about["ipc"]].add(found.set_seed)
@@ -173,7 +177,7 @@ def baseline_sets(
     def named(which: tuple[str, int, int]) -> DistilledSet:
         (name, ipc, seed), images = which, made[sources[which]]
         digest = "" if isinstance(images, Reading) else images.digest
-        return DistilledSet(name, images, digest, seed, {"method": name, "ipc": ipc})
+        return DistilledSet(name, images, digest, seed, {"method": name, "ipc": ipc, "settings": source})
 
     return [named(which) for which in drawn]
 

@@ -32,6 +32,8 @@ from d3hr_ray.runtime.objects import Held, hold
 from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.store import Store
 
+MADE_FROM = "what the sets were made from"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -249,7 +251,7 @@ def with_sets(comparison: Comparison, more: Sequence[DistilledSet]) -> Compariso
 def list_train(comparison: Comparison, data: DataConfig | None) -> Listing:
     """The real training images: those named, else those that a set was distilled from. Raises ValueError."""
     first = leading(comparison.sets)
-    source, flag = data or first.source, "--train-data" if data else "--data"
+    source, flag = data or first.source, "--train-data" if data else f"--train-data (by default {MADE_FROM})"
     if source is None:
         raise ValueError("--train-data is needed: baselines and `--teacher train` need the real training images")
     return replace(list_real(source, first.images.classes, first.wnids, flag), look=look_beside(comparison.sets))

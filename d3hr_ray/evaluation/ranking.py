@@ -158,13 +158,14 @@ class Correlation:
 def rank_correlations(
     rows: Sequence[dict[str, Any]], accuracy: dict[str, float], scores: Sequence[str]
 ) -> dict[str, Correlation]:
-    """Spearman's correlation of each score with accuracy, over the sets that have both.
+    """Spearman's correlation of each score with accuracy, over the sets that have both; equal sets count once.
 
     Scores that fewer than 3 sets have, or that do not vary, have none.
     """
     from scipy import stats  # takes seconds to import
 
     found = {}
+    rows = list({row["set_hash"]: row for row in rows}.values())
     for key in scores:
         pairs = [(row[key], accuracy[row["set_hash"]]) for row in rows if row["set_hash"] in accuracy]
         pairs = [(score, top1) for score, top1 in pairs if np.isfinite(score)]

@@ -14,7 +14,7 @@ from torch import nn
 
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.datasets.reading import Reading
-from d3hr_ray.evaluation.comparison import list_real, look_beside
+from d3hr_ray.evaluation.comparison import MADE_FROM, list_real, look_beside
 from d3hr_ray.evaluation.sets import DistilledSet, find_sets, image_side, load_set
 from d3hr_ray.layout import CLASSES, MANIFEST, run_at
 from d3hr_ray.models.autoencoder import Autoencoder, to_images, to_pixels
@@ -22,7 +22,7 @@ from d3hr_ray.models.classifiers import BATCH, enough_steps, predict, train_conv
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.numerics import distances
 from d3hr_ray.numerics.schedule import Schedule
-from d3hr_ray.numerics.solvers import INVERT, SAMPLE
+from d3hr_ray.numerics.solvers import INVERT
 from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.progress import progress
 from d3hr_ray.runtime.tasks import ray_map
@@ -30,6 +30,7 @@ from d3hr_ray.sets import SetSpec, spec_of
 from d3hr_ray.stages.judge import Judge, judge_name, load_classifier
 from d3hr_ray.stages.measures import moment_scores
 from d3hr_ray.stages.networks import open_model, open_networks
+from d3hr_ray.stages.sampling import sampling_walk
 from d3hr_ray.store import Store
 
 COLUMNS = (
@@ -82,7 +83,8 @@ def round_trip(spec: SetSpec, model: Model, pixels: np.ndarray, model_classes: S
     """PSNR in dB of the set's own images after VAE, inversion, sampling and decoding, as the set was made."""
     config, (schedule, autoencoder, denoiser) = spec.config, model
     t = schedule.grid[-1] if spec.timestep is None else spec.timestep
-    invert, sample = INVERT[config.inversion.solver], SAMPLE[config.inversion.solver]
+    invert = INVERT[config.inversion.solver]
+    sample, start = sampling_walk(config, schedule, spec.timestep)
     squares = []
     with torch.inference_mode():
         for at in range(0, len(pixels), 64):
@@ -90,7 +92,7 @@ def round_trip(spec: SetSpec, model: Model, pixels: np.ndarray, model_classes: S
             ids = torch.tensor(list(model_classes[at : at + 64]), device=device)
             latents = autoencoder.encode(to_images(part).to(device), None)
             noised = invert(denoiser.guided(ids, config.inversion.guidance), latents, schedule, (t,))[t]
-            back = sample(denoiser.guided(ids, config.synthesis.guidance), noised, schedule, t)
+            back = sample(denoiser.guided(ids, config.synthesis.guidance), noised, schedule, start)
             made = to_pixels(autoencoder.decode(back)).cpu()
             squares.append((made.double() - part.double()).square().flatten(1).mean(1))
     return float(10 * torch.log10(255**2 / torch.cat(squares).mean()))
@@ -182,7 +184,8 @@ class Scoring:
         per_class = max(2, min(per_class, MOST_REAL // len(first.images.classes)))
         source = first.source
         assert source is not None, "sets of ours know their source"
-        listing = replace(list_real(source, first.images.classes, first.wnids), look=look_beside(self.sets))
+        listing = list_real(source, first.images.classes, first.wnids, f"real images, {MADE_FROM}:")
+        listing = replace(listing, look=look_beside(self.sets))
         labels = listing.entries["label"].to_numpy()
         rows = [np.flatnonzero(labels == label)[:per_class] for label in range(len(first.images.classes))]
         reading = Reading.of(listing, first.images.classes, first.images.side, np.concatenate(rows))

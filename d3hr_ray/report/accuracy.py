@@ -1,11 +1,12 @@
 """Accuracies as they are shown: in a sentence, in the page's table and plots, on the cards of sets; what to do next."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
-from d3hr_ray.config import DataConfig
+from d3hr_ray.config import DataConfig, fingerprint
 from d3hr_ray.datasets.source import data_name
 from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.baselines import DRAWN
@@ -89,6 +90,7 @@ def accuracy_sections(store: Store, rows: list[dict[str, Any]], classes: list[st
     """A section per test set: the sweep's and the held-out one's numbers never mix. Plots go into report/ too."""
     tested = sorted({_tested(row) for row in rows})
     titles = {data: data_name(data) for data, _ in tested}
+    slugs = _slugs(tested)
     for data, test in tested:
         here = [row for row in rows if _tested(row) == (data, test)]
         title = titles[data] if len(set(titles.values())) == len(titles) else data
@@ -99,8 +101,18 @@ def accuracy_sections(store: Store, rows: list[dict[str, Any]], classes: list[st
         yield accuracy_table(here)
         yield '<p class="note">Last-epoch top-1 in percent, mean ± 95 % interval over sets (of one set: over '
         yield "students), of two sets: both values. Bold: a column's best.</p>"
-        slug = "".join(c if c.isalnum() else "-" for c in data.rpartition("://")[2])[-40:].strip("-")
+        slug = slugs[data, test]
         yield from _plots(store, here, classes or [str(k) for k in range(len(here[0]["per_class"]))], slug)
+
+
+def _slugs(tested: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """What the plots of each test set are called: the end of its path, with a fingerprint where two end alike."""
+    ends = {
+        which: "".join(c if c.isalnum() else "-" for c in which[0].rpartition("://")[2])[-40:].strip("-")
+        for which in tested
+    }
+    many = Counter(ends.values())
+    return {which: f"{end}-{fingerprint(which)[:6]}" if many[end] > 1 else end for which, end in ends.items()}
 
 
 def _tested(row: dict[str, Any]) -> tuple[str, str]:
@@ -129,7 +141,7 @@ def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
     cells = {}
     for cell in summarise(rows, TABLED):
         cells[_kind(cell), cell["arch"], cell["protocol"], cell["ipc"] or 0] = cell
-    full = {(k[1], k[2]): c for k, c in cells.items() if c["method"] == "real-full"}
+    full = {k[:3]: c for k, c in cells.items() if c["method"] == "real-full"}
     kinds = sorted({k[0] for k, c in cells.items() if c["method"] != "real-full"})
     best = {c: max((cells[k, *c]["top1_last"] for k in kinds if (k, *c) in cells), default=0) for c in columns}
     head = "".join(f"<th>{escape(a)}<br>{escape(p)}<br>IPC {i}</th>" for a, p, i in columns)
@@ -137,8 +149,9 @@ def accuracy_table(rows: Sequence[dict[str, Any]]) -> str:
     for kind in kinds:
         line = "".join(_cell(cells.get((kind, *c)), best[c]) for c in columns)
         lines.append(f"<tr><td>{escape(kind)}</td>{line}</tr>")
-    if full:
-        lines.append("<tr><td>real-full</td>" + "".join(_cell(full.get(c[:2]), 2.0) for c in columns) + "</tr>")
+    for kind in sorted({k[0] for k in full}):
+        line = "".join(_cell(full.get((kind, *c[:2])), 2.0) for c in columns)
+        lines.append(f"<tr><td>{escape(kind)}</td>{line}</tr>")
     return f'<div class="wide"><table class="narrow"><tr><th>set</th>{head}</tr>{"".join(lines)}</table></div>'
 
 

@@ -62,12 +62,23 @@ def name_of(cell: dict[str, Any]) -> str:
 
 def disambiguate(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows in which what must not mix has different names: protocols of several versions or teachers, sets."""
-    rows = disambiguate_sets(rows)
+    rows = [_full_named(row, rows) if row["method"] == "real-full" else row for row in disambiguate_sets(rows)]
     rules: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        if row["method"] != "real-full":  # which may be seen fewer times, and stands beside the others all the same
+        if row["method"] != "real-full":
             rules[row["protocol"]].add(_rules(row))
     return [r | {"protocol": _rules(r)} if len(rules[r["protocol"]]) > 1 else r for r in rows]
+
+
+def _full_named(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A row of the full set, which may be seen fewer times than others and stands beside them all the same.
+
+    Where it was seen for several numbers of epochs, the version of the protocol joins its name.
+    """
+    alike = (r for r in rows if (r["method"], r["protocol"]) == (row["method"], row["protocol"]))
+    if len({r["protocol_version"] for r in alike}) < 2:
+        return row
+    return row | {what: f"{_what(row)} {row['protocol_version']}" for what in ("set", "kind")}
 
 
 def _rules(row: dict[str, Any]) -> str:

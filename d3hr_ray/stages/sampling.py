@@ -19,7 +19,7 @@ from d3hr_ray.numerics.guides import Guide, steer
 from d3hr_ray.numerics.latent_optimisation import optimise_latents
 from d3hr_ray.numerics.schedule import Schedule
 from d3hr_ray.numerics.seeds import generator, normal
-from d3hr_ray.numerics.solvers import SAMPLE
+from d3hr_ray.numerics.solvers import SAMPLE, Sample
 from d3hr_ray.runtime.batching import run_batches
 from d3hr_ray.stages.networks import OpenNetworks, open_model, open_networks
 
@@ -78,8 +78,7 @@ class Sampler:
         scale = self.config.synthesis.guidance
 
         def by_grid(part: slice) -> torch.Tensor:
-            start, floor = sampling_start(self.schedule, timestep, self.config.has_quirk("start"))
-            walk = SAMPLE[self.config.inversion.solver] if floor is None else partial(ddim.sample, floor=floor)
+            walk, start = sampling_walk(self.config, self.schedule, timestep)
             denoise = self.denoiser.guided(classes[part], scale)
             return walk(denoise, starts[part].to(self.device), self.schedule, start).cpu()
 
@@ -171,11 +170,13 @@ def _official_noise(latents: torch.Tensor, keys: list[tuple[int, int, int]]) -> 
     return bank[[int(generator("bank", *key).integers(OFFICIAL_BANK)) for key in keys]]
 
 
-def sampling_start(schedule: Schedule, timestep: int | None, official: bool) -> tuple[int, int | None]:
-    """Where sampling starts and its floor: at t, or one grid step above it with floor 1, as the authors' code does.
-
-    Without a timestep the latents are pure noise, which belongs at the top of the grid.
+def sampling_walk(config: RunConfig, schedule: Schedule, timestep: int | None) -> tuple[Sample, int]:
+    """The walk from latents at `timestep` down to clean ones, and where it starts: at t, or one grid step above it with
+    floor 1, as the authors' code does. Without a timestep they are pure noise, which belongs at the top of the grid.
     """
+    walk = SAMPLE[config.inversion.solver]
     if timestep is None:
-        return schedule.grid[-1], None
-    return (schedule.above(timestep), 1) if official else (timestep, None)
+        return walk, schedule.grid[-1]
+    if config.has_quirk("start"):
+        return partial(ddim.sample, floor=1), schedule.above(timestep)
+    return walk, timestep
