@@ -66,10 +66,15 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), absolute(uri)
     if urlsplit(uri).password is not None:
         raise ValueError("a URI with a secret in it would be written into the run's records; use the environment")
+    if "#" in uri:
+        raise ValueError(f"{uri}: # begins a fragment in a URI, which names no file; write %23 for it")
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{uri}: cannot open this URI ({error}); use a local path, s3://, gs:// or hdfs://") from error
+        raise ValueError(
+            f"{uri}: cannot open this URI ({error}); use a local path, s3://, gs:// or hdfs://, "
+            "with %20 for a space and so on"
+        ) from error
     if isinstance(filesystem, pafs.S3FileSystem):
         filesystem = _patient_s3(uri, filesystem.region)
     return filesystem, path

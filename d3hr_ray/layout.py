@@ -29,21 +29,22 @@ VERSIONS = f"{MARKS}/versions.parquet"  # of the images' files
 KEYS = f"{MARKS}/keys"  # of the bytes of each image that is in latents/; runs of older versions have none
 REUSED = f"{MARKS}/reused.parquet"  # the images whose latents come from the run of --extend, and from which shard
 # All that a run may write; --overwrite deletes these and nothing else.
-# The marks go first and run.json last, so that a killed --overwrite neither mixes two runs nor locks the folder.
+# What is made of something goes before it, marks before the latents that they vouch for, and run.json last: what a
+# killed --overwrite leaves is whole, or is made again, so that it neither mixes two runs nor locks the folder.
 OWN = (
-    MARKS,
-    TEMP,
-    GAUSSIANS,
+    DISTILLED,
+    SUBSETS,
+    POOLS,
     MIXTURES,
     FEATURES,
-    POOLS,
-    SUBSETS,
-    DISTILLED,
-    EVALUATIONS,
+    GAUSSIANS,
     SETS,
     INVERSIONS,
+    EVALUATIONS,
     SWEEPS,
     REPORT,
+    TEMP,
+    MARKS,
     REJECTED,
     LATENTS,
     CLASSES,

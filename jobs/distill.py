@@ -89,7 +89,9 @@ def main() -> None:
             else:
                 assert source is not None, "what is not listed comes from Gaussians"
                 run = d3hr.reopen_run(store, source, config, card, actors)
-        shown = run.inputs.get("extends", {}).get("real_images", True) and (not source or may_show_reals(source))
+        older = run.inputs.get("extends", {})
+        others = [source, extended or (Store(older["run"]) if older else None)]
+        shown = older.get("real_images", True) and all(may_show_reals(other) for other in others if other)
         shown = shown and not flags.no_real_images
         if not shown:
             hide_reals(store)

@@ -154,7 +154,11 @@ def test_no_pod_is_privileged_or_shares_its_node():
             assert container["resources"]["requests"] == container["resources"]["limits"]
     for name in ("raycluster-policy", "rayjob-policy"):
         policy = manifests()[name]
-        assert policy["kind"] == "NetworkPolicy" and policy["spec"]["ingress"] == [{"from": [{"podSelector": {}}]}]
+        own, operator = policy["spec"]["ingress"]
+        assert policy["kind"] == "NetworkPolicy" and own == {"from": [{"podSelector": {}}]}
+        (peer,) = operator["from"]  # of any namespace, by the label that KubeRay's chart gives its pods
+        assert peer["podSelector"] == {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}}
+        assert peer["namespaceSelector"] == {} and [port["port"] for port in operator["ports"]] == [8265]
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda p: p.name)

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pyarrow as pa
 import pytest
@@ -95,6 +96,10 @@ def test_file_uris_and_unknown_schemes(tmp_path):
     assert Store(str(tmp_path)).read_bytes("x") == b"1"
     with pytest.raises(ValueError, match="ftp://x: cannot open"):
         Store("ftp://x").exists("y")
+    with pytest.raises(ValueError, match=r"exp#2: # begins a fragment in a URI, .* write %23 for it"):
+        Store(f"file://{tmp_path}/exp#2").exists("y")
+    Store(f"file://{tmp_path}/exp%232").write_bytes("x", b"2")
+    assert (tmp_path / "exp#2" / "x").read_bytes() == Store(f"{tmp_path}/exp#2").read_bytes("x") == b"2"
 
 
 def test_another_config_or_dataset_is_refused_with_the_fields(tmp_path):
@@ -122,7 +127,10 @@ def test_overwrite_never_deletes_what_is_not_a_run(tmp_path):
 
 @pytest.mark.parametrize("reached", range(len(OWN)))
 def test_a_killed_overwrite_never_mixes_two_runs(tmp_path, monkeypatch, reached):
-    """Whatever the deletion had reached, no mark of the old run outlives its record; the command can be repeated."""
+    """Whatever the deletion had reached, nothing outlives what it was made from; the command can be repeated.
+
+    Resumed without --overwrite, a run skips subsets and Gaussians that are there: they must go before what they are of.
+    """
     store, other, delete = Store(str(tmp_path)), replace(CONFIG, seed=9), Store.delete
     open_run(store, CONFIG, {})
     for name in OWN[:-1]:
@@ -140,7 +148,8 @@ def test_a_killed_overwrite_never_mixes_two_runs(tmp_path, monkeypatch, reached)
         open_run(store, other, {}, overwrite=True)
     monkeypatch.setattr(Store, "delete", delete)
     assert store.exists("run.json")
-    assert reached == 0 or not store.exists(".done")
+    for made, of in pairwise(("distilled", "subsets", "gaussians", ".done", "latents", "run.json")):
+        assert store.exists(of) or not store.exists(made), f"{made} outlives {of}"
     open_run(store, other, {}, overwrite=True)
     assert store.list(recursive=True) == ["run.json"]
 

@@ -159,6 +159,11 @@ def test_more_sets_come_from_gaussians_without_the_data(digits, here, monkeypatc
     with pytest.raises(SystemExit):
         run(monkeypatch, f"--from-gaussians {digits} --timesteps 300 --ipc 3 --out {out}")
     assert "no Gaussians at t=300 (there: 100, 200)" in capsys.readouterr().err
+    other = pq.read_table(digits / "gaussians" / "t0200.parquet").slice(1)
+    pq.write_table(other, out / "gaussians" / "t0200.parquet")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, f"{more} --out {out}")
+    assert "its gaussians/t0200.parquet is another than" in capsys.readouterr().err
 
 
 def gaussians(out: Path, t: int) -> tuple[list[int], np.ndarray]:

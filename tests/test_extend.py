@@ -290,6 +290,15 @@ def test_that_images_are_private_is_remembered(tmp_path):
     assert "real_images" not in read_run(run)["inputs"]
 
 
+def test_a_run_that_was_made_private_later_is_still_the_same_run(tmp_path):
+    uri = write_imagefolder(tmp_path / "data", FEWER)
+    run = distil(tmp_path / "run", config(uri))
+    before = read_run(distil(tmp_path / "grown", config(uri), run))["inputs"]
+    run.write_json(RUN, read_run(run) | {"real_images": False})
+    for asked in (run, None):
+        assert read_run(distil(tmp_path / "grown", config(uri), asked))["inputs"] == before
+
+
 def test_another_earlier_run_is_another_run(tmp_path):
     uri = write_imagefolder(tmp_path / "data", FEWER)
     one, two = (distil(tmp_path / name, config(uri)) for name in ("one", "two"))

@@ -96,7 +96,8 @@ def _lineage(
 ) -> tuple[dict[str, Any], pa.Table | None]:
     """What a run says of the one that it extends, nothing if it extends none; and what REUSED holds, if not there yet.
 
-    A run that is resumed knows it already, also without --extend and where the other run is gone.
+    A run that is resumed knows it already, also without --extend and where the other run is gone; that the other one
+    was made private since then is no difference.
     """
     known = {} if overwrite or not store.exists(RUN) else read_run(store)["inputs"].get("extends", {})
     if known and store.exists(REUSED):
@@ -107,6 +108,8 @@ def _lineage(
         lineage, reused = lineage_of(source) | growth.counts, growth.images
     else:
         return {}, None
+    if known and "real_images" not in known:
+        lineage.pop("real_images", None)
     announce(describe_lineage(lineage))
     return lineage, reused
 
@@ -165,8 +168,19 @@ def reopen_run(store: Store, source: Store, config: RunConfig, card: ModelCard, 
     if store != source:
         open_run(store, config, inputs)
         for name in (CLASSES, *files):
-            store.write_bytes(name, source.read_bytes(name))
+            _take_over(store, source, name)
     return Run(store, config, card, source.read_table(CLASSES), inputs, actors, source, store)
+
+
+def _take_over(store: Store, source: Store, name: str) -> None:
+    """Copy a table of another run. Raises ValueError if there is one already that is another."""
+    if not store.exists(name):
+        store.write_bytes(name, source.read_bytes(name))
+    elif not store.read_table(name).equals(source.read_table(name)):
+        raise ValueError(
+            f"--from-gaussians {source.uri}: its {name} is another than {store.uri} was begun with; give another "
+            "--out, or --overwrite to start anew"
+        )
 
 
 def fit_gaussians(run: Run, listing: Listing) -> None:

@@ -116,7 +116,8 @@ def run_units(
                 yield row
         except ExecutionTimeoutError as error:
             raise RunError(
-                f"{title}: no unit was finished for {context.execution_no_progress_timeout_s:g} s"
+                f"{title}: no unit was finished for {context.execution_no_progress_timeout_s:g} s, "
+                f"{STUCK} times the limit of one batch; if batches take that long, jobs/distill.py has --task-timeout"
             ) from error
         except (RayError, SystemException) as error:
             raise failure(title, error) from error

@@ -65,6 +65,12 @@ def batch() -> Iterator[None]:
     yield
     if _current:
         metrics()["batch"].observe(time.monotonic() - start, {"stage": _current[-1].stage})
+    goes_on()
+
+
+def goes_on() -> None:
+    """Give what follows the whole time limit again: of a unit whose parts are no batches."""
+    if _current:
         _arm(_current[-1].limit)
 
 

@@ -22,6 +22,7 @@ from d3hr_ray.models.random_features import random_features
 from d3hr_ray.numerics.feature_matching import Features
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.tasks import bounded
+from d3hr_ray.runtime.telemetry import goes_on
 from d3hr_ray.stages.class_means import (
     GROUP,
     SUMS,
@@ -81,6 +82,7 @@ class FeatureShard(SumShard):
         kind, device, labels = self.job.kind, self.job.device, accepted["label"].to_numpy()
         rows = list[dict[str, object]]()
         for network in range(kind.networks if len(labels) else 0):
+            goes_on()
             features = random_features(network, pixels.shape[1], kind.width, self.job.class_names, device)
             rows += [{"network": network} | row for row in sums_of(features_of(features, pixels, device), labels)]
         table, group = pa.Table.from_pylist(rows, _SUMS), len(rows) // kind.networks

@@ -21,6 +21,7 @@ from d3hr_ray.numerics.feature_matching import Features, match_features
 from d3hr_ray.numerics.seeds import generator
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.runtime.batching import with_room
+from d3hr_ray.runtime.telemetry import goes_on
 from d3hr_ray.sets import SetSpec, whole_classes
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
 from d3hr_ray.stages.feature_kinds import feature_kind
@@ -110,6 +111,7 @@ class SynthesizeBlock(BlockActor):
             rows = (labels >= part.start) & (labels < part.stop)
 
             def network(number: int, part: range = part) -> tuple[Features, torch.Tensor]:
+                goes_on()
                 features = random_features(number, side, refine.width, names, job.device)
                 return features, read_means(job.source or job.store, kind, number, part).to(job.device)
 
