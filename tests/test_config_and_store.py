@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import pyarrow as pa
 import pytest
+import safetensors.torch
+import torch
 from conftest import PIPELINE
 
 from d3hr_ray.config import (
@@ -24,6 +26,7 @@ from d3hr_ray.config import (
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.layout import OWN
 from d3hr_ray.models.card import portable, read_card
+from d3hr_ray.models.loading import load_networks
 from d3hr_ray.runs import claim_recipe, open_run
 from d3hr_ray.store import Store
 
@@ -179,6 +182,41 @@ def test_broken_weights_are_refused_before_anything_starts(tmp_path):
     weights.unlink()
     with pytest.raises(ValueError, match="no usable transformer"):
         read_card(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("part", "spoil", "said"),
+    [
+        (
+            "transformer",
+            lambda k: f"model.{k}",
+            "lacks .* such as .*, and has .* no place for, such as model",
+        ),
+        ("transformer", lambda k: None if ".attn1." in k else k, "transformer lacks .* such as transformer_blocks"),
+        ("vae", lambda k: None if k.startswith("decoder") else k, "vae lacks .* such as decoder"),
+    ],
+)
+def test_weights_that_are_not_all_there_are_refused(tmp_path, part, spoil, said):
+    """diffusers fills what is missing with whatever lies in memory, and only logs it."""
+    shutil.copytree(PIPELINE, tmp_path / "model")
+    (file,) = (tmp_path / "model" / part).glob("*.safetensors")
+    state = safetensors.torch.load_file(file)
+    safetensors.torch.save_file({spoil(k): v for k, v in state.items() if spoil(k)}, file)
+    with pytest.raises(ValueError, match=said):
+        load_networks(str(tmp_path / "model"), torch.float32, "cpu")
+
+
+def test_weights_of_another_shape_are_refused_and_superfluous_ones_told(tmp_path, caplog):
+    shutil.copytree(PIPELINE, tmp_path / "model")
+    (file,) = (tmp_path / "model" / "transformer").glob("*.safetensors")
+    state = safetensors.torch.load_file(file)
+    safetensors.torch.save_file(state | {"more": torch.zeros(3)}, file)
+    load_networks(str(tmp_path / "model"), torch.float32, "cpu")
+    assert "1 tensors of transformer have no place in it, such as more" in caplog.text
+    name = next(k for k in state if k.endswith(".weight"))
+    safetensors.torch.save_file(state | {name: torch.zeros(3)}, file)
+    with pytest.raises(ValueError, match=r"the weights of transformer do not fit its config\.json"):
+        load_networks(str(tmp_path / "model"), torch.float32, "cpu")
 
 
 def test_a_broken_parquet_of_the_run_is_named(tmp_path):

@@ -25,7 +25,7 @@ from d3hr_ray.evaluation.training import (
     train_student,
 )
 from d3hr_ray.evaluation.trials import Saver, load_state, make_trial
-from d3hr_ray.models.students import EXAMPLES, build_student, check_arch, identity
+from d3hr_ray.models.students import EXAMPLES, build_on_meta, build_student, check_arch, identity
 from d3hr_ray.store import Store
 
 
@@ -66,6 +66,22 @@ def test_students_of_another_network_have_another_key():
     names = ("convnet-d3", "convnet-d3-w32", "resnet18")
     assert [identity(name, 28) for name in names] == ["convnet-d3, padded", "convnet-d3-w32, padded", "resnet18"]
     assert [identity(name, 32) for name in names] == list(names)
+
+
+@pytest.mark.parametrize(
+    ("arch", "side", "patch"),
+    [
+        ("vit_base_patch32_224", 224, 32),
+        ("vit_small_patch8_224", 224, 8),
+        ("vit", 224, 16),
+        ("vit", 64, 8),
+        ("vit_base_patch32_224", 64, 8),
+    ],
+)
+def test_a_vit_has_the_patches_of_its_name_where_enough_of_them_are_left(arch, side, patch):
+    assert build_on_meta(arch, 10, side).net.patch_embed.patch_size == (patch, patch)
+    was = max(2, min(16, side // 8))  # for every name, once
+    assert identity(arch, side) == (arch if patch == was else f"{arch}, patches of {patch}")
 
 
 CUTMIX, MIXUP = Augment((0.08, 1.0), flip=True, mix="cutmix"), Augment((0.08, 1.0), flip=True, mix="mixup")

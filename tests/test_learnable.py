@@ -97,7 +97,8 @@ def test_a_kept_student_is_the_network_that_was_tested(tmp_path, images, test, a
 def test_its_losses_are_those_of_the_class_by_its_own_probabilities(tmp_path):
     folder, _ = student(tmp_path, stripes(4), stripes(4, 1), "convnet-d3-w8", hard())
     classes = CLASSES.set_column(1, "name", [list("cab")]).set_column(2, "wnid", [["", "", ""]])
-    learner, images = judge.load_learner(folder, classes, "cpu"), torch.rand(300, 3, 16, 16) * 2 - 1
+    config = replace(LEARNABLE, cao2=replace(LEARNABLE.cao2, learner=folder))
+    learner, images = judge.load_learner(config, classes, "cpu"), torch.rand(300, 3, 16, 16) * 2 - 1
     labels = torch.arange(300) % 3
     own = learner.probabilities(images)[torch.arange(300), labels]
     assert torch.allclose(learner.losses(images, labels), -own.log(), rtol=1e-4, atol=1e-5)

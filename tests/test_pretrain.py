@@ -94,6 +94,17 @@ def test_a_complete_run_is_left_alone_and_other_settings_are_refused(trained):
         train(replace(TINY, seed=1), trained)
 
 
+def test_a_complete_run_is_not_called_so_where_its_images_have_changed(trained, tmp_path):
+    data = write_imagefolder(tmp_path / "data", make_images(4))
+    config = replace(TINY, data=DataConfig(data), vae=replace(TINY.vae, steps=1), dit=replace(TINY.dit, steps=1))
+    assert train(config, tmp_path / "out") and not train(config, tmp_path / "out")
+    write_imagefolder(tmp_path / "data", [(WNIDS[0], "more", make_images(1)[0][2])])
+    with pytest.raises(ValueError, match=r"was trained on other images than lie at --data .*--overwrite to train anew"):
+        train(config, tmp_path / "out")
+    (tmp_path / "data").rename(tmp_path / "gone")
+    assert not train(config, tmp_path / "out"), "it needs them no more"
+
+
 def test_the_folder_loads_as_any_other_model(trained):
     card = read_card(str(trained))
     assert card.class_names == tuple("0123456789")
@@ -297,6 +308,7 @@ def test_samples_that_cannot_be_drawn_are_refused(flags, message, monkeypatch, c
     [
         ({"image_size": 18}, "--image-size 18"),
         ({"dit_width": 17, "dit_heads": 2}, "--dit-width 17"),
+        ({"dit_width": 90, "dit_heads": 3}, "--dit-width 90 is no multiple of 4"),
         ({"vae_channels": (12,)}, "--vae-channels 12"),
     ],
 )

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from d3hr_ray.config import DataConfig
+from d3hr_ray.config import DataConfig, RunError
 from d3hr_ray.pretraining import stream as streams
 from d3hr_ray.pretraining.claim import list_classes
 from d3hr_ray.pretraining.stream import ImageStream
@@ -54,3 +54,26 @@ def test_workers_share_the_images(cats_and_dogs, monkeypatch):
     assert not set(shares[0]) & set(shares[1])
     with pytest.raises(ValueError, match="--workers 11"):
         ImageStream(listing, 16, 0, 10, 11)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_statistics_are_of_every_image_that_can_be_read_once(cats_and_dogs, monkeypatch, cached):
+    """A batch of broken images alone, such as a last one of one image, ended pretraining after hours."""
+    if not cached:
+        monkeypatch.setattr(streams, "CACHE_BYTES", 0)
+    stream = ImageStream(list_classes(DataConfig(cats_and_dogs)), 16, seed=0)
+    for size in (1, 3, 64):
+        batches = list(stream.fixed(size, np.arange(80)))
+        assert [i for b in batches for i in b.indices.tolist()] == sorted(set(range(80)) - {2, 42})
+        assert all(((b.pixels[:, 0, 0, 0] >= 100) == (b.labels == 1)).all() for b in batches)
+    with pytest.raises(RunError, match=r"none of 2 images can be read; see cat/02.png"):
+        list(stream.fixed(2, np.array([2, 42])))
+
+
+def test_statistics_of_sorted_data_are_of_all_classes(cats_and_dogs):
+    """And of shuffled data of the first images, as ever."""
+    stream = ImageStream(list_classes(DataConfig(cats_and_dogs)), 16, seed=0)
+    assert stream.spread(80).tolist() == stream.spread(100).tolist() == list(range(80))
+    assert stream.spread(41).tolist() == list(range(41))
+    spread = stream.spread(20)
+    assert len(spread) == 20 and (spread[0], spread[-1]) == (0, 79) and (spread < 40).sum() == 10

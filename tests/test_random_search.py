@@ -119,6 +119,15 @@ def test_few_dims_are_drawn_plainly():
     assert float(groups.scores(ours.subset(0, index)[None], mean, std, 0.5)) == pytest.approx(score, rel=1e-4)
 
 
+def test_a_class_of_equal_images_has_its_mean_for_every_draw():
+    """Its law has no width, and none was to be tabulated."""
+    for weight in (0.0, 0.1):
+        found = search(3, weight, std=torch.zeros(200))
+        score, winner = found.best(0, 100, float("inf"))
+        assert weight > 0 or score == 0  # skewness has no scale
+        assert torch.equal(found.subset(0, winner), found.mean_D.float().expand(3, -1))
+
+
 def test_classes_and_seeds_draw_different_subsets():
     draws = [search(3, 0.0, seed, label).subset(0, 0) for seed in (0, 1) for label in (0, 1)]
     assert len({tuple(d.flatten().tolist()) for d in draws}) == 4

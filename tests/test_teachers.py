@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import safetensors.torch
 import timm
 import torch
 from stripes import hard, stripes
@@ -11,15 +13,19 @@ from stripes import hard, stripes
 from d3hr_ray.config import RunError
 from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation.training import train_student
+from d3hr_ray.models.autoencoder import to_images
 from d3hr_ray.models.classifiers import evaluate, preflight
+from d3hr_ray.models.students import Fitted, build_student
 from d3hr_ray.models.teachers import (
     Ensemble,
     Target,
     load_teacher,
     load_teachers,
     save_teacher,
+    side_of,
     teacher_id,
 )
+from d3hr_ray.stages.judge import load_classifier
 from d3hr_ray.store import Store
 
 
@@ -111,3 +117,33 @@ def test_a_file_without_weights_is_no_teacher(tmp_path, made):
         torch.save(made, tmp_path / "t.pt")
     with pytest.raises(ValueError, match=r"no checkpoint of weights|holds no linear layer"):
         load_teacher(f"convnet-d3-w32={tmp_path}/t.pt", Target(("a",), None, 16))
+
+
+def test_a_file_of_a_network_for_small_images_judges_them_as_they_are(taught, tmp_path):
+    """Enlarged to ImageNet's 224 pixels it would judge by chance."""
+    images = stripes(20, 1)
+    net = build_student("resnet8-small", 3, 16, 0)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    name = f"resnet8-small={tmp_path}/net.pt"
+    assert side_of(name, 16) == 16 and side_of(f"resnet18={tmp_path}/net.pt", 16) == 224
+    classes = pa.table({"name": list(images.classes), "wnid": ["", "", ""]})
+    judge = load_classifier(name, classes, "cpu", 16)
+    seen = to_images(torch.from_numpy(images.pixels))
+    with torch.inference_mode():
+        torch.testing.assert_close(judge.probabilities(seen), net.eval()(seen).softmax(1))
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "convnext_atto", "mlp", "resnet8-small", "alexnet", "vgg11"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_checkpoint_is_read_in_whatever_order_its_layers_lie(tmp_path, arch, suffix):
+    """safetensors sorts them, so that the last layer of the file is not the network's."""
+    side = 32 if arch in ("mlp", "resnet8-small", "alexnet") else 16 if arch == "vgg11" else 64
+    net = build_student(arch, 3, side, 0)
+    plain = net.net.net if isinstance(net.net, Fitted) else net.net
+    state = dict(sorted(plain.state_dict().items()))
+    path = f"{tmp_path}/net{suffix}"
+    torch.save(state, path) if suffix == ".pt" else safetensors.torch.save_file(state, path)
+    found = load_teacher(f"{arch}={path}", Target(("a", "b", "c"), None, side))
+    images = torch.rand(2, 3, side, side) * 2 - 1
+    with torch.inference_mode():
+        torch.testing.assert_close(found.eval()(images), net.eval()(images))

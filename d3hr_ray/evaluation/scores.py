@@ -175,7 +175,7 @@ class Scoring:
         config = spec_of(manifests[0]["config"]).config
         config = replace(config, cao2=replace(config.cao2, classifier=classifier or config.cao2.classifier))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        judge = load_classifier(judge_name(config), runs[0].read_table(CLASSES).sort_by("label"), device)
+        judge = load_classifier(judge_name(config), runs[0].read_table(CLASSES).sort_by("label"), device, side)
         return Scoring(sets, runs, manifests, judge, device)
 
     def real(self, per_class: int) -> Measured:

@@ -4,6 +4,7 @@ Weights are read as safetensors where the folder has them; a hub's older .bin is
 nothing is ever unpickled from a model. diffusers takes 10 s to import: a driver, which loads nothing, does without.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from d3hr_ray.models.card import locate, missing, sampling_grid
 from d3hr_ray.models.dit import Denoiser
 from d3hr_ray.numerics.schedule import Schedule
 
+LOG = logging.getLogger("d3hr_ray")
+
 
 def load_networks(name: str, dtype: torch.dtype, device: str) -> tuple[Autoencoder, Denoiser]:
     """Load the VAE and the DiT, frozen, in eval mode. Raises ValueError naming what is missing.
@@ -23,8 +26,8 @@ def load_networks(name: str, dtype: torch.dtype, device: str) -> tuple[Autoencod
     from diffusers import AutoencoderKL, DiTTransformer2DModel
 
     where = locate(name)
-    vae = _load(AutoencoderKL, where, "vae", torch.float32)
-    transformer = _load(DiTTransformer2DModel, where, "transformer", dtype)
+    vae = load_part(AutoencoderKL, where, "vae", torch.float32)
+    transformer = load_part(DiTTransformer2DModel, where, "transformer", dtype)
     networks = Autoencoder(vae), Denoiser(transformer)
     for network in networks:
         network.eval().requires_grad_(False).to(device)
@@ -51,11 +54,30 @@ def _load_scheduler(where: str) -> Any:
         raise ValueError(missing(where, "scheduler")) from error
 
 
-def _load(kind: Any, where: str, part: str, dtype: torch.dtype) -> Any:
+def load_part(kind: Any, where: str, part: str, dtype: torch.dtype) -> Any:
+    """A network of diffusers' from a part of a model. Raises ValueError if its weights are not there, or not all."""
     from diffusers.utils import is_accelerate_available
 
     try:
         frugal = is_accelerate_available()  # without it the loading that saves memory is not there, and diffusers nags
-        return kind.from_pretrained(where, subfolder=part, torch_dtype=dtype, low_cpu_mem_usage=frugal)
+        made, told = kind.from_pretrained(
+            where, subfolder=part, torch_dtype=dtype, low_cpu_mem_usage=frugal, output_loading_info=True
+        )
     except OSError as error:
         raise ValueError(missing(where, part)) from error
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"--model {where}: the weights of {part} do not fit its config.json ({str(error)[:300]})"
+        ) from error
+    if lacking := sorted(told["missing_keys"]):
+        raise ValueError(
+            f"--model {where}: {part} lacks {len(lacking)} of the tensors that its config.json asks for, such as "
+            f"{lacking[0]}{_instead(sorted(told['unexpected_keys']))}; save it by diffusers' save_pretrained"
+        )
+    if unused := sorted(told["unexpected_keys"]):
+        LOG.warning(f"--model {where}: {len(unused)} tensors of {part} have no place in it, such as {unused[0]}")
+    return made
+
+
+def _instead(unused: list[str]) -> str:
+    return f", and has {len(unused)} that it has no place for, such as {unused[0]}" if unused else ""

@@ -113,6 +113,11 @@ def _require_known(arch: str) -> None:
         raise ValueError(f"--arch {arch}: no such architecture; near it: {', '.join(close)}")
 
 
+def takes_any_size(arch: str) -> bool:
+    """Whether a network has no size of its own, as timm's have."""
+    return arch in (*SMALL_RESNETS, *OURS) or bool(CONVNET.fullmatch(arch) or RESNET_AP.fullmatch(arch))
+
+
 def build_student(
     arch: str, num_classes: int, image_size: int, seed: int, norm: Normalisation = IMAGENET
 ) -> Normalised:
@@ -131,8 +136,14 @@ def build_student(
 
 
 def identity(arch: str, image_size: int) -> str:
-    """What a trial's key calls a network: two that differ never share it. ConvNets did not always pad 28 pixels."""
-    return f"{arch}, padded" if image_size == 28 and CONVNET.fullmatch(arch) else arch
+    """What a trial's key calls a network: two that differ never share it.
+
+    ConvNets did not always pad 28 pixels, and ViTs did not always have the patches that their names say.
+    """
+    if image_size == 28 and CONVNET.fullmatch(arch):
+        return f"{arch}, padded"
+    patch = _patch(ALIASES.get(arch, arch), image_size) if ALIASES.get(arch, arch).startswith(("vit", "deit")) else None
+    return f"{arch}, patches of {patch}" if patch not in (None, max(2, min(16, image_size // 8))) else arch
 
 
 def build_on_meta(arch: str, num_classes: int, image_size: int) -> nn.Module:
@@ -240,6 +251,14 @@ def _geometry(name: str, side: int) -> dict[str, Any]:
         }
     if name.startswith(("vit", "deit")) and side % 16:
         raise ValueError("the patches of a ViT here need a multiple of 16 pixels")
-    if name.startswith(("vit", "deit")):
-        return {"img_size": side, "patch_size": max(2, min(16, side // 8))}
-    return {}
+    if name.startswith(("vit", "deit")) and (patch := _patch(name, side)):
+        return {"img_size": side, "patch_size": patch}
+    return {"img_size": side} if name.startswith(("vit", "deit")) else {}
+
+
+def _patch(name: str, side: int) -> int | None:
+    """The side of a ViT's patches: what its name says, unless too few would be left of smaller images."""
+    if (said := re.search(r"patch(\d+)", name)) is None:
+        return None
+    own = int(said[1])
+    return own if side % own == 0 and (side >= 224 or side // own >= 8) else max(2, min(16, side // 8))

@@ -20,7 +20,7 @@ from d3hr_ray.datasets.classes import imagenet_wnids
 from d3hr_ray.datasets.normalisation import IMAGENET, Normalisation
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.models.card import locate
-from d3hr_ray.models.students import Normalised, build_student
+from d3hr_ray.models.students import Fitted, Normalised, build_on_meta, build_student, takes_any_size
 from d3hr_ray.store import Store
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
@@ -105,11 +105,15 @@ def own_classifier(model: str) -> str | None:
     return str(own) if (own / CARD).is_file() else None
 
 
-def side_of(name: str) -> int:
-    """Pixels that a teacher wants its images at."""
+def side_of(name: str, shown: int) -> int:
+    """Pixels that a teacher wants its images at; a file of a network without a size of its own, those they are `shown`
+    at.
+    """
     store = Store(absolute(name))
     if "=" not in name and store.exists(CARD):
         return int(store.read_json(CARD)["image_size"])
+    if (file := _file(name)) and takes_any_size(file[0]):
+        return shown
     import timm  # takes 10 s to import
 
     known = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True) if "=" not in name else None
@@ -187,12 +191,14 @@ def _from_folder(store: Store, target: Target) -> nn.Module:
 def _from_file(arch: str, path: str, target: Target) -> nn.Module:
     """A state dict in a .safetensors or .pt file, over the set's classes in its order, or ImageNet-1K's."""
     state = _read_state(arch, path)
-    count = _outputs(state)
+    count = _outputs(arch, state, target.side)
     known = imagenet_wnids() if count == 1000 else target.wnids or target.classes
     if count != len(known):
         raise ValueError(f"--teacher {arch}={path} has {count} classes and the set {len(known)}; give its own teacher")
     net = build_student(arch, count, target.side, 0)
-    inner = net if any(k.startswith("net.") for k in state) else net.get_submodule("net")
+    inner: nn.Module = net if any(k.startswith("net.") for k in state) else net.net
+    if isinstance(inner, Fitted):
+        inner = inner.net
     try:
         inner.load_state_dict(state)
     except RuntimeError as error:
@@ -228,8 +234,12 @@ def _read_state(arch: str, path: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _outputs(state: Mapping[str, torch.Tensor]) -> int:
-    return int([v for v in state.values() if v.ndim == 2][-1].shape[0])
+def _outputs(arch: str, state: Mapping[str, torch.Tensor], side: int) -> int:
+    """Classes of a checkpoint, by the layer that is last in the network: a file may have its layers in any order."""
+    layers = [name for name, layer in build_on_meta(arch, 2, side).named_modules() if isinstance(layer, nn.Linear)]
+    names = [layers[-1].removeprefix("net." * times) for times in range(3)] if layers else []
+    head = next((state[f"{name}.weight"] for name in names if f"{name}.weight" in state), None)
+    return int((head if head is not None else [v for v in state.values() if v.ndim == 2][-1]).shape[0])
 
 
 def _from_timm(name: str, target: Target) -> nn.Module:

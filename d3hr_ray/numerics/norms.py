@@ -141,11 +141,13 @@ class Quantiles:
 
 
 def quantiles(term: Term, weights_D: np.ndarray) -> Quantiles | None:
-    """Tabulate the law of sum_d w_d X_d; None if it is too rough for the series (few dims, or a few that dominate).
+    """Tabulate the law of sum_d w_d X_d; None if it is too rough for the series (few dims, or a few that dominate, or none).
 
     Against a four times finer tabulation: within 1e-6 of a standard deviation from D = 96 on, 6e-6 at D = 24.
     """
     mean, sd = term.mean * weights_D.sum(), np.sqrt(term.variance * np.square(weights_D).sum())
+    if sd == 0:  # a class of equal images: there is no law to tabulate
+        return None
     low, period = mean - 16 * sd, 40 * sd
     cf = _characteristic(term, weights_D, 2 * pi / period)
     if cf is None:

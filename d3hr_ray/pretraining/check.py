@@ -76,7 +76,7 @@ def _classifier(
     """Images [-1, 1] => logits over the model's classes: what comes with the model, else a ConvNet trained here."""
     own = own_classifier(model)
     if own is not None and card.class_names:
-        side = side_of(own)
+        side = side_of(own, card.image_size)
         return Fitted(load_teacher(own, Target(card.class_names, None, side)), side).eval()
     steps = enough_steps(len(pixels))
     return train_convnet(
@@ -136,7 +136,7 @@ def load_set(data: DataConfig, card: ModelCard, tell: Tell = silent) -> tuple[np
     listing = list_images(data, card.num_classes, card.class_names)
     stream = ImageStream(listing, card.image_size, 0, tell=tell)
     batches = []
-    for batch in stream.fixed(READ, len(listing)):
+    for batch in stream.fixed(READ, np.arange(len(listing))):
         batches.append(batch)
         if not stream.small:  # a small set is read whole with its first batch, and told of
             tell(reading(len(batches) * READ, len(listing)))
@@ -146,6 +146,7 @@ def load_set(data: DataConfig, card: ModelCard, tell: Tell = silent) -> tuple[np
 
 @torch.inference_mode()
 def _latent_std(autoencoder: Autoencoder, pixels: np.ndarray, seed: int) -> float:
-    images = to_images(torch.from_numpy(pixels[:1000]))
+    spread = np.linspace(0, len(pixels) - 1, min(1000, len(pixels))).round().astype(int)
+    images = to_images(torch.from_numpy(pixels[spread]))
     mode = autoencoder.encode(images, None)
     return float(autoencoder.encode(images, normal(tuple(mode.shape), "latent std", seed)).std())

@@ -16,6 +16,7 @@ from d3hr_ray.lock import NAME as LOCK
 from d3hr_ray.models.card import locate
 from d3hr_ray.pretraining.settings import SCRATCH, WRITTEN, PretrainConfig
 from d3hr_ray.pretraining.stream import ImageStream
+from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.progress import progress
 from d3hr_ray.stages import contents
 from d3hr_ray.store import Store
@@ -31,7 +32,10 @@ def prepare(config: PretrainConfig, out: str, workers: int = 0) -> Listing | Non
     """
     store = Store(out)
     if store.exists("training.json"):
-        _refuse_others(store, store.read_json("training.json")["settings"], as_dict(config))
+        done = store.read_json("training.json")
+        _refuse_others(store, done["settings"], as_dict(config))
+        if digest := done.get("images_digest"):  # older versions kept none
+            _refuse_other_images(store, config.data, digest)
         return None
     listing = list_classes(config.data)
     _check_shares(config, listing, max(1, workers))
@@ -46,6 +50,20 @@ def prepare(config: PretrainConfig, out: str, workers: int = 0) -> Listing | Non
     # Not refused: they may be copies of the same images, which half-trained weights cannot tell.
     note = f"--data {config.data.uri}: {changed}; training goes on with the files as they are now"
     return replace(listing, notes=(*listing.notes, note)) if changed else listing
+
+
+def _refuse_other_images(store: Store, data: DataConfig, digest: str) -> None:
+    """Raise ValueError if other images lie where a finished model's did. They may be gone: it is whole all the same."""
+    try:
+        listing = list_classes(data)
+    except ValueError as error:
+        LOG.warning(f"the images that {store.uri} was trained on are not there now ({error})")
+        return
+    if listing.digest != digest:
+        raise ValueError(
+            f"--out {store.uri} was trained on other images than lie at --data {data.uri} now; give another --out, or "
+            "--overwrite to train anew"
+        )
 
 
 def trained_on(model: str) -> DataConfig:

@@ -12,6 +12,7 @@ import torch
 
 from d3hr_ray.datasets.classes import build_class_map
 from d3hr_ray.models.card import ModelCard, locate, read_card
+from d3hr_ray.models.loading import load_part
 from d3hr_ray.pretraining.settings import Architecture, PretrainConfig
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ def _loaded(init: str, class_names: Sequence[str]) -> Networks:
     from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 
     where, card = locate(init), read_card(init)
-    vae = AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=torch.float32)
-    transformer = DiTTransformer2DModel.from_pretrained(where, subfolder="transformer", torch_dtype=torch.float32)
+    vae = load_part(AutoencoderKL, where, "vae", torch.float32)
+    transformer = load_part(DiTTransformer2DModel, where, "transformer", torch.float32)
     scheduler = DDIMScheduler.from_pretrained(where, subfolder="scheduler")
     for part in (vae, transformer):
         part.register_to_config(_name_or_path="")  # a private path that diffusers would save

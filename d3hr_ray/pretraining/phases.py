@@ -95,18 +95,16 @@ class Worker:
         posterior = self.networks.vae.encode(images).latent_dist
         return posterior.mean, posterior.std
 
-    def _posteriors(self, phase: str, images: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Means and stds of the listing's first images, batch by batch."""
-        done = 0
-        for batch in self.stream.fixed(ENCODE_BATCH, images):
-            yield self._posterior(batch)
-            done += len(batch.pixels)
-            self.world.tell(State(phase, done, images, "image"))
+    def _posteriors(self, phase: str, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+        """Rows of the listing => those that can be read, and the means and stds of their latents, batch by batch."""
+        for batch in self.stream.fixed(ENCODE_BATCH, rows):
+            yield batch.indices, *self._posterior(batch)
+            self.world.tell(State(phase, int(np.searchsorted(rows, batch.indices[-1])) + 1, len(rows), "image"))
 
     def _latent_std(self) -> float:
         """Std of the sampled latents over all dims: that of the means plus the posterior's own, in float64."""
         total, squares, count = 0.0, 0.0, 0
-        for posterior in self._posteriors("scale of the latents", min(SCALE_IMAGES, len(self.stream))):
+        for _, *posterior in self._posteriors("scale of the latents", self.stream.spread(SCALE_IMAGES)):
             mean, std = (x.double() for x in posterior)
             total += float(mean.sum())
             squares += float((mean.square() + std.square()).sum())
@@ -123,11 +121,13 @@ class Worker:
                 return (mean + std * noise.to(mean.device)) * scale
 
             return encode
-        parts = zip(*self._posteriors("latents", len(self.stream)), strict=True)
+        rows, *parts = zip(*self._posteriors("latents", np.arange(len(self.stream))), strict=True)
         means, stds = (torch.cat(part) * scale for part in parts)
+        place = np.zeros(len(self.stream), int)  # of a row's latents; rows that cannot be read are never asked for
+        place[np.concatenate(rows)] = np.arange(len(means))
 
         def look_up(batch: Batch, noise: torch.Tensor) -> torch.Tensor:
-            rows = torch.from_numpy(batch.indices).to(means.device)
+            rows = torch.from_numpy(place[batch.indices]).to(means.device)
             return means[rows] + stds[rows] * noise.to(means.device)
 
         return look_up

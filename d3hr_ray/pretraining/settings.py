@@ -51,6 +51,7 @@ class Architecture:
             self.dit_heads >= 1 and self.dit_width % self.dit_heads == 0,
             f"--dit-width {self.dit_width} cannot be split over --dit-heads {self.dit_heads}",
         )
+        _check(self.dit_width % 4 == 0, f"--dit-width {self.dit_width} is no multiple of 4, as its position codes need")
         for flag, value in (("--latent-channels", self.latent_channels), ("--dit-layers", self.dit_layers)):
             _check(value >= 1, f"{flag} {value} must be at least 1")
 

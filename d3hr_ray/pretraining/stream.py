@@ -71,11 +71,27 @@ class ImageStream:
                 upcoming = pool.submit(next, made)
                 yield ready
 
-    def fixed(self, batch_size: int, limit: int) -> Iterator[Batch]:
-        """The first `limit` images of the listing in its own order, whoever asks: for statistics."""
-        for at in range(0, min(limit, len(self)), batch_size):
-            indices = np.arange(at, min(at + batch_size, limit, len(self)))
-            yield self._batch(indices, self._encoded(indices))
+    def fixed(self, batch_size: int, rows: np.ndarray) -> Iterator[Batch]:
+        """Those of some rows of the listing, ascending, that can be read, once each, whoever asks: for statistics.
+
+        Raises RunError if none can.
+        """
+        any_sound = False
+        for at in range(0, len(rows), batch_size):
+            indices = rows[at : at + batch_size]
+            pixels, sound = self._pixels(indices, self._encoded(indices))
+            if sound.any():
+                any_sound = True
+                yield Batch(pixels[sound], self._labels[indices[sound]], indices[sound])
+        if not any_sound:
+            raise self._none_of(len(rows))
+
+    def spread(self, count: int) -> np.ndarray:
+        """Rows (count,) or all: the listing's first, if they show every class, as shuffled data do; else even ones."""
+        first = np.arange(min(count, len(self)))
+        if len(np.unique(self._labels[first])) == len(np.unique(self._labels)):
+            return first
+        return np.linspace(0, len(self) - 1, len(first)).round().astype(int)
 
     def _positions(self, start: int) -> Iterator[np.ndarray]:
         """Windows of listing rows in training order, from position `start` on."""
@@ -108,15 +124,19 @@ class ImageStream:
 
     def _batch(self, indices: np.ndarray, data: list[bytes]) -> Batch:
         """A broken image's place is taken by a sound one of the same batch, so that positions never shift."""
-        if self.small:
-            self._cache = self._cache or self._read_all()
-            pixels, sound = (part[indices] for part in self._cache)
-        else:
-            pixels, sound = self._decode(indices.tolist(), data)
+        pixels, sound = self._pixels(indices, data)
         if not sound.any():
-            raise RunError(f"pretraining: none of {len(indices)} images can be read; see {self._example()}")
+            raise self._none_of(len(indices))
         chosen = np.where(sound, np.arange(len(sound)), np.resize(np.flatnonzero(sound), len(sound)))
         return Batch(pixels[chosen], self._labels[indices[chosen]], indices[chosen])
+
+    def _pixels(self, indices: np.ndarray, data: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the listing => their pixels (N, S, S, 3), and whether each could be read (N,)."""
+        if not self.small:
+            return self._decode(indices.tolist(), data)
+        self._cache = self._cache or self._read_all()
+        pixels, sound = self._cache
+        return pixels[indices], sound[indices]
 
     def _read_all(self) -> tuple[np.ndarray, np.ndarray]:
         """Every image's pixels (N, S, S, 3), and whether it could be read (N,)."""
@@ -144,9 +164,9 @@ class ImageStream:
             list(pool.map(place, range(len(rows))))
         return pixels, sound
 
-    def _example(self) -> str:
+    def _none_of(self, count: int) -> RunError:
         image_id, reason = min(self.rejected.items())
-        return f"{image_id} ({reason})"
+        return RunError(f"pretraining: none of {count} images can be read; see {image_id} ({reason})")
 
 
 def reading(done: int, total: int) -> State:

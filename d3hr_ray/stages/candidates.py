@@ -49,7 +49,7 @@ class JudgeBlock(BlockActor):
         super().__init__(job, networks)
         cao2 = job.config.cao2
         self.judge = load_judge(job.config, job.classes, job.device) if cao2.select != "none" else None
-        self.learner = load_learner(cao2.learner, job.classes, job.device) if cao2.learner is not None else None
+        self.learner = load_learner(job.config, job.classes, job.device) if cao2.learner is not None else None
 
     def write(self, spec: SetSpec, block: int) -> int:
         """Make and judge one block. Returns its number of candidates."""

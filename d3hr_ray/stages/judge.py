@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from d3hr_ray.config import RunConfig
+from d3hr_ray.models.card import read_card
 from d3hr_ray.models.students import Fitted, Normalised
 from d3hr_ray.models.teachers import Target, load_teacher, own_classifier, resolve, side_of, teacher_id
 
@@ -79,7 +80,7 @@ def load_judge(config: RunConfig, classes: pa.Table, device: str) -> Judge:
 
     The authors feed theirs images in [-1, 1] without ImageNet's normalisation; `official` does so too.
     """
-    judge = load_classifier(judge_name(config), classes, device)
+    judge = load_classifier(judge_name(config), classes, device, _shown(config))
     if config.has_quirk("normalisation"):
         for module in judge.net.modules():
             if isinstance(module, Normalised):
@@ -87,14 +88,22 @@ def load_judge(config: RunConfig, classes: pa.Table, device: str) -> Judge:
     return judge
 
 
-def load_learner(name: str, classes: pa.Table, device: str) -> Judge:
+def load_learner(config: RunConfig, classes: pa.Table, device: str) -> Judge:
     """The network of --learner, that normalises as it was trained to. Raises as load_judge does."""
-    return load_classifier(name, classes, device, "learner")
+    assert config.cao2.learner is not None, "asked for by the config"
+    return load_classifier(config.cao2.learner, classes, device, _shown(config), "learner")
 
 
-def load_classifier(name: str, classes: pa.Table, device: str, role: str = "classifier") -> Judge:
-    """A classifier by its name from `judge_name`, that normalises as it was trained to. Raises as load_judge does."""
-    side = side_of(name)
+def _shown(config: RunConfig) -> int:
+    """Pixels of the images that are judged: the model's."""
+    return read_card(config.model.name).image_size
+
+
+def load_classifier(name: str, classes: pa.Table, device: str, shown: int, role: str = "classifier") -> Judge:
+    """A classifier by its name from `judge_name`, that normalises as it was trained to, of images `shown` at so many
+    pixels. Raises as load_judge does.
+    """
+    side = side_of(name, shown)
     wnids = classes["wnid"].to_pylist()
     target = Target(tuple(classes["name"].to_pylist()), tuple(wnids) if all(wnids) else None, side)
     with _called(role):
