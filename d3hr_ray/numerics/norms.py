@@ -141,7 +141,7 @@ class Quantiles:
 
 
 def quantiles(term: Term, weights_D: np.ndarray) -> Quantiles | None:
-    """Tabulate the law of sum_d w_d X_d; None if it is too rough for the series (few dims, a few that dominate, or none).
+    """Tabulate the law of sum_d w_d X_d; None if it is too rough for the series (few dims, few that dominate, or none).
 
     Against a four times finer tabulation: within 1e-6 of a standard deviation from D = 96 on, 6e-6 at D = 24.
     """
