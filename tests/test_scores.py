@@ -87,6 +87,10 @@ def test_kernel_distance_is_near_zero_for_one_distribution_and_its_definition_fo
     assert abs(kernel_distance(normals(800), normals(800, seed=1))) < 0.05 < kernel_distance(x, y)
 
 
+def test_a_single_image_has_no_kernel_distance():
+    assert np.isnan(kernel_distance(normals(20), normals(1)))
+
+
 def test_coverage_and_diversity():
     real = normals(200)
     assert coverage(real, real) == 1.0

@@ -55,6 +55,8 @@ def batches(bench: invert.Bench, tiny: bool) -> Part:
         denoiser.compiled_sizes.clear()  # each size on its own, unpadded
         x = torch.randn(size, *bench.card.latent_shape, device=bench.device)
         classes = torch.zeros(size, dtype=torch.long, device=bench.device)
+        if not tiny:
+            torch.cuda.reset_peak_memory_stats()
         seconds = in_turns({"forward": partial(denoiser.eps, x, T, classes)}, 5, _clock(tiny))["forward"]
         memory = 0.0 if tiny else torch.cuda.max_memory_allocated() / 2**30
         rate = size / min(seconds)

@@ -24,9 +24,14 @@ def _root(s_FF: torch.Tensor) -> torch.Tensor:
 
 
 def kernel_distance(real_NF: torch.Tensor, made_MF: torch.Tensor) -> float:
-    """Unbiased squared MMD under the kernel (x.y / F + 1)^3: KID (Binkowski et al., 2018) without its subsets."""
+    """Unbiased squared MMD under the kernel (x.y / F + 1)^3: KID (Binkowski et al., 2018) without its subsets.
+
+    NaN for a single image on either side, of which there is no such estimate.
+    """
     real_NF, made_MF = real_NF.double(), made_MF.double()
     n, m, dims = len(real_NF), len(made_MF), real_NF.shape[1]
+    if min(n, m) < 2:
+        return float("nan")
 
     def total(a: torch.Tensor, b: torch.Tensor) -> float:
         return sum(float(((part @ b.T / dims + 1) ** 3).sum()) for part in a.split(ROWS))
