@@ -154,11 +154,6 @@ def sweep_flags_file(name: str) -> str:
     return f"{sweep_folder(name)}/sweep.json"
 
 
-def sweep_base_file(name: str) -> str:
-    """Of the config that a sweep varies, as a preset."""
-    return f"{sweep_folder(name)}/base.json"
-
-
 def stopped_folder(name: str) -> str:
     """Of the students that a sweep's scheduler stopped."""
     return f"{sweep_folder(name)}/stopped"

@@ -11,7 +11,7 @@ from typing import Any
 
 from d3hr_ray import lock
 from d3hr_ray.config import RunConfig, as_dict, differences, fingerprint, from_dict
-from d3hr_ray.layout import INVERSIONS, OWN, RUN, SETS, SWEEPS, recipe_file
+from d3hr_ray.layout import INVERSIONS, OWN, RUN, SETS, recipe_file
 from d3hr_ray.store import TEMP, Store
 
 LOG = logging.getLogger("d3hr_ray")
@@ -29,12 +29,18 @@ class AnotherRun(ValueError):
 
 
 def open_run(
-    store: Store, config: RunConfig, inputs: dict[str, Any], overwrite: bool = False, images: str = ""
+    store: Store,
+    config: RunConfig,
+    inputs: dict[str, Any],
+    overwrite: bool = False,
+    images: str = "",
+    base: RunConfig | None = None,
 ) -> None:
     """Start a run folder, or resume it if its config and inputs are the same.
 
-    `images` says how the files of the data differ from when the run began. Raises ValueError with what differs, or if
-    the folder holds something else.
+    `images` says how the files of the data differ from when the run began. `base` is what a sweep varies that starts
+    the run: its own config may be one of several that the sweep makes. Raises ValueError with what differs, or if the
+    folder holds something else.
     """
     if overwrite:
         clear(store)
@@ -44,7 +50,8 @@ def open_run(
         _same_run(store, config, inputs, images)
         return
     require_run(store, config)
-    store.write_json(RUN, _record(config, inputs) | {"started": _now(), "finished": None})
+    begun = {"started": _now(), "finished": None} | ({"base": as_dict(base)} if base else {})
+    store.write_json(RUN, _record(config, inputs) | begun)
 
 
 def require_run(store: Store, config: RunConfig) -> None:
@@ -65,8 +72,8 @@ def clear(store: Store) -> None:
 
 
 def _foreign(store: Store) -> list[str]:
-    """What lies in a folder, but for the driver's lock, what a killed one was writing, and sweeps that begin a run."""
-    return [name for name in [*store.list(), *store.folders()] if name not in (lock.NAME, TEMP, SWEEPS)]
+    """What lies in a folder, but for the lock of the driver that asks and what a killed one was writing."""
+    return [name for name in [*store.list(), *store.folders()] if name not in (lock.NAME, TEMP)]
 
 
 def close_run(store: Store, summary: dict[str, Any]) -> None:
@@ -82,6 +89,15 @@ def hide_reals(store: Store) -> None:
 def stored_config(store: Store) -> dict[str, Any] | None:
     """The plain config of the run in a folder, if there is one."""
     return read_run(store)["config"] if store.exists(RUN) else None
+
+
+def varied_config(store: Store) -> dict[str, Any] | None:
+    """The plain config that sweeps of a run vary: its own, or what the sweep varied that made the run."""
+    if not store.exists(RUN):
+        return None
+    record = read_run(store)
+    base: dict[str, Any] = record.get("base") or record["config"]
+    return base
 
 
 def claim_recipe(store: Store, recipe: dict[str, Any]) -> None:
@@ -123,6 +139,8 @@ def _changed(old: dict[str, Any], config: RunConfig) -> list[str]:
     was, new = as_dict(from_dict(old["config"])), as_dict(config)
     for plain in (was, new):
         plain["data"].pop("max_rejected")  # a limit on the input, which changes no result
+        if plain["data"].get("class_depth") == 1:  # which is what a source is read by where nothing speaks against it
+            plain["data"].pop("class_depth")
     return differences(was, new)
 
 

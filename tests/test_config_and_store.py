@@ -109,6 +109,9 @@ def test_another_config_or_dataset_is_refused_with_the_fields(tmp_path):
     store = Store(str(tmp_path))
     open_run(store, CONFIG, {"listing": "a"})
     open_run(store, replace(CONFIG, data=DataConfig("data", max_rejected=0.5)), {"listing": "a"})
+    open_run(store, replace(CONFIG, data=DataConfig("data", class_depth=1)), {"listing": "a"})  # what it was read by
+    with pytest.raises(ValueError, match="class_depth"):
+        open_run(store, replace(CONFIG, data=DataConfig("data", class_depth=2)), {"listing": "a"})
     with pytest.raises(ValueError, match=r"search\.ipc: \[1, 10\] -> \[50\]"):
         open_run(store, replace(CONFIG, search=SearchConfig((50,))), {"listing": "a"})
     with pytest.raises(ValueError, match=r"inputs\.listing: a -> b"):

@@ -111,8 +111,9 @@ def test_folders_of_splits_are_refused_with_the_one_to_use(tmp_path, splits):
     for split in splits:
         folders(tmp_path / split)
     words = refusal(tmp_path)
-    assert "several splits" in words and words.endswith(f"--data {tmp_path}/{splits[0]}")
-    assert listed(words.rpartition(" ")[2]).counts() == [3, 3]
+    assert "several splits" in words
+    cure = words.rpartition("--data ")[2].partition(",")[0]
+    assert cure == f"{tmp_path}/{splits[0]}" and listed(cure).counts() == [3, 3]
 
 
 def test_one_split_above_the_classes_is_named_among_the_levels(tmp_path):
@@ -176,7 +177,7 @@ def test_flat_images_beside_an_empty_folder_are_told_how_to_be_sorted_too(tmp_pa
 
 def test_a_lone_split_of_flat_images_is_no_class(tmp_path):
     put(tmp_path / "a b", "val/0.png", "val/1.png")
-    assert refusal(tmp_path / "a b").endswith(f"is a split and no class; give --data '{tmp_path}/a b/val'")
+    assert f"called as a split; give --data '{tmp_path}/a b/val', or --class-depth 1" in refusal(tmp_path / "a b")
     assert listed(tmp_path / "a b", class_depth=1).classes.sources == ("val",)
 
 
@@ -186,6 +187,7 @@ def test_a_lone_split_of_flat_images_is_no_class(tmp_path):
         (("dogs/beagle", "fish/tench"), "'dogs/beagle', 'fish/tench', so"),
         (("dataset/images/cat", "dataset/images/dog", "dataset/images/emu"), "'dataset/images/cat', 'dataset/images/"),
         (("archive/cat", "archive/x/dog"), "'archive'"),
+        (("dataset/dataset/cat", "dataset/dataset/dog"), "'dataset/dataset/cat'"),
     ],
 )
 def test_folders_within_classes_that_are_unlike_need_the_level_to_be_said(tmp_path, paths, first):
@@ -193,6 +195,21 @@ def test_folders_within_classes_that_are_unlike_need_the_level_to_be_said(tmp_pa
     put(tmp_path, *(f"{path}/{i}.png" for path in paths for i in range(2)))
     words = refusal(tmp_path)
     assert first in words and "not clear" in words and "--class-depth 2" in words
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [("cat/cat", "dog/dog"), ("cat/images/a", "cat/images/b", "dog/images/a"), ("testis", "valve")],
+)
+def test_layouts_that_are_clear_are_listed(tmp_path, paths):
+    put(tmp_path, *(f"{path}/{i}.png" for path in paths for i in range(2)))
+    assert len(listed(tmp_path).classes.sources) == 2
+
+
+def test_chosen_classes_say_where_they_lie(tmp_path):
+    put(tmp_path, "cat/1.png", "dog/1.png", "docs/figures/a.png", "demo/shots/b.png")
+    found = list_images(DataConfig(str(tmp_path), classes=("cat", "dog")), 2, ["cat", "dog"])
+    assert (found.classes.sources, found.counts()) == (("cat", "dog"), [1, 1])
 
 
 def test_a_class_with_images_of_its_own_may_have_a_folder_of_more(tmp_path):

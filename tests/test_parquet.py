@@ -203,6 +203,12 @@ def test_an_image_that_a_row_names_is_seen_when_it_is_written_again(folder, at, 
     assert versions_of(listing(file)).equals(after)
 
 
+def test_a_file_of_paths_may_be_empty(folder):
+    rows = pq.read_table(paths_only(folder / "train.parquet", [str(next(folder.glob("images/*/*.png")))] * 2))
+    pq.write_table(rows.slice(0, 0), folder / "empty.parquet")
+    assert len(list_images(DataConfig(f"{folder}/*.parquet"), 2, None)) == 2
+
+
 def test_a_path_beside_bytes_that_leads_nowhere_is_named_when_it_is_read(folder):
     file = paths_only(folder / "train.parquet", ["images/gone.png", "x"], [None, PNG[0]])
     found = read(listing(file))

@@ -21,7 +21,7 @@ from d3hr_ray.config import DataConfig, RunError
 from d3hr_ray.models.card import read_card
 from d3hr_ray.models.classifiers import enough_steps
 from d3hr_ray.models.loading import load_networks, load_schedule
-from d3hr_ray.pretraining import check, claim, watch
+from d3hr_ray.pretraining import check, claim, phases, watch
 from d3hr_ray.pretraining.claim import list_classes, prepare, start_anew
 from d3hr_ray.pretraining.launch import pretrain
 from d3hr_ray.pretraining.networks import build
@@ -29,6 +29,7 @@ from d3hr_ray.pretraining.objectives import DitObjective
 from d3hr_ray.pretraining.optimise import Loop, rate
 from d3hr_ray.pretraining.settings import WRITTEN, Architecture, Phase, PretrainConfig
 from d3hr_ray.pretraining.state import State
+from d3hr_ray.pretraining.stream import ImageStream
 from d3hr_ray.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +104,18 @@ def test_a_complete_run_is_not_called_so_where_its_images_have_changed(trained, 
         train(config, tmp_path / "out")
     (tmp_path / "data").rename(tmp_path / "gone")
     assert not train(config, tmp_path / "out"), "it needs them no more"
+
+
+def test_the_dits_second_half_sees_the_scale_of_its_first(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(phases.Worker, "_train_dit", lambda self: [])
+    store = Store(str(tmp_path))
+    store.write_json(phases.SCALE, {"latent_std": 4.0})
+    worker = phases.Worker(TINY, build(TINY, tuple("0123456789")), None, store, phases.World())
+    assert worker._kept_std() == 4.0
+    monkeypatch.setattr(phases.Worker, "_latent_std", lambda self, rows: float(len(rows)))
+    worker.stream = ImageStream(list_classes(DataConfig("digits")), 16, 0)
+    store.delete(phases.SCALE)
+    assert worker._kept_std() == store.read_json(phases.SCALE)["latent_std"] == 1297
 
 
 def test_the_folder_loads_as_any_other_model(trained):

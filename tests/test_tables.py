@@ -150,6 +150,14 @@ def test_protocols_of_several_versions_are_told_apart_but_for_the_full_set():
     assert "hard 1+epochs=3" in format_summary(several)
 
 
+def test_real_images_of_an_older_version_are_of_the_one_source_that_is_known():
+    rows = [r for r in ranked_rows(({}, 0.5)) if r["method"] == "real-random"]
+    now = [r | {"settings": "aaaa1111"} for r in rows]
+    assert {r["set"] for r in disambiguate([*rows, *now])} == {"real-random"}
+    other = [r | {"settings": "bbbb2222"} for r in rows]
+    assert len({r["set"] for r in disambiguate([*now, *other])}) == 2
+
+
 def test_a_full_set_that_was_seen_for_other_epochs_shares_no_mean():
     rows = ranked_rows(({}, 0.5))
     more = [r | {"protocol_version": "1+epochs=9", "top1_last": 0.6} for r in rows if r["method"] == "real-full"]

@@ -10,9 +10,9 @@ from d3hr_ray.cli.sweep_flags import SweepFlags, deciding, kept, resumed
 from d3hr_ray.config import RunConfig, from_dict
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.filesystems import absolute
-from d3hr_ray.layout import RUN, sweep_base_file, sweep_flags_file
+from d3hr_ray.layout import RUN, sweep_flags_file
 from d3hr_ray.methods.inputs import check_fit, read_model
-from d3hr_ray.runs import stored_config
+from d3hr_ray.runs import varied_config
 from d3hr_ray.store import Store
 
 
@@ -43,15 +43,14 @@ def open_sweep(flags: SweepFlags, typed: Collection[str] = ()) -> tuple[SweepFla
 
 
 def base_of(flags: SweepFlags, store: Store) -> RunConfig:
-    """The config that the axes vary: the sweep's when it began, the run's, or the preset's of a run that is to be made.
+    """The config that the axes vary: the run's, or the preset's of a run that a sweep makes or made.
 
     Raises ValueError for a preset that is not the run's.
     """
-    preset, stored = load_preset(flags.preset or "digits"), stored_config(store)
+    preset, stored = load_preset(flags.preset or "digits"), varied_config(store)
     if stored is None:
         return preset
-    began = sweep_base_file(flags.name)
-    base = from_dict(store.read_json(began)["config"] if store.exists(began) else stored)
+    base = from_dict(stored)
     if flags.preset and (preset.data, preset.model.name) != (base.data, base.model.name):
         raise ValueError(f"--preset {flags.preset} is not what --run {store.uri} was made from; leave it out")
     return base

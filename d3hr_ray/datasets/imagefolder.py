@@ -1,5 +1,6 @@
 """ImageNet's own layout: ROOT/<class>/**/<image>, or ROOT/<group>/<class>/**/<image> with a class depth of 2."""
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from d3hr_ray.datasets.decode import MAX_BYTES, NoImage
-from d3hr_ray.datasets.files import SPLIT
 from d3hr_ray.datasets.folders import BACK, DEAD, Entry, Walk, escaped, is_utf8, leads_back, list_folder, walk
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES, READERS, Mapper, Scan, join_scans, scan_table, suffix_of, summary
 from d3hr_ray.filesystems import patient, resolve, split_query
@@ -20,6 +20,7 @@ BAD_NAME = -2  # the length of an image whose name is not UTF-8
 UNREADABLE = {NO_FILE: NoImage("not a regular file"), BAD_NAME: NoImage("its name is not UTF-8; rename it")}
 PACKED = {".parquet": "parquet", ".tar": "webdataset"}  # what may be the data, deeper than detection looks
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
+SPLIT_WORD = re.compile(rf"(?:^|[_.-])({'|'.join(SPLITS)}|dev|eval)\d*(?=$|[_.-])")  # seg_train, val2017; no testis
 
 
 class EmptyClass(ValueError):
@@ -46,7 +47,7 @@ class ImageFolder:
         """
         top = Walk()
         names = list(_top_folders(self.uri, self.strict, top))
-        _refuse_splits(self.uri, names)
+        _refuse_splits(self.uri, names, self.depth)
         flat = list(filter(_is_image, top.files))
         if not names:
             raise ValueError(_no_classes(self.uri, flat, top))
@@ -58,7 +59,7 @@ class ImageFolder:
         except EmptyClass as error:
             raise ValueError(f"{error}{f'. Or is it these: {_sort_them(self.uri, flat)}' if flat else ''}") from error
         made = join_scans([Scan(scan_table([]), top.passed), *scans])
-        if self.depth is None:
+        if self.depth is None and self.strict:  # classes that are chosen say by their names where they lie
             _refuse_lone_split(self.uri, names)
             _refuse_wrapped(self.uri, made.images)
         return Scan(made.images, made.passed, tuple(_notes(self.uri, made.images, self.depth)))
@@ -108,17 +109,18 @@ def _top_folders(uri: str, strict: bool, top: Walk) -> Iterator[str]:
             top.pass_over("folders whose names are not UTF-8", name)
 
 
-def _refuse_splits(uri: str, names: Sequence[str]) -> None:
-    """Raise ValueError for train/ beside val/, or seg_train/ beside seg_test/ and nothing else."""
+def _refuse_splits(uri: str, names: Sequence[str], depth: int | None) -> None:
+    """Raise ValueError for train/ beside val/; or, unless the level is said, for seg_train/ and seg_test/ alone."""
     splits = [name for name in names if name.lower() in SPLITS]
-    words = [SPLIT.findall(f"{name.lower()}/") for name in names]
-    if len(splits) < 2 and all(words) and len({tuple(found) for found in words}) > 1:
-        splits = list(names)
+    words = [tuple(SPLIT_WORD.findall(name.lower())) for name in names]
+    cure = ""
+    if len(splits) < 2 and depth is None and all(words) and len(set(words)) > 1:
+        splits, cure = list(names), ", or --class-depth 1 if they are classes"
     if len(splits) > 1:
         train = next((name for name in splits if "train" in name.lower()), splits[0])
         raise ValueError(
             f"--data {uri}: its folders are several splits ({', '.join(splits)}); give one of them, such as --data "
-            f"{_typed(uri, train)}"
+            f"{_typed(uri, train)}{cure}"
         )
 
 
@@ -126,20 +128,23 @@ def _refuse_lone_split(uri: str, names: Sequence[str]) -> None:
     """Raise ValueError for val/<image>, where a split would be the only class."""
     if len(names) == 1 and names[0].lower() in SPLITS:
         raise ValueError(
-            f"--data {uri}: {names[0]!r}, its only folder, is a split and no class; give --data {_typed(uri, names[0])}"
+            f"--data {uri}: {names[0]!r}, its only folder, is called as a split; give --data {_typed(uri, names[0])}, "
+            "or --class-depth 1 if it is the class"
         )
 
 
 def _refuse_wrapped(uri: str, images: pa.Table) -> None:
     """Raise ValueError if the images of classes, none of them in the class's own folder, lie in unlike ones within it.
 
-    In like ones, as in Tiny-ImageNet's <class>/images/, they do not tell classes apart.
+    In like ones, as in Tiny-ImageNet's <class>/images/ or where an archive's name comes twice, they do not tell classes
+    apart. Within a lone folder all levels are looked at.
     """
     deep, classes = _is_deep(images), images["class_name"].cast(pa.string())
     direct = pc.unique(classes.filter(pc.invert(deep)))
     apart = images["image_id"].filter(pc.and_(deep, pc.invert(pc.is_in(classes, direct))))
     folders = sorted(pc.unique(pc.replace_substring_regex(apart, "/[^/]*$", "")).to_pylist(), reverse=True)
-    inner = {folder.partition("/")[2]: folder for folder in folders}
+    lone = len(pc.unique(classes)) == 1
+    inner = {_within(folder, lone): folder for folder in folders}
     if len(inner) < 2:
         return
     first, other = sorted(inner.values())[:2]
@@ -148,6 +153,13 @@ def _refuse_wrapped(uri: str, images: pa.Table) -> None:
         f"which folders are the classes: give --class-depth 1 for {first.partition('/')[0]!r} and those beside it, "
         f"--class-depth 2 for the folders in them; or as --data the folder that all class folders are in"
     )
+
+
+def _within(folder: str, whole: bool) -> str:
+    """What a folder within a class's is called: its `whole` path there, or the first part; .. if as the class is."""
+    name, _, rest = folder.partition("/")
+    own = rest if whole else rest.partition("/")[0]
+    return ".." if own == name else own
 
 
 def _is_deep(images: pa.Table) -> pa.ChunkedArray:

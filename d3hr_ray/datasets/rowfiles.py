@@ -120,6 +120,8 @@ def _files_of(parquet: pq.ParquetFile, group: int, column: str, uri: str, file: 
 def _paths(parquet: pq.ParquetFile, group: int, column: str) -> Iterator[str | object | None]:
     """What each row of a group names, BYTES where it holds the image itself. One image is in memory at a time."""
     chunks = parquet.metadata.row_group(group)
+    if not chunks.num_rows:
+        return
     held = [chunks.column(i) for i in range(chunks.num_columns) if chunks.column(i).path_in_schema == f"{column}.bytes"]
     none = all(chunk.is_stats_set and chunk.statistics.null_count == chunks.num_rows for chunk in held)
     wanted = [f"{column}.path"] if none else [f"{column}.path", f"{column}.bytes"]

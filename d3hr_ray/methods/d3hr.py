@@ -65,8 +65,9 @@ def start_run(
     actors: Actors,
     overwrite: bool,
     extended: Store | None = None,
+    base: RunConfig | None = None,
 ) -> Run:
-    """Open a run folder, new or to resume, that may take latents of an `extended` run.
+    """Open a run folder, new or to resume, that may take latents of an `extended` run. `base`: as of `open_run`.
 
     Raises ValueError if it holds another run, or one of other images.
     """
@@ -79,7 +80,7 @@ def start_run(
     changed = {} if overwrite else contents.changed_files(store, listing)
     lineage, reused = _lineage(store, config, listing, overwrite, extended)
     inputs |= {"extends": lineage} if lineage else {}
-    open_run(store, config, inputs, overwrite, contents.describe(changed))
+    open_run(store, config, inputs, overwrite, contents.describe(changed), base)
     if changed:
         contents.refuse_replaced(store, config, listing, changed)
     if changed or not store.exists(VERSIONS):

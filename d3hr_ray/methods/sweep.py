@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from d3hr_ray.config import RefineConfig, RunConfig, as_dict, fingerprint, from_dict
-from d3hr_ray.layout import CLASSES, INVERSIONS, RUN, gaussian_file, sweep_base_file, sweep_flags_file
+from d3hr_ray.config import RefineConfig, RunConfig, fingerprint, from_dict
+from d3hr_ray.layout import CLASSES, INVERSIONS, RUN, gaussian_file, sweep_flags_file
 from d3hr_ray.methods import d3hr
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.methods.guiding import seen_blocks
@@ -43,8 +43,7 @@ class Sweep:
         return [config for configs in self.settings.values() for config in configs]
 
     def remember(self) -> None:
-        """Keep the flags, for --resume, and what they vary: a run that the sweep makes may be of another method."""
-        self.store.write_json(sweep_base_file(self.name), {"config": as_dict(self.base)})
+        """Keep the flags, for --resume."""
         self.store.write_json(sweep_flags_file(self.name), dict(self.flags))
 
 
@@ -58,7 +57,6 @@ class Place:
 
 def invert_all(sweep: Sweep) -> list[Place]:
     """The runs that sets are made from. What a run has already is taken from it; the rest is inverted, and no more."""
-    sweep.remember()
     kinds = {config.fits for config in sweep.configs}
     places = [place for guidance in sweep.settings for place in _inverted(sweep, guidance)] if True in kinds else []
     _add_features(sweep, places)
@@ -116,16 +114,19 @@ def _fitted(own: RunConfig, wanted: RunConfig) -> tuple[int, ...]:
 
 
 def _open(sweep: Sweep, store: Store, new: RunConfig, fit: bool = True) -> Run:
-    """The run in a folder, or a `new` one there, with all its Gaussians if `fit`."""
+    """The run in a folder, or a `new` one there, with all its Gaussians if `fit`; remembers the sweep."""
     plain = stored_config(store)
     config, (card, _) = from_dict(plain) if plain else new, read_model(new, planning=False)
     files = [gaussian_file(t) for t in config.inversion.timesteps] if fit else []
     if plain and all(map(store.exists, [CLASSES, *files])):
+        sweep.remember()
         return d3hr.stored_run(store, card, sweep.actors)  # its images are looked at no more
     listing = list_data(config, card)
     if store != sweep.store:
         d3hr.check_images(sweep.store, listing)
-    run = d3hr.start_run(store, config, card, listing, sweep.actors, overwrite=False)
+    base = sweep.base if store == sweep.store else None
+    run = d3hr.start_run(store, config, card, listing, sweep.actors, overwrite=False, base=base)
+    sweep.remember()
     if fit:
         announce(f"inverting {len(listing):,} images with guidance {config.inversion.guidance:g} -> {store.uri}")
         d3hr.fit_gaussians(run, listing)

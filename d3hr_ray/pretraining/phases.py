@@ -12,11 +12,12 @@ from d3hr_ray.numerics.seeds import generator, normal
 from d3hr_ray.pretraining.networks import Networks
 from d3hr_ray.pretraining.objectives import DitObjective, VaeObjective
 from d3hr_ray.pretraining.optimise import Inputs, Loop, Row
-from d3hr_ray.pretraining.settings import Phase, PretrainConfig
+from d3hr_ray.pretraining.settings import SCRATCH, Phase, PretrainConfig
 from d3hr_ray.pretraining.state import State, Tell, silent
 from d3hr_ray.pretraining.stream import Batch, ImageStream
 from d3hr_ray.store import Store
 
+SCALE = f"{SCRATCH}/scale.json"
 SCALE_IMAGES = 8192  # enough for the latents' std to 1 part in 1,000
 ENCODE_BATCH = 64
 
@@ -48,7 +49,7 @@ class Worker:
         curve = self._train_vae() if self.config.vae.steps else []
         vae = self.networks.vae.to(self.world.device).eval().requires_grad_(False)
         if self.config.init is None:
-            vae.register_to_config(scaling_factor=1 / self._latent_std())
+            vae.register_to_config(scaling_factor=1 / self._kept_std())
         return curve + self._train_dit()
 
     def _loop(self, name: str, phase: Phase) -> Loop:
@@ -101,10 +102,21 @@ class Worker:
             yield batch.indices, *self._posterior(batch)
             self.world.tell(State(phase, int(np.searchsorted(rows, batch.indices[-1])) + 1, len(rows), "image"))
 
-    def _latent_std(self) -> float:
+    def _kept_std(self) -> float:
+        """The latents' std as it was when the DiT's training began: its second half must not see another scale."""
+        if self.store.exists(SCALE):
+            return float(self.store.read_json(SCALE)["latent_std"])
+        begun = self.store.exists(f"{SCRATCH}/dit.pt")  # by an older version, which took the first images
+        rows = np.arange(min(SCALE_IMAGES, len(self.stream))) if begun else self.stream.spread(SCALE_IMAGES)
+        std = self._latent_std(rows)
+        if self.world.rank == 0:
+            self.store.write_json(SCALE, {"latent_std": std})
+        return std
+
+    def _latent_std(self, rows: np.ndarray) -> float:
         """Std of the sampled latents over all dims: that of the means plus the posterior's own, in float64."""
         total, squares, count = 0.0, 0.0, 0
-        for _, *posterior in self._posteriors("scale of the latents", self.stream.spread(SCALE_IMAGES)):
+        for _, *posterior in self._posteriors("scale of the latents", rows):
             mean, std = (x.double() for x in posterior)
             total += float(mean.sum())
             squares += float((mean.square() + std.square()).sum())

@@ -20,6 +20,7 @@ from d3hr_ray.pretraining.state import State, Tell, silent
 
 SHARD, WINDOW = 64, 64  # images per shard and shards per window: 4,096 encoded images, 0.5 GB of ImageNet, are held
 CACHE_BYTES = 1 << 28  # decoded sets up to this size are kept whole
+RUN = 8  # images in a row of a spread: each costs the reading of a row group, in Parquet
 READ = 256  # images of such a set that are read and decoded at a time
 
 
@@ -87,11 +88,12 @@ class ImageStream:
             raise self._none_of(len(rows))
 
     def spread(self, count: int) -> np.ndarray:
-        """Rows (count,) or all: the listing's first, if they show every class, as shuffled data do; else even ones."""
+        """At most `count` rows: the listing's first, if they show every class, as shuffled data do; else even runs."""
         first = np.arange(min(count, len(self)))
         if len(np.unique(self._labels[first])) == len(np.unique(self._labels)):
             return first
-        return np.linspace(0, len(self) - 1, len(first)).round().astype(int)
+        starts = np.linspace(0, max(0, len(self) - RUN), max(1, len(first) // RUN)).round().astype(int)
+        return np.unique((starts[:, None] + np.arange(RUN)).clip(max=len(self) - 1))
 
     def _positions(self, start: int) -> Iterator[np.ndarray]:
         """Windows of listing rows in training order, from position `start` on."""

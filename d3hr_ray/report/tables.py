@@ -7,12 +7,13 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from math import isnan
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from d3hr_ray.config import RunConfig, as_dict, settings_of
+from d3hr_ray.evaluation.baselines import Baseline
 from d3hr_ray.evaluation.ranking import (
     AXES,
     LEAST_SETS,
@@ -38,6 +39,7 @@ SCORES, CORRELATIONS = f"{REPORT}/scores.csv", f"{REPORT}/scores-correlations.cs
 CORRELATION_SCHEMA = pa.schema(
     [("ipc", pa.int64()), ("sets", pa.int64()), ("score", pa.string()), ("rho", pa.float64()), ("p", pa.float64())]
 )
+REAL = ("real-full", *get_args(Baseline))
 LISTED = 20  # classes that are named
 MATCHING_HEAD = ("class", "images", "rejected", "loss", "random draw", "ratio")
 
@@ -91,6 +93,7 @@ def disambiguate_sets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     That is flag=value for each difference, such as `optimise=0`, the same at every timestep and IPC; or the settings'
     fingerprint, where a row that an older version wrote has no config, or a difference has no words.
     """
+    rows = _of_one_source(rows)
     namesakes: dict[tuple[Any, ...], dict[str | None, str | None]] = defaultdict(dict)
     for row in rows:
         known = namesakes[_kind(row)]
@@ -98,6 +101,16 @@ def disambiguate_sets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     words = {kind: _words(configs) for kind, configs in namesakes.items()}
     named = [(row, words[_kind(row)][row.get("settings")]) for row in rows]
     return [r | {"set": f"{r['set']} {w}", "kind": f"{_what(r)} {w}"} if w else r for r, w in named]
+
+
+def _of_one_source(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in which real images of an older version, which kept no source of theirs, are of the one that is known."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.get("method") in REAL and row.get("settings"):
+            known[row["method"]].add(row["settings"])
+    only = {method: min(found) for method, found in known.items() if len(found) == 1}
+    return [r | {"settings": only[r["method"]]} if r.get("method") in only else r for r in rows]
 
 
 def _kind(row: dict[str, Any]) -> tuple[Any, ...]:
