@@ -20,7 +20,14 @@ from d3hr_ray.numerics.feature_matching import match_features
 from d3hr_ray.sets import SetSpec, whole_classes
 from d3hr_ray.stages.class_means import clear_if_whole
 from d3hr_ray.stages.feature_kinds import FeatureKind
-from d3hr_ray.stages.features import FeatureJob, FeatureShard, features_of, read_means, write_means
+from d3hr_ray.stages.features import (
+    FeatureJob,
+    FeatureShard,
+    features_of,
+    read_means,
+    room_of_sums,
+    write_means,
+)
 from d3hr_ray.store import Store
 
 LABELS = torch.tensor([0, 0, 0, 1, 1])
@@ -242,3 +249,12 @@ def test_a_sweep_makes_the_features_that_its_settings_need_once(digits, here, tm
     assert len(made) == 2 and all(p.stat().st_mtime_ns == at for p, at in made.items())
     images = {Store(uri).read_bytes("train/3/0.png") for uri in sets}
     assert len(sets) == len(plan.timesteps) * 3 == len(images)
+
+
+def test_the_room_of_sums_grows_with_the_classes_of_a_shard():
+    def shards(labels):
+        return [pa.table({"label": labels[at : at + 10]}) for at in range(0, len(labels), 10)]
+
+    ordered = [k // 10 for k in range(100)]
+    assert room_of_sums(shards(ordered)) == 1
+    assert room_of_sums(shards([k % 10 for k in range(100)])) == 10

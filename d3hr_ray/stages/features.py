@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from d3hr_ray.config import RefineConfig
@@ -21,6 +22,7 @@ from d3hr_ray.models.memory import keep_freed_memory
 from d3hr_ray.models.random_features import random_features
 from d3hr_ray.numerics.feature_matching import Features
 from d3hr_ray.runtime.actors import Actors
+from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.runtime.telemetry import goes_on
 from d3hr_ray.stages.class_means import (
@@ -37,6 +39,7 @@ from d3hr_ray.stages.class_means import (
 from d3hr_ray.stages.feature_kinds import FeatureKind, feature_kind
 from d3hr_ray.store import Store
 
+SHUFFLED = 8  # times the room of the means that sums may take before it is told
 BATCH = 64  # images per forward: fixed, for equal bytes
 _SUMS = pa.schema([("network", pa.int32()), *SUMS])
 
@@ -59,6 +62,12 @@ def run_features(
     if clear_if_whole(store, left, kind.parts):
         return
     shards = replace(listing, entries=first_entries(listing, kind.images)).shards(shard_size)
+    if (times := room_of_sums(shards)) > SHUFFLED:
+        LOG.warning(
+            f"--data is not sorted by class: until its features are added up, their sums take {times:,.0f} times the "
+            "room of features/, and an actor's memory a shard's share of it; image folders, which are sorted, take "
+            "once or twice"
+        )
     parts, there = [shard_file(i) for i in range(len(shards))], set(store.list(kind.parts))
     done = {i for i, part in enumerate(parts) if part in there}
     job = FeatureJob(store, kind, tuple(listing.classes.names), actors.device)
@@ -66,6 +75,12 @@ def run_features(
     for _ in bounded(write_means, [(k, (store, kind, parts, k, job.class_names)) for k in left], "add features"):
         pass
     store.delete(kind.parts)
+
+
+def room_of_sums(shards: list[pa.Table]) -> float:
+    """How much more room the sums of shards take than those of classes: each shard has one for every class in it."""
+    labels = [set(pc.unique(shard["label"]).to_pylist()) for shard in shards]
+    return sum(map(len, labels)) / max(1, len(set().union(*labels)))
 
 
 class FeatureShard(SumShard):
