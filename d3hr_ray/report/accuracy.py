@@ -96,14 +96,13 @@ def accuracy_sections(store: Store, rows: list[dict[str, Any]], classes: list[st
         here = [row for row in rows if _tested(row) == (data, test)]
         title = titles[data] if len(set(titles.values())) == len(titles) else data
         if [place for place, _ in tested].count(data) > 1:
-            data, title = (f"{name} (images {test[:6]})" for name in (data, title))
+            title = f"{title} (images {test[:6]})"
         yield f"<h2>Accuracy on {escape(title)}</h2>"
         yield from (f"<p>{escape(line)}</p>" for line in meaning(here))
         yield accuracy_table(here)
         yield '<p class="note">Last-epoch top-1 in percent, mean ± 95 % interval over sets (of one set: over '
         yield "students), of two sets: both values. Bold: a column's best.</p>"
-        slug = slugs[data, test]
-        yield from _plots(store, here, classes or [str(k) for k in range(len(here[0]["per_class"]))], slug)
+        yield from _plots(store, here, classes or [str(k) for k in range(len(here[0]["per_class"]))], slugs[data, test])
 
 
 def _slugs(tested: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
