@@ -108,6 +108,7 @@ def test_the_page_shows_every_image_without_an_error(evaluated, width):
     assert scroll <= width
 
 
+# Computed when all images were still loaded by the driver: students that were trained then are not trained again.
 HASHES = {
     "herding": "92cba83ab90f08f4",
     "kmeans-real": "8cf857cfcc9a522b",

@@ -16,6 +16,15 @@ from d3hr_ray.evaluation.sets import DistilledSet
 from jobs import evaluate, sweep
 
 
+def refusal(job, monkeypatch, capsys, command: str) -> list[str]:
+    """What a job says on standard error of a command that it refuses."""
+    with pytest.raises(SystemExit) as stop:
+        run_job(job, monkeypatch, command)
+    assert stop.value.code == 2
+    said: list[str] = capsys.readouterr().err.strip().splitlines()
+    return said
+
+
 @pytest.fixture
 def paths(tmp_path):
     """A set, class folders that are one too, a folder without any, and a path where nothing is."""
@@ -60,10 +69,7 @@ NEEDED = (
 def test_paths_and_what_is_missing_are_refused_at_once(paths, monkeypatch, capsys, flags, message):
     """All of it in one line, before Ray starts."""
     monkeypatch.setattr(evaluate, "connect", lambda *args: pytest.fail("Ray is started"))
-    with pytest.raises(SystemExit) as stop:
-        run_job(evaluate, monkeypatch, flags.format(**paths))
-    assert stop.value.code == 2
-    said = capsys.readouterr().err.strip().splitlines()
+    said = refusal(evaluate, monkeypatch, capsys, flags.format(**paths))
     assert len(said) == 1 and message.format(**paths) in said[0]
 
 
@@ -104,14 +110,10 @@ def test_without_training_images_the_default_baseline_is_left_out_and_said(paths
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(ray_session, paths, monkeypatch, capsys, flags, message):
-    with pytest.raises(SystemExit) as stop:
-        run_job(evaluate, monkeypatch, f"--distilled {{set}} --out {{none}} {flags} --baselines none".format(**paths))
-    assert stop.value.code == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert message in said[-1]
+    command = f"--distilled {{set}} --out {{none}} {flags} --baselines none".format(**paths)
+    assert message in refusal(evaluate, monkeypatch, capsys, command)[-1]
 
 
-# Computed when all images were still loaded by the driver: students that were trained then are not trained again.
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -124,7 +126,4 @@ def test_a_mistake_is_one_line_that_names_it(ray_session, paths, monkeypatch, ca
     ],
 )
 def test_a_sweeps_mistake_is_one_line_that_names_it(ray_session, tmp_path, monkeypatch, capsys, flags, message):
-    with pytest.raises(SystemExit) as stop:
-        run_job(sweep, monkeypatch, flags.format(none=tmp_path / "none"))
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in refusal(sweep, monkeypatch, capsys, flags.format(none=tmp_path / "none"))[-1]

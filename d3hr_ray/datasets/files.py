@@ -13,7 +13,7 @@ from d3hr_ray.datasets.folders import escaped, is_utf8, list_folder, walk
 from d3hr_ray.datasets.patterns import expand_braces, has_signs, literal, pattern_of
 from d3hr_ray.filesystems import patient, resolve, split_query
 
-# Of the name of a file or folder: train2017, test_data and dev-00000 are splits; devkit is none.
+# In the name of a file: train2017, test_data and dev-00000 are splits; devkit is none.
 SPLIT = re.compile(r"(?:^|[/_.-])((?:train|test|val)(?=[a-z]*\d*[/_.-])|(?:dev|eval)(?=\d*[/_.-]))")
 
 

@@ -81,8 +81,7 @@ def _inverted(sweep: Sweep, guidance: float) -> list[Place]:
         inversion = replace(config.inversion, timesteps=left)
         name = f"{INVERSIONS}/w{guidance:g}-{fingerprint(inversion)[:6]}"
         store = sweep.store.at(name) if sweep.store.exists(RUN) else sweep.store
-        method = config.method if config.fits else "d3hr"
-        places.append(Place(_open(sweep, store, replace(config, inversion=inversion, method=method)), left))
+        places.append(Place(_open(sweep, store, replace(config, inversion=inversion, method="d3hr")), left))
     return places
 
 

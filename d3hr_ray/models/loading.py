@@ -69,15 +69,13 @@ def load_part(kind: Any, where: str, part: str, dtype: torch.dtype) -> Any:
         raise ValueError(
             f"--model {where}: the weights of {part} do not fit its config.json ({str(error)[:300]})"
         ) from error
-    if lacking := sorted(told["missing_keys"]):
+    lacking, unused = sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
+    if lacking:
+        more = f", and has {len(unused)} that it has no place for, such as {unused[0]}" if unused else ""
         raise ValueError(
             f"--model {where}: {part} lacks {len(lacking)} of the tensors that its config.json asks for, such as "
-            f"{lacking[0]}{_instead(sorted(told['unexpected_keys']))}; save it by diffusers' save_pretrained"
+            f"{lacking[0]}{more}; save it by diffusers' save_pretrained"
         )
-    if unused := sorted(told["unexpected_keys"]):
+    if unused:
         LOG.warning(f"--model {where}: {len(unused)} tensors of {part} have no place in it, such as {unused[0]}")
     return made
-
-
-def _instead(unused: list[str]) -> str:
-    return f", and has {len(unused)} that it has no place for, such as {unused[0]}" if unused else ""

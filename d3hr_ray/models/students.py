@@ -32,6 +32,7 @@ ALIASES = {
     "vit": "vit_base_patch16_224",
     "swin_v2": "swinv2_tiny_window8_256",
 }
+VITS = ("vit", "deit")
 TORCHVISION = ("alexnet", "vgg11")
 OURS = ("mlp", "vgg11-small")
 EXAMPLES = (
@@ -142,8 +143,8 @@ def identity(arch: str, image_size: int) -> str:
     """
     if image_size == 28 and CONVNET.fullmatch(arch):
         return f"{arch}, padded"
-    patch = _patch(ALIASES.get(arch, arch), image_size) if ALIASES.get(arch, arch).startswith(("vit", "deit")) else None
-    return f"{arch}, patches of {patch}" if patch not in (None, max(2, min(16, image_size // 8))) else arch
+    patch = _patch(ALIASES.get(arch, arch), image_size)
+    return f"{arch}, patches of {patch}" if patch not in (None, _small_patch(image_size)) else arch
 
 
 def build_on_meta(arch: str, num_classes: int, image_size: int) -> nn.Module:
@@ -249,16 +250,23 @@ def _geometry(name: str, side: int) -> dict[str, Any]:
             "img_size": side,
             "patch_size": next((p for p in (4, 2, 1) if side % (8 * p) == 0 and side >= 16 * p), 1),
         }
-    if name.startswith(("vit", "deit")) and side % 16:
+    if not name.startswith(VITS):
+        return {}
+    if side % 16:
         raise ValueError("the patches of a ViT here need a multiple of 16 pixels")
-    if name.startswith(("vit", "deit")) and (patch := _patch(name, side)):
-        return {"img_size": side, "patch_size": patch}
-    return {"img_size": side} if name.startswith(("vit", "deit")) else {}
+    patch = _patch(name, side)
+    return {"img_size": side} | ({"patch_size": patch} if patch else {})
 
 
 def _patch(name: str, side: int) -> int | None:
     """The side of a ViT's patches: what its name says, unless too few would be left of smaller images."""
-    if (said := re.search(r"patch(\d+)", name)) is None:
+    said = re.search(r"patch(\d+)", name) if name.startswith(VITS) else None
+    if said is None:
         return None
     own = int(said[1])
-    return own if side % own == 0 and (side >= 224 or side // own >= 8) else max(2, min(16, side // 8))
+    return own if side % own == 0 and (side >= 224 or side // own >= 8) else _small_patch(side)
+
+
+def _small_patch(side: int) -> int:
+    """The side of patches of which at least 8 lie along a side, where that can be."""
+    return max(2, min(16, side // 8))

@@ -64,23 +64,18 @@ def name_of(cell: dict[str, Any]) -> str:
 
 def disambiguate(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows in which what must not mix has different names: protocols of several versions or teachers, sets."""
-    rows = [_full_named(row, rows) if row["method"] == "real-full" else row for row in disambiguate_sets(rows)]
-    rules: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        if row["method"] != "real-full":
-            rules[row["protocol"]].add(_rules(row))
-    return [r | {"protocol": _rules(r)} if len(rules[r["protocol"]]) > 1 else r for r in rows]
+    rows = disambiguate_sets(rows)
+    rules, full = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for row in rows:  # the full set may be seen fewer times than others, and stands beside them all the same
+        (full if row["method"] == "real-full" else rules)[row["protocol"]].add(_rules(row))
 
+    def named(row: dict[str, Any]) -> dict[str, Any]:
+        own = row["protocol"]
+        if row["method"] == "real-full" and len(full[own]) > 1:
+            row = row | {what: f"{_what(row)} {row['protocol_version']}" for what in ("set", "kind")}
+        return row | {"protocol": _rules(row)} if len(rules[own]) > 1 else row
 
-def _full_named(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A row of the full set, which may be seen fewer times than others and stands beside them all the same.
-
-    Where it was seen for several numbers of epochs, the version of the protocol joins its name.
-    """
-    alike = (r for r in rows if (r["method"], r["protocol"]) == (row["method"], row["protocol"]))
-    if len({r["protocol_version"] for r in alike}) < 2:
-        return row
-    return row | {what: f"{_what(row)} {row['protocol_version']}" for what in ("set", "kind")}
+    return [named(row) for row in rows]
 
 
 def _rules(row: dict[str, Any]) -> str:
