@@ -14,8 +14,8 @@ from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import make_trial, records, run_trial
 from d3hr_ray.report import plots
 from d3hr_ray.report.accuracy import _slugs
+from d3hr_ray.report.names import disambiguate
 from d3hr_ray.report.plots import save_figure
-from d3hr_ray.report.tables import disambiguate
 from d3hr_ray.store import Store
 
 METHODS = {"d3hr-moments": 0.1, "gaussian": 0.0}  # and how much better the first is

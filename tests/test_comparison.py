@@ -17,7 +17,7 @@ from d3hr_ray.evaluation.comparison import _named_as, list_real, open_comparison
 from d3hr_ray.evaluation.recipes import Recipe
 from d3hr_ray.evaluation.sets import DistilledSet, _names, find_sets, image_side, load_set
 from d3hr_ray.evaluation.trials import make_trial
-from d3hr_ray.report.tables import disambiguate_sets
+from d3hr_ray.report.names import disambiguate_sets
 from d3hr_ray.runtime.objects import lend
 from d3hr_ray.store import Store
 

@@ -12,16 +12,9 @@ from d3hr_ray.evaluation.ranking import ranking, summarise
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.evaluation.trials import SCHEMA
 from d3hr_ray.report.accuracy import accuracy_table
+from d3hr_ray.report.names import disambiguate, disambiguate_sets, label_of
 from d3hr_ray.report.page import report_evaluation
-from d3hr_ray.report.tables import (
-    all_trials,
-    disambiguate,
-    disambiguate_sets,
-    format_ranking,
-    format_summary,
-    label_of,
-    write_summary,
-)
+from d3hr_ray.report.tables import all_trials, format_ranking, format_summary, write_summary
 from d3hr_ray.store import Store
 
 

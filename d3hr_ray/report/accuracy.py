@@ -15,8 +15,9 @@ from d3hr_ray.evaluation.sets import DistilledSet, Made
 from d3hr_ray.evaluation.trials import records
 from d3hr_ray.layout import CARD, GAUSSIANS, MANIFEST, METADATA, REPORT
 from d3hr_ray.report import plots
+from d3hr_ray.report.names import label_of
 from d3hr_ray.report.sheets import figure
-from d3hr_ray.report.tables import in_order, label_of
+from d3hr_ray.report.tables import in_order
 from d3hr_ray.stages.card import PREVIEW, arguments, card_text
 from d3hr_ray.stages.publish import looks_of
 from d3hr_ray.store import Store

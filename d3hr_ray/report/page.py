@@ -37,6 +37,7 @@ from d3hr_ray.layout import (
 )
 from d3hr_ray.methods.d3hr import Run
 from d3hr_ray.report.accuracy import accuracy_sections, after_distilling, evaluating, resizing, write_card
+from d3hr_ray.report.names import disambiguate, disambiguate_sets
 from d3hr_ray.report.plots import normality_figure, tsne_figure
 from d3hr_ray.report.sheets import (
     TESTED,
@@ -51,15 +52,7 @@ from d3hr_ray.report.sheets import (
     table,
     write_sheets,
 )
-from d3hr_ray.report.tables import (
-    MATCHING_HEAD,
-    chosen_text,
-    disambiguate,
-    disambiguate_sets,
-    format_ranking,
-    matching_rows,
-    matching_text,
-)
+from d3hr_ray.report.tables import MATCHING_HEAD, chosen_text, format_ranking, matching_rows, matching_text
 from d3hr_ray.runs import close_run
 from d3hr_ray.runtime.summary import format_summary, summary
 from d3hr_ray.sets import sets_of

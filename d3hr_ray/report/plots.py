@@ -21,7 +21,7 @@ from matplotlib.ticker import NullLocator
 
 from d3hr_ray.evaluation.baselines import DRAWN
 from d3hr_ray.evaluation.ranking import spread, summarise
-from d3hr_ray.report.tables import label_of
+from d3hr_ray.report.names import label_of
 
 Rows = Sequence[dict[str, Any]]
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # images per class

@@ -19,8 +19,8 @@ from d3hr_ray.evaluation.baselines import DRAWN
 from d3hr_ray.evaluation.sets import DistilledSet
 from d3hr_ray.layout import DISTILLED, MANIFEST, METADATA, REALS, REPORT, RUN, set_folder
 from d3hr_ray.numerics.seeds import generator
+from d3hr_ray.report.names import disambiguate_sets, name_of
 from d3hr_ray.report.plots import plt, save_figure
-from d3hr_ray.report.tables import disambiguate_sets, name_of
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.images import png
 from d3hr_ray.stages.reals import readable
