@@ -1,6 +1,8 @@
 """Tars: every sample that one names is listed or refused by name, whatever order, names and links its members have."""
 
 import io
+import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -158,6 +160,20 @@ def test_imagenet_is_read_as_it_is_downloaded(tmp_path, layout):
     assert read(found) == PNG[:3] * 2
     assert len(set(found.entries["image_id"].to_pylist())) == 6
     assert "the class of 6 images without .cls and .json is the name of their folder or tar" in found.notes[0]
+
+
+def test_imagenets_validation_images_as_downloaded_are_told_what_their_classes_need(tmp_path):
+    """The tar holds 50,000 images and no word on their classes: these are in another download."""
+    tar = pack(tmp_path / "ILSVRC2012_img_val.tar", [(f"ILSVRC2012_val_{i:08d}.JPEG", PNG[i]) for i in range(3)])
+    with pytest.raises(ValueError, match=r"img_val\.tar: nothing in this tar.*sort them there by: ") as refused:
+        listing(tar)
+    folder = tmp_path / "val"
+    shutil.unpack_archive(tar, folder)
+    rows = (f"ILSVRC2012_val_{i:08d},{TWO[i % 2]} 1 2 3 4\n" for i in range(3))
+    (folder / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(rows))
+    command = str(refused.value).split("sort them there by: ")[1].split(" (Kaggle")[0]
+    subprocess.run(command, shell=True, cwd=folder, check=True)
+    assert listing(folder).counts() == [2, 1]
 
 
 def test_the_class_of_a_tars_image_is_never_guessed(tmp_path):

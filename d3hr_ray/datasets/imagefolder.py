@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from d3hr_ray.datasets.decode import MAX_BYTES, NoImage
 from d3hr_ray.datasets.folders import BACK, DEAD, Entry, Walk, escaped, is_utf8, leads_back, list_folder, walk
+from d3hr_ray.datasets.imagenet import sorting
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES, READERS, Mapper, Scan, join_scans, scan_table, suffix_of, summary
 from d3hr_ray.filesystems import patient, resolve, split_query
 
@@ -184,17 +185,9 @@ def _no_classes(uri: str, images: Sequence[str], top: Walk) -> str:
 def _sort_them(uri: str, images: Sequence[str]) -> str:
     """How images that lie flat get class folders."""
     first = min(images)
-    if first.startswith("ILSVRC2012_val"):
-        how = (
-            "tail -n +2 LOC_val_solution.csv | while IFS=', ' read -r name class rest || [ -n \"$name\" ]; do mkdir -p "
-            '"$class" && mv "$name.JPEG" "$class"; done (Kaggle has this list; torchvision.datasets.ImageNet sorts by '
-            "the devkit's)"
-        )
-    else:
-        how = 'while read -r name class || [ -n "$name" ]; do mkdir -p "$class" && mv "$name" "$class"; done < LIST'
     return (
         f"{len(images):,} images (first: {escaped(first)}) in no folder, so nothing says their classes; the layout is "
-        f"FOLDER/<class>/<image>. With a list of true classes, sort them by: cd {shlex.quote(uri)} && {how}"
+        f"FOLDER/<class>/<image>. With a list of true classes, sort them by: cd {shlex.quote(uri)} && {sorting(first)}"
     )
 
 

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 CLASSES = 1000
+VAL = "ILSVRC2012_val"  # validation images have a number after it, and no class: that is in a list of its own
 ASSETS = Path(__file__).parent.parent / "assets" / "imagenet"
 
 # Where a spelling is not made from WordNet's lemmas by a rule. Sources: huggingface/datasets
@@ -96,6 +97,17 @@ def imagenet() -> ImageNet:
     lemmas = _gather((i, _loosen(lemma)) for i, text in enumerate(full) for lemma in text.split(","))
     index = {wnid: i for i, wnid in enumerate(wnids)}
     return ImageNet(wnids, tuple(first), index, tuple(map(Spelling.of, spelled)), lemmas)
+
+
+def sorting(first: str) -> str:
+    """What a shell does to move images that lie flat, `first` among them, into folders of their classes, by a list."""
+    if not first.startswith(VAL):
+        return 'while read -r name class || [ -n "$name" ]; do mkdir -p "$class" && mv "$name" "$class"; done < LIST'
+    return (
+        "tail -n +2 LOC_val_solution.csv | while IFS=', ' read -r name class rest || [ -n \"$name\" ]; do mkdir -p "
+        '"$class" && mv "$name.JPEG" "$class"; done (Kaggle has this list; torchvision.datasets.ImageNet sorts by '
+        "the devkit's)"
+    )
 
 
 def is_wnid(name: str) -> bool:

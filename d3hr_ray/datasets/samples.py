@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from d3hr_ray.datasets.folders import escaped, is_hidden
-from d3hr_ray.datasets.imagenet import is_wnid
+from d3hr_ray.datasets.imagenet import VAL, is_wnid, sorting
 from d3hr_ray.datasets.source import IMAGE_SUFFIXES, UNREAD_SUFFIXES, add_passed, suffix_of
 from d3hr_ray.datasets.tarfiles import Member, Span, Tar, followed
 
@@ -177,6 +177,12 @@ def _classes_of(images: Sequence[str], span: Span, where: str) -> dict[str, str]
         return dict.fromkeys(images, escaped(span.stem))
     bare = next((name for name, folder in folders.items() if not folder), None)
     if bare is not None:
+        if bare.startswith(VAL):
+            raise ValueError(
+                f"--data {where}: nothing in this tar says the classes of its images (first: {escaped(bare)}); unpack "
+                "it to a folder of its own, put the list of true classes there, and sort them there by: "
+                + sorting(bare)
+            )
         raise ValueError(
             f"--data {where}: sample {_split(bare)[0]!r} has no .cls and no .json with a label in this tar, and no "
             "folder or wnid for the tar's name says its class; pack it with labels, or as <class>/<image>"
