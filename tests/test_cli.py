@@ -48,6 +48,8 @@ MISTAKES = {
     "--preset imagenet": "cifar100; perhaps you meant imagenet1k, imagenette or imagenet100",
     "--method cao3": "invalid choice 'cao3'",
     "--timesteps 601": "--timesteps 601 is not on the 50-step grid; its neighbours are 600 and 620",
+    "--components 2 --cluster-timestep 601": "--cluster-timestep 601 is not on the 50-step grid; its neighbours",
+    "--components 2 --cluster-timestep 0": "--cluster-timestep 0 is before the first inversion step",
     "--timesteps 1000": "--timesteps 1000 is outside the schedule",
     "--refine-steps 3": "--refine-steps does nothing without --refine match",
     "--method dit --refine match": "--refine does nothing with --method dit",

@@ -37,6 +37,20 @@ def test_score_is_its_definition():
     assert ours.tolist() == pytest.approx([plain_score(s.numpy(), 0.5) for s in subsets], rel=1e-4)
 
 
+@pytest.mark.parametrize("axis", ["dims", "features"])
+def test_dims_without_spread_have_no_skewness(axis):
+    """A class of two images has such dims, as latents are stored in float16: 0 / 0 was every candidate's score."""
+    draw = torch.Generator().manual_seed(0)
+    mean, std = torch.full((64,), 0.3), torch.ones(64)
+    std[[3, 50]] = 0.0
+    subsets = torch.randn(200, 5, 64, generator=draw) * std + mean
+    found = groups.scores(subsets, mean, std, 0.5, axis)
+    assert bool((found > groups.scores(subsets, mean, std, 0.0)).all())
+    if axis == "dims":  # as if these dims were not there
+        kept = std > 0
+        torch.testing.assert_close(found, groups.scores(subsets[..., kept], mean[kept], std[kept], 0.5))
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.integers(3, 12), st.integers(0, 1000))
 def test_score_does_not_depend_on_the_order_within_a_subset(n, seed):

@@ -1,5 +1,6 @@
 """Parquet as people have it: other columns, categories, folders that say the label, and paths in place of images."""
 
+import base64
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_images, write_imagefolder
+from pyarrow import csv
 
 from d3hr_ray.config import DataConfig, ModelConfig, RunConfig, as_dict
 from d3hr_ray.datasets.decode import RejectedImage, decode
@@ -108,6 +110,31 @@ def test_images_that_rows_name_are_read_beside_the_file(folder, absolute):
     assert read(again) == PNG and again.digest == found.digest
     (folder / names[3]).write_bytes(PNG[3] + b"more")
     assert listing(folder / "train.parquet").digest != found.digest
+
+
+def test_a_list_of_paths_and_labels_in_csv_is_read_as_the_documentation_says(folder):
+    names = sorted(str(path.relative_to(folder)) for path in folder.glob("images/*/*.png"))
+    rows = (f"{name},{'cat' if i % 2 else 'dog'}\n" for i, name in enumerate(names))
+    (folder / "labels.csv").write_text("file,label\n" + "".join(rows))
+    pq.write_table(csv.read_csv(folder / "labels.csv"), folder / "labels.parquet")
+    with pytest.raises(ValueError, match=r"no image column; it must be bytes.*has file, label: name it by --image-col"):
+        listing(folder / "labels.parquet")
+    found = listing(folder / "labels.parquet", image_column="file")
+    assert labels(found) == ["dog", "cat"] * 3 and read(found) == PNG
+    (folder / names[3]).write_bytes(PNG[3] + b"more")
+    assert listing(folder / "labels.parquet", image_column="file").digest != found.digest
+    (folder / names[3]).unlink()
+    with pytest.raises(ValueError, match=f"1 of 6 cannot be read, and the first, '{names[3]}', is not there"):
+        listing(folder / "labels.parquet", image_column="file")
+
+
+def test_text_that_is_no_path_is_not_shown_whole_and_bytes_come_before_it(tmp_path):
+    text = [base64.b64encode(data).decode() * 9 for data in PNG]
+    path = write(tmp_path / "x.parquet", image=text, label=[0, 1] * 3)
+    with pytest.raises(ValueError, match="holds paths of images and not the images; 2 of 2") as refused:
+        listing(path)
+    assert len(str(refused.value)) < 800
+    assert read(listing(write(path, image=text, bytes=PNG, label=[0, 1] * 3))) == PNG
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,26 @@ def test_a_class_of_equal_images_has_its_mean_for_every_draw():
     for weight in (0.0, 0.1):
         found = search(3, weight, std=torch.zeros(200))
         score, winner = found.best(0, 100, float("inf"))
-        assert weight > 0 or score == 0  # skewness has no scale
+        assert score == 0
+        subset = found.subset(0, winner)[None]
+        assert float(groups.scores(subset, found.mean_D, found.std_D, weight)) == pytest.approx(0, abs=1e-5)
         assert torch.equal(found.subset(0, winner), found.mean_D.float().expand(3, -1))
+
+
+def test_dims_without_spread_have_no_say_in_the_search():
+    """Two images of float16 latents agree in some of their dims, and a copy of an image in all."""
+    std = torch.where(torch.arange(D) % 7 == 0, 0.0, STD)
+    ours = search(5, 0.5, seed=1, std=std)
+    score, index = ours.best(3, 120)
+    assert float(groups.scores(ours.subset(3, index)[None], MEAN, std, 0.5)) == pytest.approx(score, rel=1e-4)
+    all_scores = [float(groups.scores(ours.subset(3, i)[None], MEAN, std, 0.5)) for i in range(120)]
+    assert int(np.argmin(all_scores)) == index
+
+
+@pytest.mark.parametrize("n", [1400, 3000])
+def test_the_law_of_many_images_is_known(n):
+    """sqrt(2 (n - 1)) times a sample's std is a chi: the mean of (s - 1)^2 tends to 1 / (2 (n - 1))."""
+    assert SquaredStdError(n).mean == pytest.approx(1 / (2 * (n - 1)), rel=1e-3)
 
 
 def test_classes_and_seeds_draw_different_subsets():

@@ -25,7 +25,7 @@ from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import sets_of
 from d3hr_ray.stages import contents
 from d3hr_ray.stages import invert as stage
-from d3hr_ray.stages.fit import gaussian_table, merge_tree, partial_moments, to_tensors
+from d3hr_ray.stages.fit import gaussian_table, merge_tree, partial_moments, run_fit, to_tensors
 from d3hr_ray.stages.publish import repeats_text
 from d3hr_ray.store import Store
 
@@ -268,6 +268,20 @@ def test_an_image_that_fits_into_no_memory_is_rejected_after_the_batch_was_halve
     ]
     assert len(store.read_table("latents")) == len(IMAGES) - 1
     assert gaussians(store)["count"].to_pylist() == [7, 6, 7]
+
+
+def test_images_none_of_which_fits_into_memory_are_all_rejected(tmp_path, monkeypatch):
+    """As where one does not, since they have one size: the run says so, and that its classes are empty."""
+
+    def tight(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(stage, "invert_images", tight)
+    store = inverted(tmp_path / "run", config(write_imagefolder(tmp_path / "data", IMAGES), max_rejected=1.0))
+    assert store.read_table("rejected")["reason"].to_pylist() == ["does not fit into memory, not even alone"] * 21
+    assert not store.list("latents")
+    with pytest.raises(RunError, match=r"class .* has 0 usable image\(s\)"):
+        run_fit(store, (100,), list(WNIDS), 0)
 
 
 def test_files_that_show_a_picture_twice_are_told_by_class():

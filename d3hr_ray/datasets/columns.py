@@ -29,28 +29,39 @@ BY_NAME = Columns()
 
 
 def image_column(schema: pa.Schema, columns: Columns, where: str) -> str:
-    """The column of images: bytes, or Hugging Face's struct of bytes or a path. Raises ValueError without one."""
-    for name in (columns.image,) if columns.image else IMAGE_COLUMNS:
-        if name in schema.names and _holds_images(schema.field(name).type):
-            return name
+    """The column of images: bytes, Hugging Face's struct of bytes or a path, or paths as text, which come last.
+
+    Raises ValueError without one.
+    """
+    names = [name for name in ((columns.image,) if columns.image else IMAGE_COLUMNS) if name in schema.names]
+    for holds in (_holds_images, is_text):
+        for name in names:
+            if holds(schema.field(name).type):
+                return name
     asked = f"no image column {columns.image!r}" if columns.image else "no image column"
     raise ValueError(
-        f"--data {where}: {asked}; it must be bytes or Hugging Face's struct with bytes. The file has "
+        f"--data {where}: {asked}; it must be bytes, Hugging Face's struct with bytes, or paths. The file has "
         f"{_listed(schema)}: name it by --image-column, or call it one of {', '.join(IMAGE_COLUMNS)}"
     )
 
 
 def names_files(kind: pa.DataType) -> bool:
     """Whether a column of images holds paths alone: a writer that sees no bytes may give them the type of nothing."""
+    if is_text(kind):
+        return True
     if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
         return False
-    text = kind.field("path").type
     without = kind.get_field_index("bytes") < 0 or pa.types.is_null(kind.field("bytes").type)
-    return without and (pa.types.is_string(text) or pa.types.is_large_string(text))
+    return without and is_text(kind.field("path").type)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds words, which a path is one of."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    if names_files(kind):
+    if not is_text(kind) and names_files(kind):
         return True
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
@@ -72,7 +83,7 @@ def read_labels(parquet: pq.ParquetFile, columns: Columns, where: str) -> pa.Arr
         row = labels.is_null().index(True).as_py()
         raise ValueError(f"--data {where}: row {row} has no {column!r}; every image needs a label")
     kind = labels.type
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not (pa.types.is_integer(kind) or is_text(kind)):
         raise ValueError(
             f"--data {where}: label column {column!r} is {kind}; it must hold integers or strings. The file has "
             f"{_listed(schema)}: name another by --label-column"

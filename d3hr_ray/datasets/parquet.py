@@ -1,4 +1,4 @@
-"""Parquet with images: Hugging Face's image struct {bytes, path} or plain bytes, and a label column or folder."""
+"""Parquet with images: Hugging Face's image struct {bytes, path}, bytes or paths, and a label column or folder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -94,6 +94,8 @@ def _read_sorted(uri: str, columns: Columns, places: list[Place]) -> Iterator[tu
 
 def _image(uri: str, file: str, value: Any) -> bytes:
     """A cell => its image's bytes, from the file that it names if it has none. Null is empty: decoding rejects it."""
+    if isinstance(value, str):
+        return read_named(uri, file, value)
     data: bytes | None = value.get("bytes") if isinstance(value, dict) else value
     if data is None and isinstance(value, dict):
         return read_named(uri, file, value.get("path"))

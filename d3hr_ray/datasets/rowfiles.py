@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from d3hr_ray.datasets.columns import names_files
+from d3hr_ray.datasets.columns import is_text, names_files
 from d3hr_ray.datasets.decode import MAX_BYTES, NoImage
 from d3hr_ray.datasets.source import file_version
 from d3hr_ray.filesystems import patient, resolve
 
 OUTSIDE = "its path leads out of the data's folder"
 BYTES = object()
+LONGEST = 300  # characters that are shown of a path
+LONGEST_NAME = 255  # bytes of a file's name, on any filesystem: text that is longer, such as base64, is no path
 SMALLEST = 60  # bytes of an image file: a row group with fewer for each row holds hardly any
 
 
@@ -55,7 +57,8 @@ def read_named(uri: str, file: str, path: str | None) -> bytes:
 def _place(uri: str, file: str, path: str) -> str | None:
     """Where a path leads on the data's filesystem, or None if that is outside of the data's folder."""
     filesystem, root = resolve(uri)
-    if ".." in path.split("/") or "\0" in path:
+    parts = path.split("/")
+    if ".." in parts or "\0" in path or max(len(part.encode()) for part in parts) > LONGEST_NAME:
         return None
     place = posixpath.normpath(posixpath.join(root, posixpath.dirname(file), path))
     if isinstance(filesystem, pafs.LocalFileSystem):
@@ -112,9 +115,16 @@ def _files_of(parquet: pq.ParquetFile, group: int, column: str, uri: str, file: 
         why = f"is not in the data's folder {uri}" if place is None else "is not there"
         raise ValueError(
             f"--data {uri}/{file}: holds paths of images and not the images; {len(lost)} of {len(named)} cannot be "
-            f"read, and the first, {path!r}, {why}. Move the file to the images' folder, or write it with their bytes"
+            f"read, and the first, {_shown(path)}, {why}. Move the file to the images' folder, or "
+            "write it with their bytes"
         )
     return [RowFile(found[place].size, file_version(found[place])) if place in found else RowFile() for place in places]
+
+
+def _shown(path: str | object | None) -> str:
+    """A path as it is typed; of what is none, such as an image in base64, the beginning."""
+    text = repr(path)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _paths(parquet: pq.ParquetFile, group: int, column: str) -> Iterator[str | object | None]:
@@ -124,7 +134,10 @@ def _paths(parquet: pq.ParquetFile, group: int, column: str) -> Iterator[str | o
         return
     held = [chunks.column(i) for i in range(chunks.num_columns) if chunks.column(i).path_in_schema == f"{column}.bytes"]
     none = all(chunk.is_stats_set and chunk.statistics.null_count == chunks.num_rows for chunk in held)
-    wanted = [f"{column}.path"] if none else [f"{column}.path", f"{column}.bytes"]
+    if is_text(parquet.schema_arrow.field(column).type):
+        wanted = [column]
+    else:
+        wanted = [f"{column}.path"] if none else [f"{column}.path", f"{column}.bytes"]
     for batch in parquet.iter_batches(chunks.num_rows if none else 1, row_groups=[group], columns=wanted):
         for row in batch[column].to_pylist():
-            yield BYTES if row and row.get("bytes") is not None else row["path"] if row else None
+            yield row if not isinstance(row, dict) else BYTES if row.get("bytes") is not None else row["path"]

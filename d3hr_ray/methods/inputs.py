@@ -74,8 +74,9 @@ def check_fit(config: RunConfig, card: ModelCard, grid: tuple[int, ...]) -> None
     and for a block that is not there.
     """
     for t in config.inversion.stored:
-        if position(grid, t) == 0:
-            raise ValueError(f"--timesteps {t} is before the first inversion step; give {grid[1]} or more")
+        flag = "--timesteps" if t in config.inversion.timesteps else "--cluster-timestep"
+        if position(grid, t, flag) == 0:
+            raise ValueError(f"{flag} {t} is before the first inversion step; give {grid[1]} or more")
     for t in config.inversion.timesteps if config.has_quirk("start") else ():
         above(grid, t)
     if config.guides_features:

@@ -3,19 +3,15 @@
 from bisect import bisect_left
 
 
-def position(grid: tuple[int, ...], t: int) -> int:
-    """Index of t on an ascending grid. Raises ValueError naming the nearest grid points if it is not on it."""
+def position(grid: tuple[int, ...], t: int, flag: str = "--timesteps") -> int:
+    """Index of t on an ascending grid. Raises ValueError naming its flag and the nearest points if it is not on it."""
     if t in grid:
         return grid.index(t)
     last = grid[-1]
     if not 0 <= t <= last:
-        raise ValueError(
-            f"--timesteps {t} is outside the schedule; the {len(grid)}-step grid runs from {grid[0]} to {last}"
-        )
+        raise ValueError(f"{flag} {t} is outside the schedule; the {len(grid)}-step grid runs from {grid[0]} to {last}")
     i = bisect_left(grid, t)
-    raise ValueError(
-        f"--timesteps {t} is not on the {len(grid)}-step grid; its neighbours are {grid[i - 1]} and {grid[i]}"
-    )
+    raise ValueError(f"{flag} {t} is not on the {len(grid)}-step grid; its neighbours are {grid[i - 1]} and {grid[i]}")
 
 
 def above(grid: tuple[int, ...], t: int) -> int:

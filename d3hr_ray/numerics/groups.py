@@ -17,21 +17,27 @@ CHUNK = 50  # candidates drawn in full at once: 8 MB at n = 10, D = 4096
 
 
 def skewness(groups_MND: torch.Tensor) -> torch.Tensor:
-    """Sample skewness per dim across each subset, (M, D); zeros below 3 images, where it is undefined."""
+    """Sample skewness per dim across each subset, (M, D); 0 where it has none: of fewer than 3, or of equal images."""
     n = groups_MND.shape[1]
     if n < 3:
         return torch.zeros_like(groups_MND[:, 0])
     c_MND = groups_MND - groups_MND.mean(1, keepdim=True)
     square_MND = c_MND * c_MND
     variance_MD = square_MND.sum(1) / (n - 1)
-    return (square_MND * c_MND).sum(1) / variance_MD.pow(1.5) * (n / ((n - 1) * (n - 2)))
+    skew_MD = (square_MND * c_MND).sum(1) / variance_MD.pow(1.5) * (n / ((n - 1) * (n - 2)))
+    return torch.where(variance_MD > 0, skew_MD, 0.0)
 
 
 def feature_skewness(groups_MND: torch.Tensor) -> torch.Tensor:
     """The authors' term, (M, N): z along the samples, but cubes and factors along the D features."""
-    dims = groups_MND.shape[2]
-    z_MND = (groups_MND - groups_MND.mean(1, keepdim=True)) / groups_MND.std(1, keepdim=True)
+    dims, std_M1D = groups_MND.shape[2], groups_MND.std(1, keepdim=True)
+    z_MND = torch.where(std_M1D > 0, (groups_MND - groups_MND.mean(1, keepdim=True)) / std_M1D, 0.0)
     return z_MND.pow(3).sum(2) * (dims / ((dims - 1) * (dims - 2)))
+
+
+def varying(groups_MND: torch.Tensor, std_D: torch.Tensor) -> torch.Tensor:
+    """The subsets with zeros in dims where the class has no spread: rounding alone would be skewed there."""
+    return groups_MND if bool((std_D > 0).all()) else torch.where(std_D > 0, groups_MND, 0.0)
 
 
 def scores(
@@ -39,13 +45,14 @@ def scores(
 ) -> torch.Tensor:
     """Matching loss of each candidate, (M,): norms over dims of the mean and std errors, plus weighted skewness.
 
-    With one image the std is undefined and only the mean counts; `axis` features is the authors' skewness.
+    With one image the std is undefined and only the mean counts; `axis` features is the authors' skewness. Dims in
+    which the class has no spread have no skewness.
     """
     score_M = (groups_MND.mean(1) - mean_D).norm(dim=1)
     if groups_MND.shape[1] > 1:
         score_M = score_M + (groups_MND.std(1) - std_D).norm(dim=1)
         if skew_weight:
-            skew = skewness(groups_MND) if axis == "dims" else feature_skewness(groups_MND)
+            skew = (skewness if axis == "dims" else feature_skewness)(varying(groups_MND, std_D))
             score_M = score_M + skew_weight * skew.norm(dim=1)
     return score_M
 

@@ -78,7 +78,8 @@ class SquaredStdError:
         low, high = max(0.0, 1 - 9 / np.sqrt(2 * self.half)), 1 + 9 / np.sqrt(2 * self.half)
         node, weight = np.polynomial.legendre.leggauss(200)
         root = low + (high - low) * (node + 1) / 2 - 1
-        weight = weight * np.exp(self._log_density(1 + root))
+        log = self._log_density(1 + root)
+        weight = weight * np.exp(log - log.max())  # else nothing is left of it from n = 1,490 on
         return root, weight / weight.sum()
 
     def log_cf(self, u: np.ndarray) -> np.ndarray:

@@ -96,6 +96,8 @@ class RandomSearch:
 
     def _draw_squares(self, k: int, block: int) -> np.ndarray:
         _, weights_D, law = self._terms[k]
+        if not weights_D.any():  # a class of equal images
+            return np.zeros(BLOCK)
         if law is not None:
             return law(generator(*self._key("error", k, block)).standard_normal(BLOCK))
         return np.array([np.square(self._roots(block, i, k)) @ weights_D for i in range(BLOCK)])
@@ -121,11 +123,11 @@ class RandomSearch:
         """
         draws = [self._residuals(block, int(index)) for index in racers]
         alive, square_R = np.arange(len(racers)), np.zeros(len(racers))
-        for k, width in enumerate(self._widths, 1):
+        for k, (width, varied_S) in enumerate(zip(self._widths, self._varied, strict=True), 1):
             x_ANS = np.empty((len(alive), self.n, width), np.float32)
             for a, x_NS in zip(alive, x_ANS, strict=True):
                 draws[a].standard_normal(out=x_NS, dtype=np.float32)
-            square_R[alive] += _squared_skewness(x_ANS)
+            square_R[alive] += _squared_skewness(x_ANS, varied_S)
             least_A = score_R[alive] + self.skew_weight * np.sqrt(square_R[alive] + self._least_skewness[k])
             alive = alive[least_A < beat]
             if not len(alive):
@@ -141,11 +143,17 @@ class RandomSearch:
     @cached_property
     def _least_skewness(self) -> list[float]:
         """What the squared skewness of the dims after k slabs surely exceeds, for k = 0, 1, ...; the last is 0."""
-        return [least_skewness(self.n, sum(self._widths[k:])) for k in range(len(self._widths) + 1)]
+        varied = [int(varied_S.sum()) for varied_S in self._varied]
+        return [least_skewness(self.n, sum(varied[k:])) for k in range(len(varied) + 1)]
+
+    @cached_property
+    def _varied(self) -> list[np.ndarray]:
+        """Of each slab, the dims in which the class has a spread: others have no skewness."""
+        return [slab_S.numpy() for slab_S in (self.std_D > 0).split(SLAB)]
 
 
-def _squared_skewness(x_ANS: np.ndarray) -> np.ndarray:
-    """Sum over dims of the squared sample skewness, (A,), from power sums over numbers that fit the cache."""
+def _squared_skewness(x_ANS: np.ndarray, varied_S: np.ndarray) -> np.ndarray:
+    """Sum over dims that vary of the squared sample skewness, (A,), from power sums over numbers that fit the cache."""
     n = x_ANS.shape[1]
     square_ANS = x_ANS * x_ANS
     mean_AS, second_AS = x_ANS.sum(1) / n, square_ANS.sum(1)
@@ -153,6 +161,7 @@ def _squared_skewness(x_ANS: np.ndarray) -> np.ndarray:
     third_AS = square_ANS.sum(1) - mean_AS * (3 * second_AS - 2 * n * mean_AS * mean_AS)
     variance_AS = (second_AS - n * mean_AS * mean_AS) / (n - 1)
     skew_AS = third_AS / (variance_AS * np.sqrt(variance_AS))
+    skew_AS = skew_AS if varied_S.all() else skew_AS[:, varied_S]
     sums: np.ndarray = np.square(skew_AS, dtype=np.float64).sum(1) * (n / ((n - 1) * (n - 2))) ** 2
     return sums
 

@@ -43,6 +43,8 @@ def fit_tree(store: Store, groups: list[list[str]], t: int) -> PerClass:
 
     With shuffled classes a partial holds all of them: 65 MB for 1000 classes at D = 4096.
     """
+    if not groups:  # every image was rejected
+        return {}
     partial = deferred(partial_moments)
     root = merge_tree([partial(store, group, t) for group in groups], deferred(merge))
     with progress(1, f"fit t={t}", "tree") as bar:
@@ -74,7 +76,7 @@ def merge(a: PerClass, b: PerClass) -> PerClass:
 
 
 def merge_tree(parts: list[Any], join: Callable[[Any, Any], Any] = merge) -> Any:
-    """Join neighbours until one is left: the same tree whatever the order in which the parts were made."""
+    """Join neighbours until one is left: the same tree whatever the order in which the parts (1 or more) were made."""
     while len(parts) > 1:
         parts = [join(*parts[i : i + 2]) if i + 1 < len(parts) else parts[i] for i in range(0, len(parts), 2)]
     return parts[0]

@@ -150,7 +150,9 @@ class InvertShard:
         store, misfits = self.job.store, list[int]()
         states = self.invert(pixels, accepted, misfits) if len(accepted) else {}
         accepted, rejected = _without(accepted, misfits, rejected)
-        for name, rows in ((latents_file, accepted), (rejected_file, rejected)):
+        for name, rows in (
+            (latents_file, accepted), (keys_file, accepted), (probes_file, accepted), (rejected_file, rejected)
+        ):  # fmt: skip
             if not len(rows):
                 store.delete(name(shard))
         if len(accepted):
@@ -190,10 +192,12 @@ class InvertShard:
 
     def _write_probe(self, shard: int, accepted: pa.Table, latents: np.ndarray) -> None:
         chosen = np.flatnonzero(accepted["probe"].to_numpy())
-        if len(chosen):
-            table = accepted.select(["image_id", "label"]).take(chosen)
-            column = _column(latents[chosen], table["image_id"], 0)
-            self.job.store.write_table(probes_file(shard), table.append_column("z_0", column))
+        if not len(chosen):
+            self.job.store.delete(probes_file(shard))
+            return
+        table = accepted.select(["image_id", "label"]).take(chosen)
+        column = _column(latents[chosen], table["image_id"], 0)
+        self.job.store.write_table(probes_file(shard), table.append_column("z_0", column))
 
 
 def _without(accepted: pa.Table, misfits: list[int], rejected: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -202,7 +206,8 @@ def _without(accepted: pa.Table, misfits: list[int], rejected: pa.Table) -> tupl
         return accepted, rejected
     moved = accepted.take(misfits).select(["image_id", "label"])
     reasons = pa.array(["does not fit into memory, not even alone"] * len(moved))
-    kept = accepted.take([i for i in range(len(accepted)) if i not in set(misfits)])
+    lost = set(misfits)
+    kept = accepted.filter(pa.array([row not in lost for row in range(len(accepted))], pa.bool_()))
     return kept, pa.concat_tables([rejected, moved.append_column("reason", reasons).cast(rejected.schema)])
 
 

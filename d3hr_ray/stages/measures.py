@@ -52,7 +52,7 @@ def matching_block(store: Store, spec: SetSpec, block: int, gaussians: Gaussians
         row = {}
         for prefix, group_ND in (("", subset_ND), ("random_", draw_ND)):
             row[f"{prefix}loss"] = float(groups.scores(group_ND[None], mean_D, std_D, 0.0))
-            row[f"{prefix}skew"] = float(groups.skewness(group_ND[None]).norm())
+            row[f"{prefix}skew"] = float(groups.skewness(groups.varying(group_ND[None], std_D)).norm())
         rows.append(row)
     return rows
 
