@@ -1,6 +1,7 @@
 """Tables of what was measured: names that tell settings apart, means and rankings that never mix them, sheets."""
 
 import json
+import re
 
 import pyarrow.csv as pacsv
 import pytest
@@ -160,6 +161,22 @@ def test_a_full_set_that_was_seen_for_other_epochs_shares_no_mean():
     assert full == {("real-full 1", 0.95), ("real-full 1+epochs=9", 0.6)}
     table = accuracy_table([r | {"kind": r["set"], "test": "t"} for r in named])
     assert "<td>real-full 1</td>" in table and "<td>real-full 1+epochs=9</td>" in table
+
+
+@pytest.mark.parametrize("change", ["weights", "lr=0.1"])
+def test_a_full_set_stands_beside_sets_of_its_own_rules(change):
+    """It is seen fewer times, and a folder may hold several rules: its row was empty, and no plot had its line."""
+    plain = [r | {"kind": r["set"], "test": "t"} for r in ranked_rows(({}, 0.5)) if r["protocol"] == "hard"]
+    rows = [
+        r | {"protocol_version": version + "+epochs=90" * (r["method"] == "real-full"), "top1_last": top1}
+        for r in plain
+        for version, top1 in (("2", 0.97 if r["method"] == "real-full" else 0.5), (f"2+{change}", 0.6))
+    ]
+    named = disambiguate(rows)
+    assert {r["protocol"] for r in named} == {"hard 2", f"hard 2+{change}"}
+    table = accuracy_table(named)
+    (row,) = re.findall("<tr><td>real-full.*?</tr>", table)
+    assert row.startswith("<tr><td>real-full</td>") and re.findall(r">(\d\d\.\d) ", row) == ["97.0", "60.0"]
 
 
 def test_a_sheet_for_each_kind_at_about_ten_images_the_best_first(tmp_path):

@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ARGUMENTS = {"--timesteps": "t =", "--ddim-steps": "steps =", "--model": "model", "--distilled ": "", "--data ": ""}
+ARGUMENTS = {
+    "--timesteps": "t =",
+    "--ddim-steps": "steps =",
+    "--model": "model",
+    "--arch": "arch",
+    "--distilled ": "",
+    "--data ": "",
+}
 
 
 @contextmanager

@@ -211,9 +211,11 @@ def _card_arguments(cells: Sequence[dict[str, Any]]) -> str:
         version, _, changes = cell["protocol_version"].partition("+")
         changed = dict(change.partition("=")[::2] for change in changes.split(",") if change)
         epochs = changed.get("epochs", "0")
-        if cell["teacher"] is None and changed.keys() <= {"epochs", "weights"} and epochs.isdecimal():
+        whole = cell["protocol"].startswith("minimax")  # its test images are seen whole, the card's from their centre
+        if cell["teacher"] is None and not whole and changed.keys() <= {"epochs", "weights"} and epochs.isdecimal():
             own = {"arch": cell["arch"], "protocol": cell["protocol"]}
             own |= {"glyphs": True} if "-glyphs" in version else {}
+            own |= {"upright": True} if "-upright" in version else {}
             own |= {"epochs": int(epochs)} if "epochs" in changed else {}
             return arguments(**own, **({"weights": True} if "weights" in changed else {}))
     return ""

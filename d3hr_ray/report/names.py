@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_args
 
 from d3hr_ray.config import RunConfig, settings_of
@@ -36,16 +36,28 @@ def disambiguate(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows in which what must not mix has different names: protocols of several versions or teachers, sets."""
     rows = disambiguate_sets(rows)
     rules, full = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
-    for row in rows:  # the full set may be seen fewer times than others, and stands beside them all the same
-        (full if row["method"] == "real-full" else rules)[row["protocol"]].add(_rules(row))
+    for row in rows:
+        if row["method"] != "real-full":
+            rules[row["protocol"]].add(_rules(row))
+    for row in rows:  # it may be seen fewer times than others, and stands beside them all the same
+        if row["method"] == "real-full":
+            full[_uncapped(row, rules[row["protocol"]])].add(_rules(row))
 
     def named(row: dict[str, Any]) -> dict[str, Any]:
-        own = row["protocol"]
-        if row["method"] == "real-full" and len(full[own]) > 1:
+        known = rules[row["protocol"]]
+        rule = _uncapped(row, known)
+        if row["method"] == "real-full" and len(full[rule]) > 1:
             row = row | {what: f"{_what(row)} {row['protocol_version']}" for what in ("set", "kind")}
-        return row | {"protocol": _rules(row)} if len(rules[own]) > 1 else row
+        return row | {"protocol": rule} if len(known) > 1 else row
 
     return [named(row) for row in rows]
+
+
+def _uncapped(row: dict[str, Any], known: Collection[str]) -> str:
+    """The rules of a row; of a full set that is seen fewer times, those of the sets that it stands beside."""
+    version, cap, _ = row["protocol_version"].rpartition("+epochs=")
+    beside = _rules(row | {"protocol_version": version})
+    return beside if cap and row["method"] == "real-full" and beside in known else _rules(row)
 
 
 def _rules(row: dict[str, Any]) -> str:
