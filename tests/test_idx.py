@@ -205,7 +205,7 @@ def test_test_images_are_those_of_the_same_set(tmp_path):
     test = DataConfig(f"{uri}/t10k-images-idx3-ubyte", "idx")
     assert held_out_of(DataConfig(uri)) == held_out_of(DataConfig(uri, "idx")) == test
     assert to_test_on(DataConfig(uri)) == test and len(listing(test.uri)) == 10
-    for other in (f"{uri}/t10k*", f"{uri}/train*", str(tmp_path / "nowhere"), "digits"):
+    for other in (f"{uri}/t10k*", f"{uri}/train*", str(tmp_path / "nowhere")):
         assert to_test_on(DataConfig(other)) == DataConfig(other)
     assert held_out_of(DataConfig("digits-affine")) == DataConfig("digits-affine/test", "digits")
     assert held_out_of(DataConfig(str(tmp_path / "nowhere"))) is None
@@ -234,7 +234,9 @@ def test_fashion_mnist_is_found_by_its_name(places):
     write_set(places / "debian")
     assert open_source(DataConfig("fashion-mnist", "idx")).uri == str(places / "debian")
     assert open_source(DataConfig("fashion-mnist/test")).images == "t10k-images-idx3-ubyte"
-    assert to_test_on(DataConfig("fashion-mnist")).uri == "fashion-mnist/test"
+    for name in ("fashion-mnist", "digits", "digits-affine"):
+        assert to_test_on(DataConfig(name)).uri == to_test_on(DataConfig(f"{name}/test")).uri == f"{name}/test"
+    assert to_test_on(DataConfig("digits/train")).uri == "digits/train"
     assert held_out_of(DataConfig("fashion-mnist", "idx")) == DataConfig("fashion-mnist/test", "idx")
     with pytest.raises(ValueError, match="fashion-mnist has no split 'val'; it has train and test"):
         open_source(DataConfig("fashion-mnist/val"))

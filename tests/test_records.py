@@ -52,6 +52,9 @@ def test_a_pages_section_is_of_one_test_set_also_where_two_sizes_lie_at_one_plac
         page = "".join(accuracy_sections(store, [row, *others], ["a", "b", "c"]))
         assert re.findall("<h2>Accuracy on (.*?)</h2>", page) == titles
     assert len(list((tmp_path / "report").glob("*-confusion.png"))) == 3, "each section has plots of its own"
+    assert "<h2>Accuracy on cats</h2>" in "".join(accuracy_sections(store, [row], list("abcd"))), (
+        "the run's own are four"
+    )
 
 
 def test_a_record_of_before_top5_best_is_read_with_none_for_it(tmp_path):

@@ -90,6 +90,8 @@ def test_accuracies_become_a_row_per_set_and_a_column_per_ipc():
     assert accuracies([cell(), cell(arch="resnet18")])[0] == ("arch", "set", "IPC 10")
     with pytest.raises(ValueError, match="two accuracies of d3hr-moments-t600 at IPC 10"):
         accuracies([cell(), cell(top1_last=0.6)])
+    with pytest.raises(ValueError, match="d3hr-moments-t600 was trained under versions 1 and 2 of"):
+        accuracies([cell(protocol_version="1"), cell(set="d3hr-moments-t600-ipc50", ipc="50", protocol_version="2")])
     assert accuracies([cell(), cell()]) == accuracies([cell()])  # of two sweeps that share it
 
 

@@ -87,7 +87,8 @@ def test_kernel_distance_is_near_zero_for_one_distribution_and_its_definition_fo
     assert abs(kernel_distance(normals(800), normals(800, seed=1))) < 0.05 < kernel_distance(x, y)
 
 
-def test_a_single_image_has_no_kernel_distance():
+def test_a_single_image_has_no_distance_of_distributions():
+    assert np.isnan(frechet(normals(20), normals(1))) and np.isnan(frechet(normals(1), normals(20)))
     assert np.isnan(kernel_distance(normals(20), normals(1)))
 
 

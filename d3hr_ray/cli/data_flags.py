@@ -20,5 +20,5 @@ def data_of(flags: Any, uri: str, **others: Any) -> DataConfig:
 
 
 def test_data(flags: Any) -> DataConfig | None:
-    """The real images that --data names, to test on: of an idx set that it names as a whole, the test split."""
+    """The real images that --data names, to test on: of a set that it names as a whole, the test split."""
     return to_test_on(data_of(flags, flags.data)) if flags.data else None

@@ -8,7 +8,7 @@ from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.detect import detect
 from d3hr_ray.datasets.files import get_kind, is_pattern
 from d3hr_ray.datasets.idx import list_idx
-from d3hr_ray.datasets.named import FASHION_MNIST, FORMATS, set_of
+from d3hr_ray.datasets.named import FORMATS, set_of
 from d3hr_ray.filesystems import absolute, patient
 
 
@@ -23,10 +23,11 @@ def held_out_of(data: DataConfig) -> DataConfig | None:
 
 
 def to_test_on(data: DataConfig) -> DataConfig:
-    """What --data means where test images are asked for: of an idx set that it names as a whole, the test split."""
-    if data.uri == FASHION_MNIST == set_of(data.uri, data.format):
-        return replace(data, uri=f"{data.uri}/test")
-    test = None if set_of(data.uri, data.format) else _idx_test(data)
+    """What --data means where test images are asked for: of a set that it names as a whole, the test split."""
+    name = set_of(data.uri, data.format)
+    if name == data.uri:
+        return replace(data, uri=f"{name}/test")
+    test = None if name else _idx_test(data)
     return replace(data, uri=test.uri, format=test.format) if test else data
 
 

@@ -9,7 +9,12 @@ ROWS = 1024  # of a kernel matrix held at once
 
 
 def frechet(real_NF: torch.Tensor, made_MF: torch.Tensor) -> float:
-    """Frechet distance of the two sets' Gaussians (Heusel et al., 2017): |m - m'|^2 + tr(S + S' - 2 (S S')^1/2)."""
+    """Frechet distance of the two sets' Gaussians (Heusel et al., 2017): |m - m'|^2 + tr(S + S' - 2 (S S')^1/2).
+
+    NaN for a single image on either side, which has no covariance.
+    """
+    if min(len(real_NF), len(made_MF)) < 2:
+        return float("nan")
     real_NF, made_MF = real_NF.double(), made_MF.double()
     gap = (real_NF.mean(0) - made_MF.mean(0)).square().sum()
     s_FF, t_FF = torch.cov(real_NF.T), torch.cov(made_MF.T)

@@ -103,7 +103,9 @@ def accuracy_sections(store: Store, rows: list[dict[str, Any]], classes: list[st
         yield accuracy_table(here)
         yield '<p class="note">Last-epoch top-1 in percent, mean ± 95 % interval over sets (of one set: over '
         yield "students), of two sets: both values. Bold: a column's best.</p>"
-        yield from _plots(store, here, classes or [str(k) for k in range(len(here[0]["per_class"]))], slugs[data, test])
+        count = len(here[0]["per_class"])  # other sets than the run's may have other classes
+        names = classes if len(classes) == count else [str(k) for k in range(count)]
+        yield from _plots(store, here, names, slugs[data, test])
 
 
 def _slugs(tested: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:

@@ -55,7 +55,7 @@ def disambiguate(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _uncapped(row: dict[str, Any], known: Collection[str]) -> str:
     """The rules of a row; of a full set that is seen fewer times, those of the sets that it stands beside."""
-    version, cap, _ = row["protocol_version"].rpartition("+epochs=")
+    version, cap, _ = (row["protocol_version"] or "").rpartition("+epochs=")
     beside = _rules(row | {"protocol_version": version})
     return beside if cap and row["method"] == "real-full" and beside in known else _rules(row)
 

@@ -34,17 +34,23 @@ def accuracies(rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[tuple[Cell, 
     """Cells of accuracy => a row per set, student and protocol, a column per IPC or for the whole set; in percent.
 
     Students, protocols and teachers of which there is one have no column. A name loses its IPC, which its column says.
-    Sweeps of one run may share cells. Raises ValueError for two accuracies of one cell.
+    Sweeps of one run may share cells. Raises ValueError for two accuracies of one cell, two versions in one row.
     """
     rows = [row | {"ipc": ""} if row.get("method") == "real-full" else row for row in rows]
     varied = [name for name in ("arch", "protocol", "teacher") if len({row.get(name) for row in rows}) > 1]
     ipcs = sorted({row["ipc"] for row in rows}, key=lambda ipc: (ipc == "", int(ipc or 0)))
     table: dict[tuple[str, ...], dict[str, str]] = {}
     means: dict[tuple[str, ...], str] = {}
+    versions: dict[tuple[str, ...], str] = {}
     for row in rows:
         key = (*(row[name] for name in varied), _name(row))
         if means.setdefault((*key, row["ipc"]), row["top1_last"]) != row["top1_last"]:
             raise ValueError(f"two accuracies of {_name(row)} at IPC {row['ipc']}: give CSVs of one run and protocol")
+        version = row.get("protocol_version", "")
+        if row["ipc"] and versions.setdefault(key, version) != version:
+            raise ValueError(
+                f"{_name(row)} was trained under versions {versions[key]} and {version} of {row['protocol']}"
+            )
         table.setdefault(key, {})[row["ipc"]] = _accuracy(row)
     columns = (*varied, "set", *(f"IPC {ipc}" if ipc else WHOLE for ipc in ipcs))
     return columns, tuple((*key, *(own.get(ipc) for ipc in ipcs)) for key, own in sorted(table.items()))
