@@ -15,7 +15,7 @@ install: .venv/.installed  ## make .venv with pinned versions (uv if present, el
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "installing into .venv: 6 GB, 1 to 2 minutes"
+	@echo "installing into .venv: 7 GB, 1 to 2 minutes"
 	@if command -v uv >/dev/null; then \
 		test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) .venv; \
 		uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'; \

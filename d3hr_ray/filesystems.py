@@ -72,8 +72,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(
-            f"{uri}: cannot open this URI ({error}); use a local path, s3://, gs:// or hdfs://, "
-            "with %20 for a space and so on"
+            f"{uri}: cannot open this URI ({error}); use a local path, s3:// or gs://, with %20 for a space and so on"
         ) from error
     if isinstance(filesystem, pafs.S3FileSystem):
         filesystem = _patient_s3(uri, filesystem.region)

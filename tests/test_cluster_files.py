@@ -35,11 +35,12 @@ def launcher(name: str) -> dict:
 
 
 def manifests() -> dict[str, dict]:
-    """Kind => resource of both manifest files; the cluster inside the job is listed as RayJobCluster."""
+    """Kind => resource of both manifest files; others than Ray's as FILE-KIND-NAME."""
     found = {}
     for name in ("raycluster", "rayjob"):
         for document in yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text()):
-            found[document["kind"] if document["kind"].startswith("Ray") else f"{name}-policy"] = document
+            kind, own = document["kind"], document["metadata"]["name"]
+            found[kind if kind.startswith("Ray") else f"{name}-{kind}-{own}"] = document
     return found
 
 
@@ -67,9 +68,7 @@ def test_launcher_files_pass_rays_schema_and_checks(name):
 def test_every_node_asks_for_the_token_and_the_dashboard_stays_inside(name):
     config = launcher(name)
     starts = [c for key in ("head", "worker") for c in config[f"{key}_start_ray_commands"] if "ray start" in c]
-    assert len(starts) == 2 and all(
-        "RAY_AUTH_MODE=token ray start" in c.replace("d3hr_ray/.venv/bin/", "") for c in starts
-    )
+    assert len(starts) == 2 and all("RAY_AUTH_MODE=token ray start" in c for c in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
     assert list(config["file_mounts"].values()) == ["~/.ray/auth_token"]
 
@@ -152,13 +151,28 @@ def test_no_pod_is_privileged_or_shares_its_node():
                 True,
             )
             assert container["resources"]["requests"] == container["resources"]["limits"]
-    for name in ("raycluster-policy", "rayjob-policy"):
+    for name in ("raycluster-NetworkPolicy-d3hr-ray", "rayjob-NetworkPolicy-d3hr-ray"):
         policy = manifests()[name]
-        own, operator = policy["spec"]["ingress"]
+        own, operator, prometheus = policy["spec"]["ingress"]
+        assert [port["port"] for port in prometheus["ports"]] == [8080]
         assert policy["kind"] == "NetworkPolicy" and own == {"from": [{"podSelector": {}}]}
         (peer,) = operator["from"]  # of any namespace, by the label that KubeRay's chart gives its pods
         assert peer["podSelector"] == {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}}
         assert peer["namespaceSelector"] == {} and [port["port"] for port in operator["ports"]] == [8265]
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_a_manifest_brings_the_accounts_that_its_pods_have(name):
+    """KubeRay makes none for the autoscaler, nor Kubernetes for a pod that names one."""
+    accounts = {m["metadata"]["name"] for k, m in manifests().items() if k.startswith(f"{name}-ServiceAccount-")}
+    assert accounts == {pod["serviceAccountName"] for pod in pods()} == {"d3hr-ray", "d3hr-ray-worker"}
+
+
+def test_a_jobs_python_is_the_repositorys_on_machines_of_ones_own():
+    """Ray runs a job by a shell, with the PATH that it was started with."""
+    config = launcher("local")
+    starts = [c for key in ("head", "worker") for c in config[f"{key}_start_ray_commands"] if "ray start" in c]
+    assert len(starts) == 2 and all(c.startswith("export PATH=$HOME/d3hr_ray/.venv/bin:$PATH; ") for c in starts)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda p: p.name)

@@ -49,8 +49,8 @@ class EvaluateFlags:
     arch: tuple[str, ...] = setting(
         ("convnet-d3",),
         "Students: convnet-d3..d6 (width 128, instance norm; -w32, -bn), resnet18, resnet50, resnet101 (-small: "
-        "3x3 stem), resnet8-small, resnetap10 (instance norm; -bn), mobilenet_v2, efficientnet_b0, vit, swin_v2, vgg11 "
-        "(-small), alexnet, mlp, or any timm name.",
+        "3x3 stem), resnet8-small, resnetap10, 18 and 34 (instance norm; -bn), mobilenet_v2, efficientnet_b0, vit, "
+        "swin_v2, vgg11 (-small), alexnet, mlp, or any timm name.",
         TRAINING,
     )
     protocol: tuple[ProtocolName, ...] = setting(
@@ -63,8 +63,8 @@ class EvaluateFlags:
     teacher: tuple[str, ...] = setting(
         (),
         "For soft labels: train (on the training images, kept in --out), a timm name with weights "
-        "(resnet18.tv_in1k), ARCH=FILE (of pixels normalised as ImageNet's), or a folder of an earlier `train`. "
-        "Several are averaged.",
+        "(resnet18.tv_in1k), ARCH=FILE (of pixels normalised as ImageNet's), or a folder of an earlier `train` or of "
+        "--keep-students. Several are averaged.",
         TRAINING,
         metavar="NAME|PATH|train ...",
     )
