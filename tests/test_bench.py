@@ -21,7 +21,7 @@ RATIOS = {
     "solver": {"evaluations_share", "slope_ddim", "slope_adams"},
     "fit": {"read_ratio", "read_ratio_shuffled"},
     "invert": {"equal_maths_speedup", "peak_share", "default_speedup"},
-    "train": {"train_speedup_width32", "train_speedup_dc", "bfloat16_speedup_dc"},
+    "train": {"train_speedup_width32", "train_speedup_dc", "train_bound_dc", "bfloat16_speedup_dc"},
     "guides": {f"seconds_{name}_ipc2" for name in ("modes", "transport", "set", "set-repulsion", "features")},
     "stages": {"real_ipc2", "resized_ipc2", "vae_ipc2", "inverted_ipc2"},
     "condense": {"cpu_hours_ipc1"},
