@@ -29,6 +29,7 @@ from d3hr_ray.evaluation.augment import mix
 from d3hr_ray.evaluation.protocols import PROTOCOLS, Precision, Protocol, Setting
 from d3hr_ray.evaluation.training import norm_of, train_student
 from d3hr_ray.models.classifiers import HalfPool
+from d3hr_ray.models.memory import keep_freed_memory
 from d3hr_ray.models.students import Normalised, build_student
 from d3hr_ray.numerics.seeds import generator
 
@@ -119,14 +120,15 @@ def _write_pngs(images: Images, folder: Path) -> None:
 def plain_loop(folder: str, case: Case, protocol: Protocol, device: str = "cpu", bare: bool = False) -> None:
     """The same protocol by a DataLoader without workers, on a network of torch's layers alone.
 
-    `bare` leaves its convolutions alone, in the layout that is fastest for them: no faster code for the rest can train
-    the whole network in less time.
+    `bare` leaves its convolutions alone, in the layout that is fastest for them and with freed memory kept: no faster
+    code for the rest can train the whole network in less time.
     """
     images, scale = case.images(), protocol.augment.crop_scale
     data = _tensors(images) if scale is None else _pngs(folder, case.side, scale)
     loader = DataLoader(data, protocol.batch_size, shuffle=True)
     net = plain_student(case.arch, case.side, norm_of(protocol, images)).to(device)
     if bare:
+        keep_freed_memory()
         net = _bared(net).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), protocol.lr, momentum=0.9, weight_decay=protocol.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, protocol.epochs)
