@@ -33,7 +33,7 @@ def main() -> None:
     with refusing():
         check_flags(flags)
     if flags.check is not None:
-        return check(flags.check, flags.data, flags.check_samples or SAMPLES)
+        return check(flags.check, flags.data, flags.check_samples or SAMPLES, flags.teacher)
     with refusing():
         config = build_config(flags)
     out = flags.out or f"runs/pretrain-{flags.preset}"
@@ -64,16 +64,18 @@ def main() -> None:
         print(f"{out}: trained on {found}")
 
 
-def check(model: str, held_out: str | None, samples: int) -> None:
+def check(model: str, held_out: str | None, samples: int, teacher: str | None) -> None:
     """Measure a trained model and print what was found as JSON."""
     with refusing():
         splits = find_splits(model, held_out)
         names = read_card(model).class_names
+        if teacher and not names:
+            raise ValueError(f"--teacher {teacher}: the classes of --check {model} have no names to match its own")
     with waiting(f"loading torch, for {model}"):
         from d3hr_ray.pretraining.check import measure
         from d3hr_ray.pretraining.watch import showing
     with showing() as bars:
-        quality = asdict(measure(model, *splits, samples, tell=bars))
+        quality = asdict(measure(model, *splits, samples, teacher=teacher, tell=bars))
     if names:
         quality["accuracy_per_class"] = dict(zip(names, quality["accuracy_per_class"], strict=True))
     print(json.dumps(quality, indent=2))

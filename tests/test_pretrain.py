@@ -308,6 +308,7 @@ def test_a_second_driver_of_a_folder_is_refused(tmp_path, monkeypatch):
     [
         (("--check", "digits", "--check-samples", "0"), "--check-samples 0 must be at least 1"),
         (("--check-samples", "9"), "--check-samples needs --check"),
+        (("--teacher", "x"), "--teacher needs --check"),
     ],
 )
 def test_samples_that_cannot_be_drawn_are_refused(flags, message, monkeypatch, capsys):

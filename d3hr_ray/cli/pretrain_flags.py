@@ -124,14 +124,23 @@ class PretrainFlags:
     check_samples: int | None = setting(
         None, "Samples that --check draws, spread over the classes.", OUTPUT, shown=str(SAMPLES)
     )
+    teacher: str | None = setting(
+        None,
+        "The classifier that --check judges by: a folder of `evaluate.py --teacher train`, ARCH=FILE, or a timm name.",
+        OUTPUT,
+        metavar="NAME|PATH",
+        shown="the model's own, else one that is trained for the check",
+    )
 
 
 def check_flags(flags: PretrainFlags) -> None:
-    """Raise ValueError for samples that cannot be drawn, and for a size of networks that are given."""
+    """Raise ValueError for what needs --check, samples that cannot be drawn, and a size of networks that are given."""
     if flags.size and (flags.init or flags.preset != "custom"):
         cure = "leave it out: --init brings its networks" if flags.init else "give --preset custom"
         raise ValueError(f"--size {flags.size} is of networks from scratch for your own images; {cure}")
     if flags.check is None and flags.check_samples is not None:
         raise ValueError("--check-samples needs --check: the trained model to measure")
+    if flags.check is None and flags.teacher is not None:
+        raise ValueError("--teacher needs --check: the trained model whose samples it judges")
     if flags.check_samples is not None and flags.check_samples < 1:
         raise ValueError(f"--check-samples {flags.check_samples} must be at least 1")

@@ -42,18 +42,24 @@ class Quality:
 
 
 def measure(
-    model: str, train: DataConfig, held_out: DataConfig, count: int = 500, seed: int = 0, tell: Tell = silent
+    model: str,
+    train: DataConfig,
+    held_out: DataConfig,
+    count: int = 500,
+    seed: int = 0,
+    teacher: str | None = None,
+    tell: Tell = silent,
 ) -> Quality:
-    """Check a model by `count` samples, with its own classifier or one trained on `train`.
+    """Check a model by `count` samples, with a `teacher`, else its own classifier, else one trained on `train`.
 
-    Both sets must fit into memory.
+    Both sets must fit into memory. Raises ValueError for a teacher that does not know the model's classes.
     """
     keep_freed_memory()
     card = read_card(model)
     autoencoder, denoiser = load_networks(model, torch.float32, "cpu")
     pixels, labels = load_set(train, card, tell)
     held_pixels, held_labels = load_set(held_out, card, tell)
-    net = _classifier(model, card, pixels, labels, seed, tell)
+    net = _classifier(teacher or own_classifier(model), card, pixels, labels, seed, tell)
     classes = spread(count, card.num_classes)
     right = np.zeros(count, bool)
     for at, samples in draw_samples(autoencoder, denoiser, load_schedule(model, 50), torch.from_numpy(classes), seed):
@@ -71,13 +77,12 @@ def measure(
 
 
 def _classifier(
-    model: str, card: ModelCard, pixels: np.ndarray, labels: np.ndarray, seed: int, tell: Tell
+    teacher: str | None, card: ModelCard, pixels: np.ndarray, labels: np.ndarray, seed: int, tell: Tell
 ) -> nn.Module:
-    """Images [-1, 1] => logits over the model's classes: what comes with the model, else a ConvNet trained here."""
-    own = own_classifier(model)
-    if own is not None and card.class_names:
-        side = side_of(own, card.image_size)
-        return Fitted(load_teacher(own, Target(card.class_names, None, side)), side).eval()
+    """Images [-1, 1] => logits over the model's classes: a teacher's, else of a ConvNet that is trained here."""
+    if teacher is not None and card.class_names:
+        side = side_of(teacher, card.image_size)
+        return Fitted(load_teacher(teacher, Target(card.class_names, None, side)), side).eval()
     steps = enough_steps(len(pixels))
     return train_convnet(
         pixels,
