@@ -48,12 +48,22 @@ def absolute(uri: str) -> str:
     Workers have other working folders than the driver, so paths are made absolute before they travel.
     """
     base, query = split_query(uri)
-    return base.rstrip("/") + query if "://" in uri else str(Path(uri).expanduser().absolute())
+    if "://" in uri:
+        return base.rstrip("/") + query
+    try:
+        return str(Path(uri).expanduser().absolute())
+    except RuntimeError as error:  # ~name of nobody
+        raise ValueError(f"{uri}: {error}") from error
 
 
 def is_same_place(uri: str, other: str) -> bool:
     """Whether two paths or URIs are one, but for how they are written: from here, from the root, with a last slash."""
     return absolute(uri) == absolute(other)
+
+
+def is_within(uri: str, folder: str) -> bool:
+    """Whether a path or URI is a folder, or lies anywhere in it."""
+    return f"{absolute(uri)}/".startswith(f"{absolute(folder)}/")
 
 
 @functools.lru_cache(64)

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from d3hr_ray.beside import beside
@@ -21,6 +22,7 @@ from d3hr_ray.config import RunError
 from d3hr_ray.store import Store
 
 NAME = ".lock"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 BEAT = 5.0  # seconds between beats
 SILENCE = 30.0  # without a beat before a driver on another machine counts as dead
 SETTLE = 0.1, 1.0  # between writing a name and reading it back, in which another may write: on disks, object stores
@@ -55,7 +57,8 @@ def driving(store: Store) -> Iterator[None]:
                 _require(store, name)
             raise
         finally:
-            if not lost.is_set():
+            holder = None if lost.is_set() else read_holder(store)
+            if holder is not None and holder["owner"] == name["owner"]:  # else one that slept too long was replaced
                 store.delete(NAME)
 
 
@@ -126,9 +129,12 @@ def _require(store: Store, name: dict[str, Any]) -> None:
 
 
 def _host() -> str:
-    """This machine and, where processes are numbered per container, this container."""
+    """This machine since it was started, and where processes are numbered per container, this container.
+
+    A name is not enough: copies of a virtual machine share theirs.
+    """
     try:
-        return f"{platform.node()}:{os.readlink('/proc/self/ns/pid')}"
+        return f"{platform.node()}:{BOOT.read_text().strip()}:{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return platform.node()
 

@@ -42,6 +42,7 @@ def open_run(
     the run: its own config may be one of several that the sweep makes. Raises ValueError with what differs, or if the
     folder holds something else.
     """
+    had = overwrite and store.exists(RUN)
     if overwrite:
         clear(store)
     with contextlib.suppress(OSError):  # workers of a killed driver may still write there for a moment
@@ -49,7 +50,8 @@ def open_run(
     if store.exists(RUN):
         _same_run(store, config, inputs, images)
         return
-    require_run(store, config)
+    if not had:  # a log of one's own beside an earlier run stays there
+        require_run(store, config)
     begun = {"started": _now(), "finished": None} | ({"base": as_dict(base)} if base else {})
     store.write_json(RUN, _record(config, inputs) | begun)
 

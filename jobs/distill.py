@@ -14,6 +14,7 @@ from d3hr_ray.cli.defaults import default_out, default_preset
 from d3hr_ray.cli.distill_config import build_config
 from d3hr_ray.cli.distill_flags import DistillFlags, only_status
 from d3hr_ray.cli.exits import guard, refusing
+from d3hr_ray.cli.outputs import check_out
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.presets import SIZES
 from d3hr_ray.cli.proposing import proposing
@@ -40,6 +41,7 @@ def main() -> None:
     source = Store(absolute(flags.from_gaussians)) if flags.from_gaussians else None
     extended = Store(absolute(flags.extend)) if flags.extend else None
     with refusing():
+        check_out(flags, store.uri)
         if source is None:
             check_data(config)
         card, grid = read_model(config, planning=flags.dry_run)
@@ -90,7 +92,7 @@ def main() -> None:
                 assert source is not None, "what is not listed comes from Gaussians"
                 run = d3hr.reopen_run(store, source, config, card, actors)
         older = run.inputs.get("extends", {})
-        others = [source, extended or (Store(older["run"]) if older else None)]
+        others = [store, source, extended or (Store(older["run"]) if older else None)]
         shown = older.get("real_images", True) and all(may_show_reals(other) for other in others if other)
         shown = shown and not flags.no_real_images
         if not shown:

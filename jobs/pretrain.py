@@ -15,6 +15,7 @@ import sys
 from dataclasses import asdict
 
 from d3hr_ray.cli.exits import guard, refusing
+from d3hr_ray.cli.outputs import check_out
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.pretrain_config import build_config, find_splits
 from d3hr_ray.cli.pretrain_flags import SAMPLES, PretrainFlags, check_flags
@@ -36,11 +37,12 @@ def main() -> None:
         return check(flags.check, flags.data, flags.check_samples or SAMPLES, flags.teacher)
     with refusing():
         config = build_config(flags)
-    out = flags.out or f"runs/pretrain-{flags.preset}"
+        out = flags.out or f"runs/pretrain-{flags.preset}"
+        check_out(flags, out)
     with driving(Store(absolute(out))):
         with refusing():
             if flags.overwrite:
-                start_anew(out)
+                start_anew(out, flags.init)
             listing = prepare(config, out, flags.workers)
         if listing is None:
             print(f"{out}: complete already; --overwrite starts anew")

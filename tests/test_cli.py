@@ -74,11 +74,13 @@ MISTAKES = {
     "--search random --spread radius": "--spread is of exact matching",
     "--method random --candidates 5": "--candidates does nothing with --method random",
     "--status /nowhere": "--status /nowhere: no run there",
+    "--status ~nosuchuser9/x": "~nosuchuser9/x: ",
+    "--out=": "--out has an empty value; is a variable of the shell not set?",
     "--status x --ipc 3": "--status goes alone; leave out --ipc",
     "--data s3://key:secret@bucket/x --model digits": "use the environment",
     "--tflops 0": "--tflops 0 must be above 0",
 }
-OF_PARSING = ("--ipx 3", "--ipc", "--ipc ten", "--method cao3")
+OF_PARSING = ("--ipx 3", "--ipc", "--ipc ten", "--method cao3", "--out=")
 
 
 @pytest.mark.parametrize("command", MISTAKES)
@@ -226,6 +228,8 @@ def test_a_folder_with_another_run_is_refused_with_the_commands_that_work(begun,
         "inverted again), or: python jobs/distill.py --limit-per-class 12 --ipc 50 --out runs/x-2. --overwrite would "
         "delete the run in runs/x\n",
         "--timesteps 200": "Type: python jobs/distill.py --limit-per-class 12 --timesteps 200 --out runs/x-2. --over",
+        "--method dit": "Type: python jobs/distill.py --limit-per-class 12 --method dit --out runs/x-2. --over",
+        "--guidance 3": "--guidance 3 --from-gaussians runs/x --out runs/x-2 (more sets of that run",
     }
     for changed, ways in told.items():
         code, said = main(monkeypatch, capsys, f"--limit-per-class 12 --out runs/x {changed}")
@@ -286,6 +290,10 @@ def test_a_failed_run_exits_1_with_one_line(error, capsys, monkeypatch):
         guard(fail)
     assert stop.value.code == 1
     assert capsys.readouterr().err == f"distill: failed: {error} (what is finished is kept: the same command resumes)\n"
+    monkeypatch.setattr(sys, "argv", ["jobs/distill.py", "--overwrite"])  # again, it would delete what is finished
+    with pytest.raises(SystemExit):
+        guard(fail)
+    assert "the same command without --overwrite resumes" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_named(monkeypatch, capsys, ray_session, tmp_path):

@@ -96,6 +96,31 @@ def test_a_driver_whose_folder_was_taken_stops(tmp_path):
     assert json.loads((tmp_path / NAME).read_text())["owner"] == "y"
 
 
+def test_a_driver_that_slept_and_was_replaced_leaves_the_others_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 60)  # it ends before it sees the other's name
+    with driving(Store(str(tmp_path))):
+        write_holder(tmp_path, owner="y")
+    assert json.loads((tmp_path / NAME).read_text())["owner"] == "y"
+
+
+def test_a_process_of_another_machine_with_the_same_name_is_not_taken_for_gone(tmp_path, monkeypatch):
+    """Copies of a virtual machine have one name, and all machines the same first namespace of processes."""
+    boot = tmp_path / "boot_id"
+    boot.write_text("another\n")
+    ours = lock._host()
+    monkeypatch.setattr(lock, "BOOT", boot)
+    assert lock._host() != ours and lock._host().partition(":")[0] == ours.partition(":")[0]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_holder(folder, host=lock._host(), pid=2**22 + 1)
+    monkeypatch.undo()
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    monkeypatch.setattr(lock, "SILENCE", 0.5)
+    start = time.monotonic()
+    assert not lock.is_alive(Store(str(folder)), json.loads((folder / NAME).read_text()))
+    assert time.monotonic() - start > 0.4
+
+
 def test_sigterm_is_a_stop_and_its_handler_is_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped), driving(Store(str(tmp_path))):

@@ -145,6 +145,35 @@ def test_the_embedded_sets_keep_their_guidance_under_official(preset, method):
     assert vary(own, f"method={method} fidelity=official").synthesis.guidance == own.synthesis.guidance
 
 
+@pytest.mark.parametrize("preset", ["cifar10", "tinyimagenet"])
+def test_a_model_that_the_authors_do_not_know_keeps_its_side_and_guidance(preset):
+    own = build_config(DistillFlags(preset=preset, model="x", data="y"))
+    for more in ({"fidelity": "official"}, {"method": "cao2"}, {"fidelity": "official", "method": "cao2"}):
+        made = build_config(DistillFlags(preset=preset, model="x", data="y", **more))
+        assert (made.inversion.guidance, made.synthesis) == (own.inversion.guidance, own.synthesis)
+
+
+def test_a_preset_file_keeps_what_its_sweep_found(tmp_path):
+    file = tmp_path / "best.json"
+    base = PRESETS["digits"]()
+    best = replace(base, model=ModelConfig("mine"), synthesis=replace(base.synthesis, guidance=1.5))
+    judged = replace(best, method="cao2", cao2=replace(best.cao2, select="none", pool=1))
+    fast = replace(best, inversion=replace(best.inversion, solver="adams", steps=25))
+    for config in (best, judged, fast):
+        file.write_text(json.dumps({"config": as_dict(config)}))
+        for more in ({}, {"method": "cao2"}, *([{"fidelity": "official"}] if config is not fast else [])):
+            assert build_config(DistillFlags(preset=str(file), **more)).synthesis.guidance == 1.5
+            assert vary(config, " ".join(f"{k}={v}" for k, v in more.items())).synthesis.guidance == 1.5
+
+    def made(config, **flags):
+        file.write_text(json.dumps({"config": as_dict(config)}))
+        return build_config(DistillFlags(preset=str(file), **flags))
+
+    assert made(judged, select="easy").cao2.pool == base.cao2.pool > 1
+    assert [made(fast, solver=s).inversion.steps for s in ("adams", "ddim")] == [25, 50]
+    assert made(best, solver="adams").inversion.steps == 15
+
+
 def test_another_grid_keeps_stage_2_at_its_noise():
     made = build_config(DistillFlags(method="cao2", solver="adams"))
     assert (made.inversion.steps, made.cao2.levels) == (15, (1, 3))

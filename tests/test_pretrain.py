@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,17 @@ def test_files_that_changed_before_a_resume_are_told(tmp_path, monkeypatch):
     image.unlink()
     with pytest.raises(ValueError, match=r"0003.png \(gone\)"):
         prepare(config, out)
+
+
+def test_overwrite_deletes_no_model_of_others_and_not_the_one_it_begins_with(tmp_path):
+    theirs = shutil.copytree(PIPELINE, tmp_path / "theirs")
+    before = sorted(path.name for path in theirs.iterdir())
+    with pytest.raises(ValueError, match=r"--overwrite: .* holds no model of pretrain.py; empty it yourself"):
+        start_anew(str(theirs))
+    with pytest.raises(ValueError, match=r"--overwrite would delete --init .*, which is --out; give another --out"):
+        start_anew(f"{theirs}/", str(theirs))
+    assert sorted(path.name for path in theirs.iterdir()) == before
+    start_anew(str(tmp_path / "new"))
 
 
 def test_overwrite_deletes_only_what_training_wrote(trained, tmp_path):

@@ -19,6 +19,8 @@ from d3hr_ray.store import Store
 # Flags that name the data or how it is inverted: settled for good once a run has Gaussians.
 UPSTREAM = ("preset", *(name for name, s in SETTINGS.items() if s.flag.upstream))
 
+WITHOUT_GAUSSIANS = ("cao2", "dit", "random")  # methods that look at none
+
 
 def build_config(flags: DistillFlags) -> RunConfig:
     """The preset, or the run of --from-gaussians or --extend, with the flags laid over it.
@@ -57,8 +59,8 @@ def _base(flags: DistillFlags) -> RunConfig:
     base = load_preset(preset) if preset else own(flags.model or "")
     if flags.fidelity == "fixed" and base.fidelity == "official":
         raise ValueError(f"--fidelity fixed contradicts --preset {preset}, which is official; leave one out")
-    base = as_official(base, bool(preset)) if flags.fidelity == "official" else base
-    return as_cao2(base, preset, bool(preset)) if flags.method == "cao2" else base
+    base = as_official(base) if flags.fidelity == "official" else base
+    return as_cao2(base, preset) if flags.method == "cao2" != base.method else base
 
 
 def _earlier(flag: str, run: str, flags: DistillFlags) -> RunConfig:
@@ -96,5 +98,5 @@ def _refuse_upstream(flags: DistillFlags) -> None:
     for name in ("dry_run", "overwrite"):
         if getattr(flags, name):
             raise ValueError(f"{flag_of(name)} cannot go with --from-gaussians")
-    if flags.method not in (None, "d3hr", "d3hr+cao2", "gaussian"):
+    if flags.method in WITHOUT_GAUSSIANS:
         raise ValueError(f"--method {flags.method} uses no Gaussians; leave out --from-gaussians")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -36,8 +37,13 @@ def guard(main: Callable[[], None]) -> None:
     except (RunError, ValueError, OSError) as error:
         if os.environ.get("D3HR_TRACEBACK"):
             raise
-        announce(f"failed: {error} (what is finished is kept: the same command resumes)")
+        announce(f"failed: {error} (what is finished is kept: the same command{_but_overwrite()} resumes)")
         raise SystemExit(1) from error
     except KeyboardInterrupt as stop:
-        announce("stopped; the same command resumes")
+        announce(f"stopped; the same command{_but_overwrite()} resumes")
         raise SystemExit(143 if isinstance(stop, Stopped) else 130) from stop
+
+
+def _but_overwrite() -> str:
+    """Of a command that would delete what it has made: what to leave out."""
+    return " without --overwrite" if any(word.startswith("--overwrite") for word in sys.argv) else ""

@@ -2,12 +2,23 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.cli.flags import given
 from d3hr_ray.cli.presets import with_classifier
-from d3hr_ray.config import D3HR_QUIRKS, Format, GuideConfig, RunConfig, Setting, flag_of, settings_of
+from d3hr_ray.config import (
+    D3HR_QUIRKS,
+    CaO2Config,
+    Format,
+    GuideConfig,
+    InversionConfig,
+    RunConfig,
+    Setting,
+    flag_of,
+    settings_of,
+)
 from d3hr_ray.datasets.classes import read_classes
 from d3hr_ray.datasets.named import set_of
 from d3hr_ray.filesystems import absolute
@@ -30,6 +41,8 @@ def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
     values = {name: READ[name](value) if name in READ else value for name, value in typed.items()}
     if values.get("data"):
         values["data"] = written_out(values["data"], flags.format)
+    if values.get("model") and Path(values["model"]).expanduser().is_dir() and not set_of(values["model"]):
+        values["model"] = absolute(values["model"])
     return with_classifier(_laid_over(base, _implied(base, values) | values))
 
 
@@ -40,12 +53,14 @@ def _implied(base: RunConfig, values: dict[str, Any]) -> dict[str, Any]:
         more["format"] = "auto"
     if values.get("search", base.search.method) != base.search.method:
         more["candidates"] = CANDIDATES[values["search"]]
-    if values.get("solver") == "adams":
-        more["ddim_steps"] = ADAMS_STEPS
+    if values.get("solver", base.inversion.solver) != base.inversion.solver:
+        more["ddim_steps"] = ADAMS_STEPS if values["solver"] == "adams" else InversionConfig().steps
     if (steps := (more | values).get("ddim_steps", base.inversion.steps)) != base.inversion.steps:
         more["levels"] = _same_levels(base, steps)
     if values.get("select") == "none":
         more["pool"] = 1
+    elif "select" in values and base.cao2.select == "none":
+        more["pool"] = CaO2Config().pool
     if values.get("select", "learnable") != "learnable":
         more["learner"] = None
     if values.get("guide", base.guide.kind) != base.guide.kind:  # what one kind of guide alone has

@@ -125,11 +125,10 @@ SIZES = {
 }
 
 
-def as_official(config: RunConfig, known: bool = True) -> RunConfig:
+def as_official(config: RunConfig) -> RunConfig:
     """The authors' settings (docs/design.md): guidance 4 both ways, random search over 10^6 subsets, 224-pixel PNGs.
 
-    They have none for the embedded models and for others that they do not know, which keep their own guidance: it would
-    confound a comparison with `fixed`.
+    Guidance and side are those of ImageNet's model; others keep their own: it would confound a comparison with `fixed`.
     """
     config = replace(
         config,
@@ -137,7 +136,7 @@ def as_official(config: RunConfig, known: bool = True) -> RunConfig:
         inversion=replace(config.inversion, posterior="sample"),
         search=replace(config.search, method="random", candidates=1_000_000, skew_weight=OFFICIAL_SKEW_WEIGHT),
     )
-    if _is_embedded(config) or not known:
+    if config.model.name != DIT_XL:
         return config
     inversion = replace(config.inversion, guidance=4.0)
     return replace(config, inversion=inversion, synthesis=SynthesisConfig(guidance=4.0, image_size=224))
@@ -150,14 +149,14 @@ def with_classifier(config: RunConfig) -> RunConfig:
     return config
 
 
-def as_cao2(config: RunConfig, preset: str, known: bool = True) -> RunConfig:
+def as_cao2(config: RunConfig, preset: str) -> RunConfig:
     """CaO2's settings: per dataset those of its authors' scripts if official (docs/design.md), else one for all.
 
     There is no script for the embedded models, nor for others that the authors do not know; they keep their guidance.
     """
     if config.method == "d3hr+cao2":  # an earlier setting's, whose default is to leave stage 2 out
         config = replace(config, cao2=replace(config.cao2, iterations=CaO2Config().iterations))
-    if _is_embedded(config) or not known:
+    if config.model.name != DIT_XL:
         return config
     synthesis = replace(config.synthesis, guidance=CAO2_GUIDANCE)
     if config.fidelity != "official":
@@ -169,11 +168,6 @@ def as_cao2(config: RunConfig, preset: str, known: bool = True) -> RunConfig:
     return replace(
         config, cao2=replace(config.cao2, **own.get(preset, {})), synthesis=replace(synthesis, image_size=None)
     )
-
-
-def _is_embedded(config: RunConfig) -> bool:
-    """Whether the model is of this package, whose guidance is its own."""
-    return config.data.format == "digits" or config.model.name == FASHION_MNIST
 
 
 def _embedded(name: str) -> RunConfig:

@@ -31,7 +31,7 @@ def resolve_auto(config: RunConfig, stored: dict[str, Any] | None, actors: "Acto
     """Replace every `auto` by the choice that the run folder already made, else by what the device suits: a CPU, if no
     actors are known yet.
 
-    The same data keeps the spelling of its path that the run folder knows it by.
+    The same data and model keep the spelling of their paths that the run folder knows them by.
     """
     gpu = actors is not None and actors.device == "cuda"
     dtype, size = config.model.dtype, config.inversion.batch_size
@@ -42,12 +42,14 @@ def resolve_auto(config: RunConfig, stored: dict[str, Any] | None, actors: "Acto
         dtype = stored["model"]["dtype"] if stored else (half if gpu and not exact else "float32")
     if size == "auto":
         size = stored["inversion"]["batch_size"] if stored else (128 if gpu else 64)
-    uri = config.data.uri
+    uri, name = config.data.uri, config.model.name
     if stored and is_same_place(stored["data"]["uri"], uri):
         uri = stored["data"]["uri"]
+    if stored and is_same_place(stored["model"]["name"], name):
+        name = stored["model"]["name"]
     return replace(
         config,
         data=replace(config.data, uri=uri),
-        model=replace(config.model, dtype=dtype),
+        model=replace(config.model, name=name, dtype=dtype),
         inversion=replace(config.inversion, batch_size=size),
     )

@@ -42,7 +42,7 @@ def vary(base: RunConfig, text: str) -> RunConfig:
 def _laid_over(base: RunConfig, flags: DistillFlags) -> RunConfig:
     if flags.fidelity == "official":
         base = replace(as_official(base), inversion=base.inversion)
-    if flags.method == "cao2":
+    if flags.method == "cao2" != base.method:
         base = as_cao2(base, next((name for name, classes in SUBSETS.items() if base.data.classes == classes), ""))
     made = overlay(base, flags)
     refuse_idle(made, flags)

@@ -19,7 +19,7 @@ from d3hr_ray.pretraining.stream import ImageStream
 from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.progress import progress
 from d3hr_ray.stages import contents
-from d3hr_ray.store import Store
+from d3hr_ray.store import TEMP, Store
 
 CLAIM = f"{SCRATCH}/settings.json"
 VERSIONS = f"{SCRATCH}/versions.parquet"
@@ -43,7 +43,7 @@ def prepare(config: PretrainConfig, out: str, workers: int = 0) -> Listing | Non
     changed = contents.describe(contents.changed_files(store, listing, VERSIONS))
     if store.exists(CLAIM):
         _refuse_others(store, store.read_json(CLAIM), claim, changed)
-    elif set(store.list()) - {LOCK}:
+    elif _foreign(store):
         raise ValueError(f"--out {out} holds files of something else; give another --out")
     store.write_json(CLAIM, claim)
     contents.remember(store, listing, VERSIONS)
@@ -74,10 +74,23 @@ def trained_on(model: str) -> DataConfig:
     return data_config(store.read_json("training.json")["settings"]["data"])
 
 
-def start_anew(out: str) -> None:
-    """Delete what a training run writes into `out`, and nothing else."""
+def start_anew(out: str, init: str | None = None) -> None:
+    """Delete what a training run writes into `out`, and nothing else.
+
+    Raises ValueError for a model that no run of ours made, and for the one that this run is to begin with.
+    """
+    store = Store(out)
+    if init is not None and is_same_place(out, locate(init)):
+        raise ValueError(f"--overwrite would delete --init {init}, which is --out; give another --out")
+    if _foreign(store) and not (store.exists("training.json") or store.exists(CLAIM)):
+        raise ValueError(f"--overwrite: {out} holds no model of pretrain.py; empty it yourself, or give another --out")
     for name in (SCRATCH, *WRITTEN):
-        Store(out).delete(name)
+        store.delete(name)
+
+
+def _foreign(store: Store) -> set[str]:
+    """What lies in a folder, but for a lock and what was being written."""
+    return {*store.list(), *store.folders()} - {LOCK, TEMP}
 
 
 def list_classes(data: DataConfig) -> Listing:
