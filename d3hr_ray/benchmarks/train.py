@@ -99,7 +99,7 @@ def run(quick: bool) -> Result:
         f"{CLASSES * IPC} images; one thread; each side in its own process: ours keeps freed memory, scripts do not",
         "hard: crop, flip, CutMix; the loop reads, decodes and augments each PNG anew, as scripts do",
         "dc: no augmentation; the loop has its images in memory, as DatasetCondensation's",
-        "convolutions alone, channels last: what no faster norm, activation, pooling or loading goes below",
+        "convolutions alone, channels last: the loop without norms, activations and pooling, however fast these may be",
     ]
     return Result("train", ratios, rows, notes)
 
@@ -120,8 +120,8 @@ def _write_pngs(images: Images, folder: Path) -> None:
 def plain_loop(folder: str, case: Case, protocol: Protocol, device: str = "cpu", bare: bool = False) -> None:
     """The same protocol by a DataLoader without workers, on a network of torch's layers alone.
 
-    `bare` leaves its convolutions alone, in the layout that is fastest for them and with freed memory kept: no faster
-    code for the rest can train the whole network in less time.
+    `bare` leaves its convolutions alone, in the layout that is fastest for them and with freed memory kept: what the loop
+    takes where norms, activations and pooling cost nothing.
     """
     images, scale = case.images(), protocol.augment.crop_scale
     data = _tensors(images) if scale is None else _pngs(folder, case.side, scale)
