@@ -120,8 +120,8 @@ def _write_pngs(images: Images, folder: Path) -> None:
 def plain_loop(folder: str, case: Case, protocol: Protocol, device: str = "cpu", bare: bool = False) -> None:
     """The same protocol by a DataLoader without workers, on a network of torch's layers alone.
 
-    `bare` leaves its convolutions alone, in the layout that is fastest for them and with freed memory kept: what the loop
-    takes where norms, activations and pooling cost nothing.
+    `bare` leaves its convolutions alone, in the layout that is fastest for them and with freed memory kept: what the
+    loop takes where norms, activations and pooling cost nothing.
     """
     images, scale = case.images(), protocol.augment.crop_scale
     data = _tensors(images) if scale is None else _pngs(folder, case.side, scale)
