@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,13 @@ def is_same_place(uri: str, other: str) -> bool:
 
 
 def is_within(uri: str, folder: str) -> bool:
-    """Whether a path or URI is a folder, or lies anywhere in it."""
-    return f"{absolute(uri)}/".startswith(f"{absolute(folder)}/")
+    """Whether a path or URI is a folder, or lies anywhere in it, also by way of .. and of links."""
+
+    def plain(uri: str) -> str:
+        base, _ = split_query(absolute(uri))
+        return base if "://" in base else os.path.realpath(base)
+
+    return f"{plain(uri)}/".startswith(f"{plain(folder)}/")
 
 
 @functools.lru_cache(64)

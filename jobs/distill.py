@@ -20,6 +20,7 @@ from d3hr_ray.cli.presets import SIZES
 from d3hr_ray.cli.proposing import proposing
 from d3hr_ray.cli.resolve import on_grid, resolve_auto
 from d3hr_ray.filesystems import absolute
+from d3hr_ray.layout import OWN
 from d3hr_ray.lock import driving
 from d3hr_ray.methods.growing import check_extended
 from d3hr_ray.methods.inputs import check_data, check_fit, count_images, list_data, list_early, read_model
@@ -41,7 +42,7 @@ def main() -> None:
     source = Store(absolute(flags.from_gaussians)) if flags.from_gaussians else None
     extended = Store(absolute(flags.extend)) if flags.extend else None
     with refusing():
-        check_out(flags, store.uri)
+        check_out(flags, store.uri, OWN)
         if source is None:
             check_data(config)
         card, grid = read_model(config, planning=flags.dry_run)

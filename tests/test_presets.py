@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from conftest import PIPELINE
 
+from d3hr_ray.cli import presets
 from d3hr_ray.cli.defaults import default_out
 from d3hr_ray.cli.distill_config import build_config
 from d3hr_ray.cli.distill_flags import DistillFlags
@@ -20,6 +21,7 @@ from d3hr_ray.cli.variants import vary
 from d3hr_ray.config import ModelConfig, as_dict
 from d3hr_ray.datasets.idxclasses import FASHION
 from d3hr_ray.models.card import sampling_grid
+from d3hr_ray.models.geometry import DIT_XL_CARD
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.store import Store
 
@@ -172,6 +174,21 @@ def test_a_preset_file_keeps_what_its_sweep_found(tmp_path):
     assert made(judged, select="easy").cao2.pool == base.cao2.pool > 1
     assert [made(fast, solver=s).inversion.steps for s in ("adams", "ddim")] == [25, 50]
     assert made(best, solver="adams").inversion.steps == 15
+
+
+def test_a_folder_of_imagenets_model_is_the_authors_in_a_sweep_too(monkeypatch):
+    """As a cluster without a way to the hub has it."""
+    monkeypatch.setattr(presets, "read_card", lambda model: DIT_XL_CARD)
+    base = build_config(DistillFlags(preset="imagenette", data="x", model=PIPELINE))
+    assert vary(base, "method=cao2").synthesis.guidance == 2.7
+    assert vary(base, "fidelity=official").synthesis.image_size == 224
+    official = build_config(
+        DistillFlags(preset="imagenette", data="x", model=PIPELINE, method="cao2", fidelity="official")
+    )
+    judged = vary(base, "method=cao2")
+    for made in (official, vary(judged, "method=cao2 fidelity=official"), vary(judged, "fidelity=official")):
+        assert (made.synthesis.guidance, made.synthesis.image_size) == (2.7, None)
+        assert (made.cao2.pool, made.cao2.condition, made.cao2.iterations) == (2, "class", 0)
 
 
 def test_another_grid_keeps_stage_2_at_its_noise():

@@ -165,6 +165,26 @@ def test_overwrite_deletes_no_model_of_others_and_not_the_one_it_begins_with(tmp
         start_anew(f"{theirs}/", str(theirs))
     assert sorted(path.name for path in theirs.iterdir()) == before
     start_anew(str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_overwrite_goes_on_where_it_was_killed_and_beside_a_folder_of_ones_own(trained, tmp_path):
+    """What says whose files they are is deleted last."""
+    out = tmp_path / "model"
+    for left in ({"training.json", ".training"}, {".training"}, set()):
+        shutil.copytree(trained, out, dirs_exist_ok=True)
+        (out / "notes").mkdir(exist_ok=True)
+        (out / ".training").mkdir(exist_ok=True)
+        for name in {"training.json", ".training"} - left:
+            shutil.rmtree(out / name) if name == ".training" else (out / name).unlink()
+        if left:
+            start_anew(str(out))
+            assert {path.name for path in out.iterdir()} - {".tmp"} == {"notes"}
+            prepare(TINY, str(out))
+            shutil.rmtree(out / ".training")
+        else:
+            with pytest.raises(ValueError, match=r"holds no model of pretrain\.py"):
+                start_anew(str(out))
 
 
 def test_overwrite_deletes_only_what_training_wrote(trained, tmp_path):

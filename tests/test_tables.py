@@ -179,6 +179,22 @@ def test_a_full_set_stands_beside_sets_of_its_own_rules(change):
     assert row.startswith("<tr><td>real-full</td>") and re.findall(r">(\d\d\.\d) ", row) == ["97.0", "60.0"]
 
 
+def test_an_override_of_epochs_is_no_cap_and_two_caps_are_two_rows():
+    plain = [r | {"kind": r["set"], "test": "t"} for r in ranked_rows(({}, 0.5)) if r["protocol"] == "hard"]
+    ours = [r for r in plain if r["method"] != "real-full"]
+    (full,) = [r for r in plain if r["method"] == "real-full"][:1]
+    rows = [r | {"protocol_version": v} for r in ours for v in ("2", "2+epochs=200")]
+    (named,) = [
+        r for r in disambiguate([*rows, full | {"protocol_version": "2+epochs=200"}]) if r["set"] == "real-full"
+    ]
+    assert named["protocol"] == "hard 2+epochs=200"
+    older = [r | {"protocol_version": "2"} for r in ours]
+    both = [full | {"protocol_version": v} for v in ("1", "2+epochs=90")]
+    for beside in (older, []):
+        found = [(r["set"], r["protocol"]) for r in disambiguate([*beside, *both]) if r["method"] == "real-full"]
+        assert found == [("real-full 1", "hard"), ("real-full 2+epochs=90", "hard")]
+
+
 def test_a_sheet_for_each_kind_at_about_ten_images_the_best_first(tmp_path):
     store = Store(str(tmp_path))
     plain = {"config": as_dict(PRESETS["digits"]()), "inputs": {"images": 0}, "seed": 0, "versions": {}}

@@ -9,7 +9,7 @@ from d3hr_ray.cli.extending import hint_if_gone, refuse_contradictions, refuse_u
 from d3hr_ray.cli.flags import given
 from d3hr_ray.cli.overlay import SETTINGS, overlay, refuse_idle
 from d3hr_ray.cli.parsing import meant
-from d3hr_ray.cli.presets import PRESETS, as_cao2, as_official, own
+from d3hr_ray.cli.presets import PRESETS, as_cao2, as_official, becomes_cao2, own
 from d3hr_ray.cli.resolve import require_float32
 from d3hr_ray.config import RunConfig, flag_of, from_dict
 from d3hr_ray.filesystems import absolute
@@ -59,8 +59,9 @@ def _base(flags: DistillFlags) -> RunConfig:
     base = load_preset(preset) if preset else own(flags.model or "")
     if flags.fidelity == "fixed" and base.fidelity == "official":
         raise ValueError(f"--fidelity fixed contradicts --preset {preset}, which is official; leave one out")
+    anew = becomes_cao2(base, flags.method, flags.fidelity)
     base = as_official(base) if flags.fidelity == "official" else base
-    return as_cao2(base, preset) if flags.method == "cao2" != base.method else base
+    return as_cao2(base, preset) if anew else base
 
 
 def _earlier(flag: str, run: str, flags: DistillFlags) -> RunConfig:

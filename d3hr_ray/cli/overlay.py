@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 from d3hr_ray.cli.distill_flags import DistillFlags
@@ -41,8 +40,6 @@ def overlay(base: RunConfig, flags: DistillFlags) -> RunConfig:
     values = {name: READ[name](value) if name in READ else value for name, value in typed.items()}
     if values.get("data"):
         values["data"] = written_out(values["data"], flags.format)
-    if values.get("model") and Path(values["model"]).expanduser().is_dir() and not set_of(values["model"]):
-        values["model"] = absolute(values["model"])
     return with_classifier(_laid_over(base, _implied(base, values) | values))
 
 

@@ -36,9 +36,11 @@ def read(flags: type[T], argv: Sequence[str]) -> T:
     for flag, following in zip(argv, [*argv, "--"][1:], strict=True):
         if flag.startswith("--") and following.startswith("--") and flag[2:].replace("-", "_") in _list_flags(flags):
             raise ValueError(f"{flag} has no value; give one or more, or leave it out")
-    for flag, word in zip(["", *argv], argv, strict=False):
+    flag = ""
+    for word in argv:
+        flag = word.rstrip("=") if word.startswith("--") else flag
         if word == "" or re.fullmatch(r"--[\w-]+=", word):
-            raise ValueError(f"{(word or flag).rstrip('=')} has an empty value; is a variable of the shell not set?")
+            raise ValueError(f"{flag} has an empty value; is a variable of the shell not set?")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):

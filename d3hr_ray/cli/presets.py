@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from d3hr_ray.config import (
@@ -19,7 +20,8 @@ from d3hr_ray.config import (
 from d3hr_ray.datasets.idxclasses import FASHION
 from d3hr_ray.datasets.named import FASHION_MNIST
 from d3hr_ray.datasets.subsets import SUBSETS
-from d3hr_ray.models.geometry import DIT_XL
+from d3hr_ray.models.card import ModelCard, locate, read_card
+from d3hr_ray.models.geometry import DIT_XL, DIT_XL_CARD
 
 CAO2_CLASSIFIER, CAO2_GUIDANCE = "resnet18.tv_in1k", 2.7  # torchvision's ResNet-18; on 3 of 4 channels if official
 
@@ -136,7 +138,7 @@ def as_official(config: RunConfig) -> RunConfig:
         inversion=replace(config.inversion, posterior="sample"),
         search=replace(config.search, method="random", candidates=1_000_000, skew_weight=OFFICIAL_SKEW_WEIGHT),
     )
-    if config.model.name != DIT_XL:
+    if not _is_imagenets(config.model.name):
         return config
     inversion = replace(config.inversion, guidance=4.0)
     return replace(config, inversion=inversion, synthesis=SynthesisConfig(guidance=4.0, image_size=224))
@@ -156,7 +158,7 @@ def as_cao2(config: RunConfig, preset: str) -> RunConfig:
     """
     if config.method == "d3hr+cao2":  # an earlier setting's, whose default is to leave stage 2 out
         config = replace(config, cao2=replace(config.cao2, iterations=CaO2Config().iterations))
-    if config.model.name != DIT_XL:
+    if not _is_imagenets(config.model.name):
         return config
     synthesis = replace(config.synthesis, guidance=CAO2_GUIDANCE)
     if config.fidelity != "official":
@@ -168,6 +170,26 @@ def as_cao2(config: RunConfig, preset: str) -> RunConfig:
     return replace(
         config, cao2=replace(config.cao2, **own.get(preset, {})), synthesis=replace(synthesis, image_size=None)
     )
+
+
+def becomes_cao2(base: RunConfig, method: str | None, fidelity: str | None) -> bool:
+    """Whether flags make a config CaO2's anew: one that is so already keeps what it has, unless it becomes official."""
+    return (method or base.method) == "cao2" and (base.method != "cao2" or fidelity == "official")
+
+
+def _is_imagenets(model: str) -> bool:
+    """Whether a model is the authors': DiT-XL/2 of the hub, or a folder here of one of its shape and classes."""
+    if model in ("", DIT_XL):
+        return model == DIT_XL
+    try:
+        card = read_card(model) if Path(locate(model)).is_dir() else None
+    except ValueError:  # said where the model is read
+        return False
+    return card is not None and _shape(card) == _shape(DIT_XL_CARD)
+
+
+def _shape(card: ModelCard) -> tuple[Any, ...]:
+    return card.latent_shape, card.blocks, card.num_classes, card.class_names
 
 
 def _embedded(name: str) -> RunConfig:

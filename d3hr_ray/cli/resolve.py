@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from d3hr_ray.config import Dtype, RunConfig
+from d3hr_ray.datasets.named import set_of
 from d3hr_ray.filesystems import is_same_place
 
 if TYPE_CHECKING:  # Ray takes seconds to import: --help and a wrong flag should not wait for it
@@ -45,7 +46,7 @@ def resolve_auto(config: RunConfig, stored: dict[str, Any] | None, actors: "Acto
     uri, name = config.data.uri, config.model.name
     if stored and is_same_place(stored["data"]["uri"], uri):
         uri = stored["data"]["uri"]
-    if stored and is_same_place(stored["model"]["name"], name):
+    if stored and set_of(name) is None and is_same_place(stored["model"]["name"], name):
         name = stored["model"]["name"]
     return replace(
         config,

@@ -1,6 +1,5 @@
 """What jobs/sweep.py asks of its flags and of what lies in the run folder, before anything heavy is imported."""
 
-import re
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -23,8 +22,8 @@ def open_sweep(flags: SweepFlags, typed: Collection[str] = ()) -> tuple[SweepFla
     Raises ValueError if there is none to resume, or no run and no word of what to make.
     """
     assert flags.run is not None
-    if not re.fullmatch(r"[\w.-]*[\w-][\w.-]*", flags.name):
-        raise ValueError(f"--name {flags.name!r} is no name of a folder; give letters, digits, - and _")
+    if "/" in flags.name or flags.name in (".", ".."):
+        raise ValueError(f"--name {flags.name}: is the name of a folder in sweeps/; give one without /")
     store, file = Store(absolute(flags.run)), sweep_flags_file(flags.name)
     stored = store.read_json(file) if store.exists(file) and store.exists(RUN) else None
     if flags.resume:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.cli.overlay import SETTINGS, overlay, refuse_idle
 from d3hr_ray.cli.parsing import read
-from d3hr_ray.cli.presets import as_cao2, as_official
+from d3hr_ray.cli.presets import as_cao2, as_official, becomes_cao2
 from d3hr_ray.config import RunConfig, flag_of
 from d3hr_ray.datasets.subsets import SUBSETS
 
@@ -40,9 +40,10 @@ def vary(base: RunConfig, text: str) -> RunConfig:
 
 
 def _laid_over(base: RunConfig, flags: DistillFlags) -> RunConfig:
+    anew = becomes_cao2(base, flags.method, flags.fidelity)
     if flags.fidelity == "official":
         base = replace(as_official(base), inversion=base.inversion)
-    if flags.method == "cao2" != base.method:
+    if anew:
         base = as_cao2(base, next((name for name, classes in SUBSETS.items() if base.data.classes == classes), ""))
     made = overlay(base, flags)
     refuse_idle(made, flags)

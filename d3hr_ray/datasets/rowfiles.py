@@ -115,8 +115,8 @@ def _files_of(parquet: pq.ParquetFile, group: int, column: str, uri: str, file: 
         why = f"is not in the data's folder {uri}" if place is None else "is not there"
         raise ValueError(
             f"--data {uri}/{file}: holds paths of images and not the images; {len(lost)} of {len(named)} cannot be "
-            f"read, and the first, {_shown(path)}, {why}. Move the file to the images' folder, or "
-            "write it with their bytes"
+            f"read, and the first, {_shown(path)}, {why}. Move the file to the images' folder, "
+            f"or write it with their bytes; or name another column than {column!r} by --image-column"
         )
     return [RowFile(found[place].size, file_version(found[place])) if place in found else RowFile() for place in places]
 

@@ -15,9 +15,7 @@ from d3hr_ray.stages.mixture import label_blocks, mixture_kind
 NORMALS_PER_SECOND = 1e8  # standard normal float32 numbers that one core draws (numpy Philox, measured: 1.2e8)
 # Measured by jobs/bench.py search (D = 4096, one core): what a number of a candidate costs, in draws of a normal.
 MOMENTS_COST, LOOP_COST, SKEWED_COST = 1.6, 3.0, 0.7  # columns; the plain loop; most candidates are abandoned early
-ORDER_COST = (
-    1.0  # of exact matching's images, each compared with those that are left: as long as 256 columns at n = 400
-)
+ORDER_COST = 1.0  # of exact matching: each image is compared with those that are left, to put them in order
 LAW_SECONDS, SCORES_PER_SECOND = 0.15, 3e6  # tabulating a class's scores and making the winner; drawing scores
 OPTIMISE_PASSES = 3  # forwards' worth of one forward and backward pass
 PNG_SHARE = 0.7  # of the raw bytes of a natural image

@@ -21,6 +21,7 @@ from d3hr_ray.runtime.progress import progress
 from d3hr_ray.stages import contents
 from d3hr_ray.store import TEMP, Store
 
+OURS = "training.json"  # of a finished model
 CLAIM = f"{SCRATCH}/settings.json"
 VERSIONS = f"{SCRATCH}/versions.parquet"
 
@@ -31,8 +32,8 @@ def prepare(config: PretrainConfig, out: str, workers: int = 0) -> Listing | Non
     Raises ValueError for data or settings that do not fit each other, the workers, or what `out` holds.
     """
     store = Store(out)
-    if store.exists("training.json"):
-        done = store.read_json("training.json")
+    if store.exists(OURS):
+        done = store.read_json(OURS)
         _refuse_others(store, done["settings"], as_dict(config))
         if digest := done.get("images_digest"):  # older versions kept none
             _refuse_other_images(store, config.data, digest)
@@ -43,7 +44,7 @@ def prepare(config: PretrainConfig, out: str, workers: int = 0) -> Listing | Non
     changed = contents.describe(contents.changed_files(store, listing, VERSIONS))
     if store.exists(CLAIM):
         _refuse_others(store, store.read_json(CLAIM), claim, changed)
-    elif _foreign(store):
+    elif set(store.list()) - {LOCK}:
         raise ValueError(f"--out {out} holds files of something else; give another --out")
     store.write_json(CLAIM, claim)
     contents.remember(store, listing, VERSIONS)
@@ -69,9 +70,9 @@ def _refuse_other_images(store: Store, data: DataConfig, digest: str) -> None:
 def trained_on(model: str) -> DataConfig:
     """The data that a model of ours was trained on. Raises ValueError if it is none."""
     store = Store(locate(model))
-    if not store.exists("training.json"):
+    if not store.exists(OURS):
         raise ValueError(f"--check {model}: no training.json in it; only models of pretrain.py can be checked")
-    return data_config(store.read_json("training.json")["settings"]["data"])
+    return data_config(store.read_json(OURS)["settings"]["data"])
 
 
 def start_anew(out: str, init: str | None = None) -> None:
@@ -82,15 +83,11 @@ def start_anew(out: str, init: str | None = None) -> None:
     store = Store(out)
     if init is not None and is_same_place(out, locate(init)):
         raise ValueError(f"--overwrite would delete --init {init}, which is --out; give another --out")
-    if _foreign(store) and not (store.exists("training.json") or store.exists(CLAIM)):
+    files, folders = set(store.list()) - {LOCK}, set(store.folders()) - {TEMP}
+    if (files or folders) and not (OURS in files or SCRATCH in folders):
         raise ValueError(f"--overwrite: {out} holds no model of pretrain.py; empty it yourself, or give another --out")
-    for name in (SCRATCH, *WRITTEN):
+    for name in (*(name for name in WRITTEN if name != OURS), OURS, SCRATCH):  # what says whose they are goes last
         store.delete(name)
-
-
-def _foreign(store: Store) -> set[str]:
-    """What lies in a folder, but for a lock and what was being written."""
-    return {*store.list(), *store.folders()} - {LOCK, TEMP}
 
 
 def list_classes(data: DataConfig) -> Listing:

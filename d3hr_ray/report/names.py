@@ -39,25 +39,31 @@ def disambiguate(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         if row["method"] != "real-full":
             rules[row["protocol"]].add(_rules(row))
+
+    def shown(row: dict[str, Any]) -> str:
+        known = rules[row["protocol"]]
+        return _uncapped(row, known) if len(known) > 1 else row["protocol"]
+
     for row in rows:  # it may be seen fewer times than others, and stands beside them all the same
         if row["method"] == "real-full":
-            full[_uncapped(row, rules[row["protocol"]])].add(_rules(row))
+            full[shown(row)].add(_rules(row))
 
     def named(row: dict[str, Any]) -> dict[str, Any]:
-        known = rules[row["protocol"]]
-        rule = _uncapped(row, known)
-        if row["method"] == "real-full" and len(full[rule]) > 1:
+        protocol = shown(row)
+        if row["method"] == "real-full" and len(full[protocol]) > 1:
             row = row | {what: f"{_what(row)} {row['protocol_version']}" for what in ("set", "kind")}
-        return row | {"protocol": rule} if len(known) > 1 else row
+        return row | {"protocol": protocol}
 
     return [named(row) for row in rows]
 
 
 def _uncapped(row: dict[str, Any], known: Collection[str]) -> str:
     """The rules of a row; of a full set that is seen fewer times, those of the sets that it stands beside."""
-    version, cap, _ = (row["protocol_version"] or "").rpartition("+epochs=")
+    own = _rules(row)
+    version, _, cap = (row["protocol_version"] or "").rpartition("+epochs=")
     beside = _rules(row | {"protocol_version": version})
-    return beside if cap and row["method"] == "real-full" and beside in known else _rules(row)
+    is_capped = row["method"] == "real-full" and cap.isdecimal() and beside in known
+    return beside if is_capped and own not in known else own
 
 
 def _rules(row: dict[str, Any]) -> str:

@@ -150,11 +150,9 @@ class InvertShard:
         store, misfits = self.job.store, list[int]()
         states = self.invert(pixels, accepted, misfits) if len(accepted) else {}
         accepted, rejected = _without(accepted, misfits, rejected)
-        for name, rows in (
-            (latents_file, accepted), (keys_file, accepted), (probes_file, accepted), (rejected_file, rejected)
-        ):  # fmt: skip
-            if not len(rows):
-                store.delete(name(shard))
+        of_accepted = (latents_file, keys_file, probes_file)
+        for name in (*(() if len(accepted) else of_accepted), *(() if len(rejected) else (rejected_file,))):
+            store.delete(name(shard))
         if len(accepted):
             table = accepted.select(["image_id", "label"])
             for t in self.job.config.inversion.stored:
