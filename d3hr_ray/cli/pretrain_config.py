@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 from d3hr_ray.cli.data_flags import data_of
-from d3hr_ray.cli.overlay import written_out
 from d3hr_ray.cli.pretrain_flags import RECIPES, PretrainFlags
 from d3hr_ray.config import DataConfig, flag_of
 from d3hr_ray.datasets.splits import held_out_of, to_test_on
@@ -49,7 +48,6 @@ def build_config(flags: PretrainFlags) -> PretrainConfig:
 def _data(flags: PretrainFlags, preset: DataConfig) -> DataConfig:
     """The images that are named, else the preset's, whose classes have its order unless others are asked for."""
     given = data_of(flags, flags.data or preset.uri)
-    given = replace(given, uri=written_out(given.uri, given.format))
     return given if flags.data or given.classes else replace(given, classes=preset.classes)
 
 
