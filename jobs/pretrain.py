@@ -23,7 +23,7 @@ from d3hr_ray.filesystems import absolute
 from d3hr_ray.lock import driving
 from d3hr_ray.models.card import read_card
 from d3hr_ray.pretraining.claim import prepare, start_anew
-from d3hr_ray.pretraining.settings import SCRATCH, WRITTEN
+from d3hr_ray.pretraining.settings import OWN
 from d3hr_ray.runtime.cluster import connect
 from d3hr_ray.runtime.console import announce, tell, waiting
 from d3hr_ray.store import Store
@@ -39,7 +39,7 @@ def main() -> None:
     with refusing():
         config = build_config(flags)
         out = flags.out or f"runs/pretrain-{flags.preset}"
-        check_out(flags, out, (SCRATCH, *WRITTEN))
+        check_out(flags, out, OWN)
     with driving(Store(absolute(out))):
         with refusing():
             if flags.overwrite:

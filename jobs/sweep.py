@@ -9,7 +9,8 @@ on held-out images. No image is inverted twice and no set synthesised twice. The
 """
 
 from d3hr_ray.cli.exits import guard, refusing
-from d3hr_ray.cli.parsing import parse, typed_flags
+from d3hr_ray.cli.flags import typed_flags
+from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.sweep_checks import open_sweep
 from d3hr_ray.cli.sweep_flags import SweepFlags, check_flags
 from d3hr_ray.config import RunError

@@ -18,7 +18,8 @@ from stripes import hard, stripes
 from d3hr_ray.cli import sweep_plan
 from d3hr_ray.cli.distill_config import build_config
 from d3hr_ray.cli.distill_flags import DistillFlags
-from d3hr_ray.cli.parsing import parse, typed_flags
+from d3hr_ray.cli.flags import typed_flags
+from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.presets import PRESETS
 from d3hr_ray.cli.resolve import resolve_auto
 from d3hr_ray.cli.sweep_axes import expand, timesteps

@@ -129,7 +129,7 @@ def plain_loop(folder: str, case: Case, protocol: Protocol, device: str = "cpu",
     net = plain_student(case.arch, case.side, norm_of(protocol, images)).to(device)
     if bare:
         keep_freed_memory()
-        net = _bared(net).to(memory_format=torch.channels_last)
+        net = _bare_student(net).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), protocol.lr, momentum=0.9, weight_decay=protocol.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, protocol.epochs)
     draw = generator("bench train")
@@ -156,11 +156,25 @@ def _tensors(images: Images) -> TensorDataset:
 def plain_student(arch: str, side: int, norm: Normalisation) -> Normalised:
     """A ConvNet of torch's layers alone."""
     student = build_student(arch, CLASSES, side, 0, norm)
+    return _replaced(student, lambda layer: nn.AvgPool2d(2) if isinstance(layer, HalfPool) else layer)
+
+
+def _bare_student(student: Normalised) -> Normalised:
+    """Its convolutions alone."""
+
+    def bare(layer: nn.Module) -> nn.Module:
+        if isinstance(layer, nn.Conv2d):
+            return layer
+        return _EverySecond() if isinstance(layer, nn.AvgPool2d) else nn.Identity()
+
+    return _replaced(student, bare)
+
+
+def _replaced(student: Normalised, made: Callable[[nn.Module], nn.Module]) -> Normalised:
     layers = student.net.features
     assert isinstance(layers, nn.Sequential)
     for i, layer in enumerate(layers):
-        if isinstance(layer, HalfPool):
-            layers[i] = nn.AvgPool2d(2)
+        layers[i] = made(layer)
     return student
 
 
@@ -170,15 +184,6 @@ class _EverySecond(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) => (B, C, H // 2, W // 2)."""
         return x[:, :, ::2, ::2]
-
-
-def _bared(student: Normalised) -> Normalised:
-    layers = student.net.features
-    assert isinstance(layers, nn.Sequential)
-    for i, layer in enumerate(layers):
-        if not isinstance(layer, nn.Conv2d):
-            layers[i] = _EverySecond() if isinstance(layer, nn.AvgPool2d) else nn.Identity()
-    return student
 
 
 def on_device(device: str, case: Case, epochs: int, clock: Clock) -> tuple[dict[str, float], list[dict[str, Any]]]:

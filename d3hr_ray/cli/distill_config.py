@@ -11,15 +11,13 @@ from d3hr_ray.cli.overlay import SETTINGS, overlay, refuse_idle
 from d3hr_ray.cli.parsing import meant
 from d3hr_ray.cli.presets import PRESETS, as_cao2, as_official, becomes_cao2, own
 from d3hr_ray.cli.resolve import require_float32
-from d3hr_ray.config import RunConfig, flag_of, from_dict
+from d3hr_ray.config import FITTING, RunConfig, flag_of, from_dict
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.runs import stored_config
 from d3hr_ray.store import Store
 
 # Flags that name the data or how it is inverted: settled for good once a run has Gaussians.
 UPSTREAM = ("preset", *(name for name, s in SETTINGS.items() if s.flag.upstream))
-
-WITHOUT_GAUSSIANS = ("cao2", "dit", "random")  # methods that look at none
 
 
 def build_config(flags: DistillFlags) -> RunConfig:
@@ -99,5 +97,5 @@ def _refuse_upstream(flags: DistillFlags) -> None:
     for name in ("dry_run", "overwrite"):
         if getattr(flags, name):
             raise ValueError(f"{flag_of(name)} cannot go with --from-gaussians")
-    if flags.method in WITHOUT_GAUSSIANS:
+    if flags.method not in (None, *FITTING):
         raise ValueError(f"--method {flags.method} uses no Gaussians; leave out --from-gaussians")

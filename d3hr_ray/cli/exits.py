@@ -2,10 +2,10 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from d3hr_ray.cli.flags import typed_flags
 from d3hr_ray.config import RunError
 from d3hr_ray.lock import Stopped
 from d3hr_ray.runtime.console import announce
@@ -46,4 +46,4 @@ def guard(main: Callable[[], None]) -> None:
 
 def _but_overwrite() -> str:
     """Of a command that would delete what it has made: what to leave out."""
-    return " without --overwrite" if any(word.startswith("--overwrite") for word in sys.argv) else ""
+    return " without --overwrite" if "--overwrite" in typed_flags() else ""

@@ -1,11 +1,12 @@
 """Flags of settings: a job's flags dataclass gets one for each field of a config, from what the field carries."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass, replace
 from types import GenericAlias
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from d3hr_ray.config import Setting, settings_of
+from d3hr_ray.config import Setting, flag_of, settings_of
 
 T = TypeVar("T")
 
@@ -63,3 +64,9 @@ def _optional(setting: Setting) -> Any:
 
 def _empty(setting: Setting) -> Any:
     return () if get_origin(setting.type) is tuple else None
+
+
+def typed_flags(argv: Sequence[str] | None = None) -> set[str]:
+    """The flags that a command line names, whatever their values: --at-once of `--at_once=2`."""
+    words = sys.argv[1:] if argv is None else argv
+    return {flag_of(word[2:].partition("=")[0]) for word in words if word.startswith("--")}

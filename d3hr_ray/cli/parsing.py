@@ -49,12 +49,6 @@ def read(flags: type[T], argv: Sequence[str]) -> T:
         raise ValueError(_one_line(said.getvalue(), flags)) from stop
 
 
-def typed_flags(argv: Sequence[str] | None = None) -> set[str]:
-    """The flags that a command line names, whatever their values: --at-once of `--at_once=2`."""
-    words = sys.argv[1:] if argv is None else argv
-    return {flag_of(word[2:].partition("=")[0]) for word in words if word.startswith("--")}
-
-
 def _parsed(flags: type[T], description: str, argv: Sequence[str]) -> T:
     options = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
     groups: Any = tyro.cli(_grouped(flags), description=description, args=argv, config=options)

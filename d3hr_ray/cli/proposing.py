@@ -6,8 +6,8 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
-from d3hr_ray.cli.distill_config import UPSTREAM, WITHOUT_GAUSSIANS
-from d3hr_ray.config import flag_of
+from d3hr_ray.cli.distill_config import UPSTREAM
+from d3hr_ray.config import FITTING, flag_of
 from d3hr_ray.layout import GAUSSIANS
 from d3hr_ray.runs import AnotherRun
 
@@ -25,7 +25,7 @@ def proposing() -> Iterator[None]:
         run, free = _short(refused.store.uri), _short(refused.free)
         ways = [again(sys.argv, ("--out",), "--out", free)]
         to_sets = all(text.startswith(OF_SETS) for text in refused.changed) and refused.store.list(GAUSSIANS)
-        if to_sets and _method(refused.changed) not in WITHOUT_GAUSSIANS:
+        if to_sets and _method(refused.changed) in ("", *FITTING):
             upstream = (*UPSTREAM, "from_gaussians", "extend", "out", "overwrite")
             where = () if all(text.startswith(NAMED) for text in refused.changed) else ("--out", free)
             sets = again(sys.argv, [flag_of(name) for name in upstream], "--from-gaussians", run, *where)

@@ -12,6 +12,7 @@ from d3hr_ray.config.data import DataConfig, Dtype, Format, ModelConfig
 from d3hr_ray.config.fields import Flag, Setting, flag_of, setting, settings_of
 from d3hr_ray.config.guide import GuideConfig
 from d3hr_ray.config.method import (
+    FITTING,
     OFFICIAL_BLOCK,
     OFFICIAL_SKEW_WEIGHT,
     PAPER_SKEW_WEIGHT,
@@ -41,6 +42,7 @@ from d3hr_ray.config.run import (
 __all__ = [
     "CHOOSING",
     "D3HR_QUIRKS",
+    "FITTING",
     "OFFICIAL_BLOCK",
     "OFFICIAL_SKEW_WEIGHT",
     "PAPER_SKEW_WEIGHT",

@@ -13,6 +13,7 @@ Single = Literal["mean", "medoid"]
 Spread = Literal["std", "radius"]
 
 SEARCHING = ("d3hr", "d3hr+cao2")  # methods that match subsets to Gaussians
+FITTING = (*SEARCHING, "gaussian")  # methods that take latents of them
 # The score's weight of the skewness term, of the D3HR paper and of the authors' code, which has it on another quantity
 # (numerics/groups.py); and their search block.
 PAPER_SKEW_WEIGHT, OFFICIAL_SKEW_WEIGHT = 0.5, 0.1
@@ -55,6 +56,10 @@ class InversionConfig:
         shown="where the Gaussians are fitted",
         methods=SEARCHING,
     )
+
+    def flag_for(self, t: int) -> str:
+        """What asks for latents at t."""
+        return "--timesteps" if t in self.timesteps else "--cluster-timestep"
 
     @property
     def stored(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Literal, get_args
 
 from d3hr_ray.config.fields import REFINEMENT, check, one_of, setting
+from d3hr_ray.config.method import FITTING
 
 Objective = Literal["none", "match"]
 Family = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]  # of augmentation: DSA's
@@ -15,7 +16,7 @@ def families_of(digits: bool) -> tuple[Family, ...]:
     return tuple(name for name in get_args(Family) if not (digits and name == "flip"))
 
 
-_refine = partial(setting, group=REFINEMENT, methods=("d3hr", "d3hr+cao2", "gaussian"), varies=True)
+_refine = partial(setting, group=REFINEMENT, methods=FITTING, varies=True)
 _matching = partial(_refine, needs="objective")
 
 

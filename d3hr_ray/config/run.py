@@ -7,7 +7,7 @@ from d3hr_ray.config.cao2 import CHOOSING, CaO2Config
 from d3hr_ray.config.data import DataConfig, ModelConfig
 from d3hr_ray.config.fields import METHOD, check, one_of, setting
 from d3hr_ray.config.guide import GuideConfig
-from d3hr_ray.config.method import SEARCHING, InversionConfig, SearchConfig, SynthesisConfig
+from d3hr_ray.config.method import FITTING, SEARCHING, InversionConfig, SearchConfig, SynthesisConfig
 from d3hr_ray.config.plain import with_tuples
 from d3hr_ray.config.refine import RefineConfig
 
@@ -121,7 +121,7 @@ class RunConfig:
     @property
     def fits(self) -> bool:
         """Whether the method needs Gaussians, and so the dataset."""
-        return self.method in ("d3hr", "d3hr+cao2", "gaussian")
+        return self.method in FITTING
 
     @property
     def needs_images(self) -> bool:

@@ -47,8 +47,10 @@ def image_column(schema: pa.Schema, columns: Columns, where: str) -> str:
 
 def names_files(kind: pa.DataType) -> bool:
     """Whether a column of images holds paths alone: a writer that sees no bytes may give them the type of nothing."""
-    if is_text(kind):
-        return True
+    return is_text(kind) or _is_struct_of_paths(kind)
+
+
+def _is_struct_of_paths(kind: pa.DataType) -> bool:
     if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
         return False
     without = kind.get_field_index("bytes") < 0 or pa.types.is_null(kind.field("bytes").type)
@@ -61,7 +63,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    if not is_text(kind) and names_files(kind):
+    if _is_struct_of_paths(kind):
         return True
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type

@@ -8,11 +8,12 @@ import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from d3hr_ray.datasets.columns import is_text, names_files
+from d3hr_ray.datasets.columns import names_files
 from d3hr_ray.datasets.decode import MAX_BYTES, NoImage
 from d3hr_ray.datasets.source import file_version
 from d3hr_ray.filesystems import patient, resolve
@@ -134,10 +135,13 @@ def _paths(parquet: pq.ParquetFile, group: int, column: str) -> Iterator[str | o
         return
     held = [chunks.column(i) for i in range(chunks.num_columns) if chunks.column(i).path_in_schema == f"{column}.bytes"]
     none = all(chunk.is_stats_set and chunk.statistics.null_count == chunks.num_rows for chunk in held)
-    if is_text(parquet.schema_arrow.field(column).type):
-        wanted = [column]
-    else:
-        wanted = [f"{column}.path"] if none else [f"{column}.path", f"{column}.bytes"]
+    wanted = [f"{column}.path"] if held and none else [column]
     for batch in parquet.iter_batches(chunks.num_rows if none else 1, row_groups=[group], columns=wanted):
-        for row in batch[column].to_pylist():
-            yield row if not isinstance(row, dict) else BYTES if row.get("bytes") is not None else row["path"]
+        yield from map(_named, batch[column].to_pylist())
+
+
+def _named(cell: Any) -> str | object | None:
+    """What a cell names: text is a path."""
+    if not isinstance(cell, dict):
+        return cell
+    return cell["path"] if cell.get("bytes") is None else BYTES

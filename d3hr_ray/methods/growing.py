@@ -42,8 +42,7 @@ def _check_timesteps(run: Store, config: RunConfig, shard: int) -> None:
     """Raise ValueError unless latents of every timestep that is asked for are stored."""
     there = [int(name[2:]) for name in run.column_names(latents_file(shard)) if name.startswith("z_")]
     if missing := [t for t in config.inversion.stored if t not in there]:
-        flag = "--timesteps" if missing[0] in config.inversion.timesteps else "--cluster-timestep"
         raise ValueError(
-            f"{flag} {missing[0]}: --extend {run.uri} stored no latents there (it has t = "
-            f"{', '.join(map(str, there))}); choose of these, or leave --extend out to invert all images again"
+            f"{config.inversion.flag_for(missing[0])} {missing[0]}: --extend {run.uri} stored no latents there (it has "
+            f"t = {', '.join(map(str, there))}); choose of these, or leave --extend out to invert all images again"
         )

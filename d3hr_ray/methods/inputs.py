@@ -74,7 +74,7 @@ def check_fit(config: RunConfig, card: ModelCard, grid: tuple[int, ...]) -> None
     and for a block that is not there.
     """
     for t in config.inversion.stored:
-        flag = "--timesteps" if t in config.inversion.timesteps else "--cluster-timestep"
+        flag = config.inversion.flag_for(t)
         if position(grid, t, flag) == 0:
             raise ValueError(f"{flag} {t} is before the first inversion step; give {grid[1]} or more")
     for t in config.inversion.timesteps if config.has_quirk("start") else ():

@@ -66,7 +66,8 @@ class RandomSearch:
         z_ND = np.broadcast_to(shift_D / np.sqrt(self.n), (self.n, self._dims))
         if self.n > 1:
             draw = self._residuals(block, index)
-            x_ND = np.concatenate([draw.standard_normal((self.n, w), np.float32) for w in self._widths], 1, dtype=float)
+            slabs = [draw.standard_normal((self.n, len(varied_S)), np.float32) for varied_S in self._varied]
+            x_ND = np.concatenate(slabs, 1, dtype=float)
             z_ND = z_ND + (1 + spread_D) * (x_ND - x_ND.mean(0)) / x_ND.std(0, ddof=1)
         return (self.mean_D.double() + self.std_D.double() * torch.from_numpy(np.array(z_ND))).float()
 
@@ -123,8 +124,8 @@ class RandomSearch:
         """
         draws = [self._residuals(block, int(index)) for index in racers]
         alive, square_R = np.arange(len(racers)), np.zeros(len(racers))
-        for k, (width, varied_S) in enumerate(zip(self._widths, self._varied, strict=True), 1):
-            x_ANS = np.empty((len(alive), self.n, width), np.float32)
+        for k, varied_S in enumerate(self._varied, 1):
+            x_ANS = np.empty((len(alive), self.n, len(varied_S)), np.float32)
             for a, x_NS in zip(alive, x_ANS, strict=True):
                 draws[a].standard_normal(out=x_NS, dtype=np.float32)
             square_R[alive] += _squared_skewness(x_ANS, varied_S)
@@ -135,11 +136,6 @@ class RandomSearch:
         score_A = score_R[alive] + self.skew_weight * np.sqrt(square_R[alive])
         return float(score_A.min()), int(racers[alive[score_A.argmin()]])
 
-    @property
-    def _widths(self) -> list[int]:
-        """Dims of each slab."""
-        return [min(SLAB, self._dims - at) for at in range(0, self._dims, SLAB)]
-
     @cached_property
     def _least_skewness(self) -> list[float]:
         """What the squared skewness of the dims after k slabs surely exceeds, for k = 0, 1, ...; the last is 0."""
@@ -148,7 +144,7 @@ class RandomSearch:
 
     @cached_property
     def _varied(self) -> list[np.ndarray]:
-        """Of each slab, the dims in which the class has a spread: others have no skewness."""
+        """Of each slab of dims, those in which the class has a spread: others have no skewness."""
         return [slab_S.numpy() for slab_S in (self.std_D > 0).split(SLAB)]
 
 

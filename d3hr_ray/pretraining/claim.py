@@ -14,7 +14,7 @@ from d3hr_ray.datasets.source import thread_map
 from d3hr_ray.filesystems import is_same_place
 from d3hr_ray.lock import NAME as LOCK
 from d3hr_ray.models.card import locate
-from d3hr_ray.pretraining.settings import SCRATCH, WRITTEN, PretrainConfig
+from d3hr_ray.pretraining.settings import OWN, SCRATCH, PretrainConfig
 from d3hr_ray.pretraining.stream import ImageStream
 from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.progress import progress
@@ -86,7 +86,7 @@ def start_anew(out: str, init: str | None = None) -> None:
     files, folders = set(store.list()) - {LOCK}, set(store.folders()) - {TEMP}
     if (files or folders) and not (OURS in files or SCRATCH in folders):
         raise ValueError(f"--overwrite: {out} holds no model of pretrain.py; empty it yourself, or give another --out")
-    for name in (*(name for name in WRITTEN if name != OURS), OURS, SCRATCH):  # what says whose they are goes last
+    for name in OWN:
         store.delete(name)
 
 

@@ -8,7 +8,6 @@ from d3hr_ray.models.card import read_card
 
 SCRATCH = ".training"  # in the run folder: checkpoints and rejected images, until the model is complete
 WRITTEN = (  # a trained model's files, and the curves of its training
-    "training.json",
     "model_index.json",
     "vae",
     "transformer",
@@ -16,7 +15,9 @@ WRITTEN = (  # a trained model's files, and the curves of its training
     "classes.json",
     "curves.csv",
     "curves.png",
+    "training.json",
 )
+OWN = (*WRITTEN, SCRATCH)  # all that --overwrite deletes; what says whose files they are goes last
 
 
 def _check(ok: bool, message: str) -> None:

@@ -10,6 +10,7 @@ from d3hr_ray.config import DataConfig, fingerprint
 from d3hr_ray.datasets.source import data_name
 from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.baselines import DRAWN
+from d3hr_ray.evaluation.protocols import sees_whole
 from d3hr_ray.evaluation.ranking import LEAST_SETS, accuracy_of, summarise
 from d3hr_ray.evaluation.sets import DistilledSet, Made
 from d3hr_ray.evaluation.trials import records
@@ -213,7 +214,7 @@ def _card_arguments(cells: Sequence[dict[str, Any]]) -> str:
         version, _, changes = cell["protocol_version"].partition("+")
         changed = dict(change.partition("=")[::2] for change in changes.split(",") if change)
         epochs = changed.get("epochs", "0")
-        whole = cell["protocol"].startswith("minimax")  # its test images are seen whole, the card's from their centre
+        whole = sees_whole([cell["protocol"]])  # and the card loads test images from their centre
         if cell["teacher"] is None and not whole and changed.keys() <= {"epochs", "weights"} and epochs.isdecimal():
             own = {"arch": cell["arch"], "protocol": cell["protocol"]}
             own |= {"glyphs": True} if "-glyphs" in version else {}

@@ -218,8 +218,8 @@ def confusions(rows: Rows, classes: Sequence[str]) -> bytes | None:
         return None
     figure, axes = plt.subplots(1, len(chosen), figsize=(4.6 * len(chosen), 4), squeeze=False)
     for axis, (kind, members) in zip(axes[0], chosen.items(), strict=True):
-        counts = [np.array(m["confusion"]) for m in members]
-        share = np.mean([each / each.sum(1, keepdims=True).clip(min=1) for each in counts], 0)
+        counts = np.array([m["confusion"] for m in members])
+        share = (counts / counts.sum(2, keepdims=True).clip(min=1)).mean(0)
         np.fill_diagonal(share, 0)
         drawn = axis.imshow(100 * share, cmap="magma_r", vmin=0)
         figure.colorbar(drawn, ax=axis, shrink=0.8)

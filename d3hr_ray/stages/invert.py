@@ -150,9 +150,6 @@ class InvertShard:
         store, misfits = self.job.store, list[int]()
         states = self.invert(pixels, accepted, misfits) if len(accepted) else {}
         accepted, rejected = _without(accepted, misfits, rejected)
-        of_accepted = (latents_file, keys_file, probes_file)
-        for name in (*(() if len(accepted) else of_accepted), *(() if len(rejected) else (rejected_file,))):
-            store.delete(name(shard))
         if len(accepted):
             table = accepted.select(["image_id", "label"])
             for t in self.job.config.inversion.stored:
@@ -160,8 +157,13 @@ class InvertShard:
             store.write_table(latents_file(shard), table)
             store.write_table(keys_file(shard), accepted.select(["image_id", "key"]))
             self._write_probe(shard, accepted, states[0])
+        else:
+            for name in (latents_file, keys_file, probes_file):
+                store.delete(name(shard))
         if len(rejected):
             store.write_table(rejected_file(shard), rejected)
+        else:
+            store.delete(rejected_file(shard))
         store.mark(SEEN, shard, **Seen.in_table(accepted).plain())
         store.mark("invert", shard, accepted=len(accepted), content=content, rejected=len(rejected))
         return len(rejected)
