@@ -64,6 +64,21 @@ def test_round_trip_error_shrinks_with_the_step():
     assert errors[1] < errors[0] / 5
 
 
+@pytest.mark.parametrize("final", [1.0, 0.9999])
+def test_a_grid_that_begins_above_0_is_walked_back_exactly(final):
+    """Noise that depends on t alone has an exact inverse, if the step that lands on the image is inverted, too."""
+    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(50)
+    grid = tuple(sorted(scheduler.timesteps.tolist()))
+    assert grid[0] == 19
+    schedule = Schedule(linear_alphas(), grid, final)
+    noise = torch.randn(1000, 3, generator=torch.Generator().manual_seed(2))
+    states = invert(lambda x, t: noise[t].expand_as(x), data(), schedule, [19, 599])
+    for t, state in states.items():
+        back = sample(lambda x, t: noise[t].expand_as(x), state, schedule, t)
+        assert torch.allclose(back, data(), atol=1e-5)
+
+
 def test_steps_agree_with_diffusers():
     scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False)
     scheduler.set_timesteps(50)

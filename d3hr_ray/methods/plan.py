@@ -45,8 +45,8 @@ def plan(
     rate = speed.tflops * 1e12
     if config.fits:
         top = max(config.inversion.stored)
-        adams = config.inversion.solver == "adams"
-        forwards = (position(grid, top) + adams) * _passes(config.inversion.guidance)
+        onto = config.inversion.solver == "adams" or grid[0] > 0  # whether the grid's first point takes a forward
+        forwards = (position(grid, top) + onto) * _passes(config.inversion.guidance)
         fresh = images - reused
         flop = fresh * (forwards * cost.forward + cost.encode)
         stored = len(config.inversion.stored)

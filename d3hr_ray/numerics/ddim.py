@@ -27,13 +27,16 @@ def invert(
     """latents => {t: noised latents} for each t asked for, stopping at the largest.
 
     The noise is evaluated at (x_s, t) for the step s -> t, as the authors do; this is first order in the step size.
-    The latents stand for x at grid point 0.
+    The latents stand for x at training step 0, where the authors' grid begins. A grid that begins above it (diffusers'
+    `trailing` spacing, or an offset) is stepped onto from where sampling lands.
     """
     wanted = {t: schedule.position(t) for t in timesteps}
     top = max(wanted.values())
-    x, states = latents.float(), {}
-    if schedule.grid[0] in wanted:
-        states[schedule.grid[0]] = x
+    x, states, first = latents.float(), {}, schedule.grid[0]
+    if first > 0:
+        x = ddim_step(x, denoise(x, first).float(), schedule.final_alpha, schedule.alpha(first))
+    if first in wanted:
+        states[first] = x
     for s, t in pairwise(schedule.grid[: top + 1]):
         x = ddim_step(x, denoise(x, t).float(), schedule.alpha(s), schedule.alpha(t))
         if t in wanted:
