@@ -174,6 +174,8 @@ def test_a_run_that_is_not_there_is_no_run_of_the_digits(tmp_path):
         ({"data": "/nowhere"}, "--data /nowhere: no such file"),
         ({"timesteps": (100, 603)}, "--timesteps 603 is not on the 50-step grid; its neighbours are 600 and 620"),
         ({"timesteps": (0,)}, "--timesteps 0 is before the first inversion step"),
+        ({"seeds": (-1,)}, "--seed -1 must be between 0"),
+        ({"variants": ("components=0",)}, "--components 0"),
     ],
 )
 def test_what_cannot_be_swept_is_said_before_anything_heavy_is_imported(flags, message, tmp_path):
@@ -308,6 +310,16 @@ def test_a_sweep_that_made_its_run_makes_the_same_sets_again(machine, tmp_path, 
     resumed, _ = open_sweep(SweepFlags(run=store.uri, resume=True))
     plan = plan_sweep(resumed, store)
     assert list(synthesise_all(plan, invert_all(plan))) == sets
+
+
+def test_a_preset_with_other_settings_than_the_run_is_not_passed_over(machine, tmp_path):
+    store = Store(str(tmp_path / "run"))
+    record(store, replace(BASE, seed=3, search=replace(BASE.search, ipc=(7,))))
+    open_sweep(SweepFlags(run=store.uri, preset="digits"))
+    open_sweep(SweepFlags(run=store.uri, preset="digits", timesteps=(100,)))
+    record(store, replace(BASE, search=replace(BASE.search, candidates=512)))
+    with pytest.raises(ValueError, match=r"differs from --run .* \(search.candidates: 512 -> 256\): leave it out"):
+        open_sweep(SweepFlags(run=store.uri, preset="digits"))
 
 
 def test_a_flag_that_is_typed_with_its_default_is_given(tmp_path):

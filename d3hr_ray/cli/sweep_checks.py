@@ -2,12 +2,13 @@
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from d3hr_ray.cli.data_flags import test_data
 from d3hr_ray.cli.distill_config import load_preset
-from d3hr_ray.cli.sweep_axes import timesteps
+from d3hr_ray.cli.sweep_axes import expand, timesteps
 from d3hr_ray.cli.sweep_flags import SweepFlags, deciding, kept, resumed
-from d3hr_ray.config import RunConfig, from_dict
+from d3hr_ray.config import RunConfig, as_dict, differences, from_dict
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.layout import RUN, sweep_flags_file
@@ -55,15 +56,29 @@ def base_of(flags: SweepFlags, store: Store) -> RunConfig:
     base = from_dict(stored)
     if flags.preset and (preset.data, preset.model.name) != (base.data, base.model.name):
         raise ValueError(f"--preset {flags.preset} is not what --run {store.uri} was made from; leave it out")
+    if flags.preset and (changed := differences(_unswept(base, flags), _unswept(preset, flags))):
+        raise ValueError(
+            f"--preset {flags.preset} differs from --run {store.uri} ({'; '.join(changed)}): leave it out to vary the "
+            "run's settings, or give another --run"
+        )
     return base
 
 
+def _unswept(config: RunConfig, flags: SweepFlags) -> dict[str, Any]:
+    """The settings of a config that neither an axis nor the machine replaces."""
+    inversion = replace(config.inversion, batch_size="auto", timesteps=timesteps(flags, config))
+    varied = replace(config, inversion=inversion, search=replace(config.search, ipc=flags.ipc), seed=0)
+    return {name: part for name, part in as_dict(varied).items() if name not in ("data", "model")}
+
+
 def _check(flags: SweepFlags, store: Store) -> None:
-    """Raise ValueError for real images that cannot be opened, and for a timestep that the sampler does not have."""
+    """Raise ValueError for real images that cannot be opened, for settings that no set can have, and for a timestep
+    that the sampler does not have."""
     base, data = base_of(flags, store), test_data(flags)
     if data is None and not base.data.uri:
         raise ValueError("--data is needed: real images to test on; the run has none")
     if data is not None:
         open_source(data)
     wanted = replace(base, inversion=replace(base.inversion, timesteps=timesteps(flags, base)))
+    expand(flags, base)
     check_fit(wanted, *read_model(wanted, planning=False))
