@@ -35,7 +35,8 @@ def test_official_settings_are_the_authors():
 
 OUTS = {
     "": "digits", "--preset imagenet1k --data /x/y": "imagenet1k", "--preset a/best.json": "best",
-    "--data digits-affine --model digits-affine": "digits", "--data flowers --model m": "flowers",
+    "--data digits-affine --model digits-affine": "digits-affine", "--data digits-affine/test": "digits-affine",
+    "--data digits --model digits-affine": "digits-affine", "--data flowers --model m": "flowers",
     "--data /data/flowers/train/ --model m": "flowers", "--data s3://bucket/train?scheme=http --model m": "bucket",
     "--data /x/pets.parquet --model m": "pets", "--data '/x/pets/train-*.parquet' --model m": "pets",
     "--data /x/pets --model digits": "pets", "--method dit --model ./my-dit": "my-dit",
@@ -95,6 +96,12 @@ def test_a_named_set_brings_its_preset_and_its_classes_in_order(tmp_path):
     (tmp_path / "training.json").write_text(json.dumps({"settings": as_dict(pretrained)}))
     assert find_splits(str(tmp_path), None) == (pretrained.data, replace(pretrained.data, uri="fashion-mnist/test"))
     assert build_config(DistillFlags(model=str(tmp_path))).data == made.data
+
+
+def test_distorted_digits_bring_the_model_that_knows_them():
+    told = build_config(DistillFlags(data="digits-affine"))
+    assert (told.data.uri, told.model.name) == ("digits-affine", "digits-affine")
+    assert build_config(DistillFlags(model="digits-affine")) == PRESETS["digits-affine"]()
 
 
 def test_flags_override_the_preset_and_nothing_else():

@@ -25,8 +25,9 @@ def default_preset(flags: DistillFlags) -> str:
             f"classes with jobs/pretrain.py --preset custom --data {flags.data} --out MODEL, and give --model MODEL; "
             "or give --preset imagenet1k for classes of ImageNet, --model digits for images of digits"
         )
-    if FASHION_MNIST in (set_of(flags.data or ""), flags.model) and not own_data:
-        return FASHION_MNIST
+    named = (set_of(flags.data or ""), flags.model)
+    if not own_data and (embedded := [name for name in (FASHION_MNIST, "digits-affine") if name in named]):
+        return embedded[0]
     if flags.model is None or set_of(flags.model):
         return "digits"
     if flags.model == DIT_XL:
