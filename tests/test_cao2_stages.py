@@ -319,6 +319,19 @@ def test_a_judge_answers_at_any_size():
     assert torch.allclose(out, torch.tensor([0.0, 8.0]).softmax(0).expand(3, 2))
 
 
+@pytest.mark.parametrize(("fidelity", "seen"), [("fixed", 1.0), ("official", 1.5)])
+def test_the_authors_classifier_sees_what_the_decoder_puts_out(monkeypatch, fidelity, seen):
+    class Mean(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([x.mean((1, 2, 3)), torch.zeros(len(x))], 1)
+
+    monkeypatch.setattr(judge, "load_classifier", lambda *_: judge.Judge(Mean(), 8, "cpu"))
+    config = replace(CONFIG, fidelity=fidelity, cao2=replace(CONFIG.cao2, classifier="resnet18"))
+    loaded = judge.load_judge(config, CLASSES, "cpu")
+    out = loaded.probabilities(torch.full((1, 3, 8, 8), 1.5))
+    assert torch.allclose(out, torch.tensor([[seen, 0.0]]).softmax(1))
+
+
 def test_pools_are_read_by_class_whatever_their_blocks(tmp_path):
     """A pool of 300 per class has a class per block, its set 85: the choice finds each class in its own file."""
     config = replace(CONFIG, search=SearchConfig(ipc=(3,)), cao2=replace(CONFIG.cao2, pool=100))

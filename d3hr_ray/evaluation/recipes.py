@@ -8,7 +8,7 @@ FULL_EPOCHS = 90  # a protocol made for 10,000 images need not see 1.28 M as oft
 # Under hard labels and soft ones alike; for handwriting, where a mirrored or half-cropped glyph is another glyph.
 GLYPH_STEPS = 200
 # Handwriting has versions of its own: it has no crops, so what changes in those leaves its results comparable.
-GLYPH_VERSIONS = {"rded-soft": "2-glyphs2", "d3hr-soft": "2-glyphs2"}
+GLYPH_VERSIONS = dict.fromkeys(("rded-soft", "d3hr-soft", "hard-mixup"), "2-glyphs2")
 
 
 def for_glyphs(protocol: Protocol) -> Protocol:

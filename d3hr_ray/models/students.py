@@ -32,6 +32,9 @@ ALIASES = {
     "vit": "vit_base_patch16_224",
     "swin_v2": "swinv2_tiny_window8_256",
 }
+# timm's start with the last norm of each block at 0 and have less dropout; the field's students are torchvision's.
+TORCHVISION_RESNET = re.compile(r"resnet(18|34|50|101|152)(\..*)?")
+AS_TORCHVISION: dict[str, dict[str, Any]] = {"mobilenet_v2": {"drop_rate": 0.2}, "swin_v2": {"drop_path_rate": 0.2}}
 VITS = ("vit", "deit")
 TORCHVISION = ("alexnet", "vgg11")
 OURS = ("mlp", "vgg11-small")
@@ -139,10 +142,13 @@ def build_student(
 def identity(arch: str, image_size: int) -> str:
     """What a trial's key calls a network: two that differ never share it.
 
-    ConvNets did not always pad 28 pixels, and ViTs did not always have the patches that their names say.
+    ConvNets did not always pad 28 pixels, ViTs did not always have the patches that their names say, and what
+    torchvision has, too, did not always begin as there.
     """
     if image_size == 28 and CONVNET.fullmatch(arch):
         return f"{arch}, padded"
+    if _options(arch) or len(SMALL_RESNETS.get(arch, ("", ()))[1]) == 4:
+        return f"{arch}, as torchvision's"
     patch = _patch(ALIASES.get(arch, arch), image_size)
     return f"{arch}, patches of {patch}" if patch not in (None, _small_patch(image_size)) else arch
 
@@ -168,7 +174,12 @@ def _build(arch: str, classes: int, side: int, channels: int) -> nn.Module:
     import timm
 
     name = ALIASES.get(arch, arch)
-    return timm.create_model(name, num_classes=classes, in_chans=channels, **_geometry(name, side))
+    return timm.create_model(name, num_classes=classes, in_chans=channels, **_geometry(name, side), **_options(arch))
+
+
+def _options(arch: str) -> dict[str, Any]:
+    """What makes timm's network begin, and drop, as torchvision's of that name does."""
+    return {"zero_init_last": False} if TORCHVISION_RESNET.fullmatch(arch) else AS_TORCHVISION.get(arch, {})
 
 
 def _norm_of(match: re.Match[str]) -> Norm:
@@ -207,7 +218,7 @@ def _small_resnet(arch: str, classes: int, channels: int) -> nn.Module:
         return CifarResNet(layers[0], widths, classes, channels)
     from timm.models import resnet
 
-    net: Any = resnet.ResNet(getattr(resnet, block), layers, num_classes=classes)
+    net: Any = resnet.ResNet(getattr(resnet, block), layers, num_classes=classes, zero_init_last=False)
     net.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
     net.maxpool = nn.Identity()
     return net

@@ -1,6 +1,6 @@
 """Feature guidance: what a network sees in an image comes to what it sees, on average, in real images of its class.
 
-After DAP (ICLR 2026), which descends on the mean distance of a middle block's features of x_t to those of real images
+After DAP (ICLR 2026), which descends on the mean distance of a block's features of x_t to those of real images
 that are noised to the same t. Here their mean stands for them, so that no real image is needed while a set is sampled,
 and features are means over an image's tokens: what it shows, not where, and few enough to keep.
 """

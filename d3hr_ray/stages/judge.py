@@ -25,6 +25,7 @@ class Judge:
 
     def __init__(self, net: nn.Module, side: int, device: str) -> None:
         self.net, self.device = Fitted(net, side).eval().requires_grad_(False).to(device), device
+        self.clamps = True  # as the images will be when they are saved
 
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
@@ -39,7 +40,8 @@ class Judge:
 
     def _logits(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
         for part in images.split(BATCH):
-            yield self.net(part.to(self.device).clamp(-1, 1)).float()
+            seen = part.to(self.device)
+            yield self.net(seen.clamp(-1, 1) if self.clamps else seen).float()
 
 
 def judge_name(config: RunConfig) -> str:
@@ -78,10 +80,12 @@ def judge_ids(config: RunConfig) -> dict[str, str]:
 def load_judge(config: RunConfig, classes: pa.Table, device: str) -> Judge:
     """The run's classifier. Raises ValueError for one that does not exist or does not know the classes.
 
-    The authors feed theirs images in [-1, 1] without ImageNet's normalisation; `official` does so too.
+    The authors feed theirs what the VAE puts out, about [-1, 1], neither clamped nor normalised as ImageNet's;
+    `official` does so too.
     """
     judge = load_classifier(judge_name(config), classes, device, _shown(config))
     if config.has_quirk("normalisation"):
+        judge.clamps = False
         for module in judge.net.modules():
             if isinstance(module, Normalised):
                 module.scale, module.offset = torch.ones_like(module.scale), torch.zeros_like(module.offset)
