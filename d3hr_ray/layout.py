@@ -104,14 +104,19 @@ def subset_file(spec: SetSpec, block: int) -> str:
     return f"{subset_folder(spec)}/part-{block:06d}.parquet"
 
 
+def pool_folder(spec: SetSpec) -> str:
+    """Of a pool's candidates, or of what was chosen for a set."""
+    return f"{POOLS}/{spec.name}"
+
+
 def candidate_file(pool: SetSpec, block: int) -> str:
     """Of a block's judged candidates."""
-    return f"{POOLS}/{pool.name}/part-{block:06d}.parquet"
+    return f"{pool_folder(pool)}/part-{block:06d}.parquet"
 
 
 def choice_file(spec: SetSpec, block: int) -> str:
     """Of what was chosen for a block."""
-    return f"{POOLS}/{spec.name}/choice-{block:06d}.parquet"
+    return f"{pool_folder(spec)}/choice-{block:06d}.parquet"
 
 
 def block_marks(spec: SetSpec) -> str:

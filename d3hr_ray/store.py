@@ -153,8 +153,12 @@ class Store:
         names = [n for n in self.list(name) if n.endswith(".parquet")]
         if not names:
             raise FileNotFoundError(f"{self.uri}/{name} holds no Parquet file")
+        return self.read_tables([f"{name}/{n}" for n in names], columns)
+
+    def read_tables(self, names: Sequence[str], columns: list[str] | None = None) -> pa.Table:
+        """Parquet files as one table, in the order asked, read side by side where storage is remote."""
         with self._side_by_side() as pool:
-            return pa.concat_tables(list(pool.map(lambda n: self.read_table(f"{name}/{n}", columns), names)))
+            return pa.concat_tables(list(pool.map(lambda name: self.read_table(name, columns), names)))
 
     @patient
     def read_rows(self, name: str, columns: list[str], column: str, among: range) -> pa.Table:
@@ -194,6 +198,10 @@ class Store:
         infos = filesystem.get_file_info(selector)
         names = [i.path[len(path.rstrip("/")) + 1 :] for i in infos if i.type == pafs.FileType.File]
         return sorted(names)
+
+    def files(self, folder: str) -> set[str]:
+        """Names of the files in a folder, as this store takes them: one listing, where many are asked for."""
+        return {f"{folder}/{name}" for name in self.list(folder)}
 
     @patient
     def delete(self, name: str) -> None:

@@ -72,7 +72,7 @@ def made(root, config: RunConfig) -> tuple[Store, dict[str, np.ndarray]]:
     """One block of the whole method."""
     store, (spec,) = Store(str(root)), sets_of(config)
     pool = spec.pool
-    write_noise(store, pool, 3, 4 * 8 * 8)
+    write_noise(store, pool, 0, range(3), 4 * 8 * 8)
     candidates.JudgeBlock(BlockJob(store, config, (pool,), CLASSES, "cpu")).write(pool, 0)
     choose.choose_block(store, store, spec, 0, range(3), None)
     SynthesizeBlock(BlockJob(store, config, (spec,), CLASSES, "cpu")).write(spec, 0)

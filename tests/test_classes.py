@@ -259,6 +259,12 @@ def test_a_file_of_classes(tmp_path):
     assert read_classes([str(path)]) == ("n01443537",)
 
 
+def test_folders_sort_as_labels_do_beyond_ten_thousand_classes():
+    names = [f"kind {(k * 7919) % 10_007}" for k in range(10_007)]
+    folders = folder_names(build_class_map(names, [], 10_007, names).table())
+    assert folders == sorted(folders) and folders[-1].startswith("10006_")
+
+
 def test_folder_names_are_safe_and_unique():
     hostile = ["../../etc", "a/b", "a_b", "..", ""]
     classes = build_class_map(hostile, [f"{n}={i}" for i, n in enumerate(hostile)], 5, None)

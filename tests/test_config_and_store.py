@@ -87,6 +87,14 @@ def test_equal_tables_are_equal_bytes_and_folders_read_in_order(tmp_path):
     assert store.read_bytes("t/1.parquet") == first
 
 
+def test_files_of_a_folder_have_the_names_that_a_store_takes(tmp_path):
+    store = Store(str(tmp_path))
+    for name in ("a/x.parquet", "a/y.parquet", "b/x.parquet"):
+        store.write_table(name, pa.table({"name": [name]}))
+    assert store.files("a") == {"a/x.parquet", "a/y.parquet"} and store.files("none") == set()
+    assert store.read_tables(["b/x.parquet", "a/y.parquet"])["name"].to_pylist() == ["b/x.parquet", "a/y.parquet"]
+
+
 def test_marks_carry_counts(tmp_path):
     store = Store(str(tmp_path))
     assert store.marks("invert") == {}

@@ -13,6 +13,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
 from d3hr_ray.config import as_dict
+from d3hr_ray.datasets.images import Images
 from d3hr_ray.evaluation import augment as aug
 from d3hr_ray.evaluation import training
 from d3hr_ray.evaluation.protocols import Augment, Setting
@@ -28,6 +29,7 @@ from d3hr_ray.evaluation.training import (
     train_student,
 )
 from d3hr_ray.evaluation.trials import Saver, load_state, make_trial
+from d3hr_ray.models.classifiers import evaluate
 from d3hr_ray.models.students import EXAMPLES, build_on_meta, build_student, check_arch, identity
 from d3hr_ray.store import Store
 
@@ -239,6 +241,20 @@ def test_shifts_move_pixels_and_repeat_edges():
     assert moved[0, 0].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
 
 
+def test_many_classes_have_accuracies_but_no_confusion():
+    classes, labels = 101, np.array([0, 0, 7, 100, 100, 100])
+    guesses = torch.tensor([0, 1, 7, 100, 100, 3])
+
+    class Oracle(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(guesses, classes).float()
+
+    images = Images(np.zeros((6, 4, 4, 3), np.uint8), labels, tuple(map(str, range(classes))))
+    score = evaluate(Oracle(), images, "cpu")
+    assert score.confusion is None and score.top1 == 4 / 6
+    assert {k: score.per_class[k] for k in (0, 3, 7, 100)} == {0: 0.5, 3: 0, 7: 1, 100: 2 / 3}
+
+
 def test_strips_are_shuffled_and_kept():
     image = torch.arange(16.0).view(1, 1, 4, 4)
     swapped = aug.shuffle_strips(image, np.array([[1, 0]]), np.array([[0, 1]]))
@@ -341,7 +357,7 @@ def test_the_best_epochs_top5_is_kept_beside_its_top1(tmp_path, monkeypatch):
     from d3hr_ray.evaluation import training
     from d3hr_ray.models import classifiers
 
-    curve = [classifiers.Score(*tops, np.eye(3, dtype=int)) for tops in ((0.2, 0.5), (0.6, 0.7), (0.4, 0.9))]
+    curve = [classifiers.Score(*tops, np.ones(3), np.eye(3, dtype=int)) for tops in ((0.2, 0.5), (0.6, 0.7), (0.4, 0.9))]
     protocol = replace(hard(), steps=None, epochs=3, evaluate_every=1, best_after=0.0)
     images, saved = stripes(2), []
 

@@ -49,6 +49,7 @@ def test_dead_links_are_counted_and_named(tmp_path):
     (tmp_path / "notes.txt").symlink_to("/gone/notes.txt")
     found = listed(tmp_path)
     assert found.counts() == [3, 3]
+    assert [rows.tolist() for rows in found.rows()] == [[0, 1, 2], [3, 4, 5]]
     assert found.notes == (f"--data {tmp_path}: not taken as images: 3 dead links (first: notes.txt)",)
 
 

@@ -48,7 +48,7 @@ class Learner:
 def chosen(root: Path, config) -> tuple[list[dict], list[dict]]:
     """One block of a pool => its candidates, and the latents that were kept."""
     store, (spec,) = Store(str(root)), sets_of(config)
-    write_noise(store, spec.pool, 3, 4 * 8 * 8)
+    write_noise(store, spec.pool, 0, range(3), 4 * 8 * 8)
     candidates.JudgeBlock(BlockJob(store, config, (spec.pool,), CLASSES, "cpu")).write(spec.pool, 0)
     choose.choose_block(store, store, spec, 0, range(3), None)
     return [store.read_table(file(s, 0)) for file, s in ((candidate_file, spec.pool), (subset_file, spec))]

@@ -135,7 +135,7 @@ def test_resnetap10_is_of_the_published_size():
 def test_it_trains_and_takes_the_best_of_its_looks(monkeypatch):
     images, short = stripes(6), replace(made(image_size=16), epochs=6, evaluate_every=2)
     found = iter([0.4, 0.9, 0.5])
-    monkeypatch.setattr(training, "evaluate", lambda net, test, device: Score(next(found), 1.0, np.eye(3)))
+    monkeypatch.setattr(training, "evaluate", lambda net, test, device: Score(next(found), 1.0, np.ones(3), np.eye(3)))
     outcome = train_student("resnetap10", short, images, images, None, 0)
     assert (outcome.best_epoch, outcome.best_top1, outcome.last.top1) == (4, 0.9, 0.5)
 

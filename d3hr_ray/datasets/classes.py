@@ -53,7 +53,8 @@ def folder_names(classes: pa.Table) -> list[str]:
     unsafe = len({n.lower() for n in names}) < len(names) or not all(names)
     # Loaders number folders in sorted order: a prefix makes that the label order. Wnids stay, as everyone knows theirs.
     unsorted = names != sorted(names) and not all(row["wnid"] for row in rows)
-    prefixed = [f"{row['label']:04d}_{name}" for row, name in zip(rows, names, strict=True)]
+    digits = max(4, len(str(len(rows) - 1)))
+    prefixed = [f"{row['label']:0{digits}d}_{name}" for row, name in zip(rows, names, strict=True)]
     return prefixed if unsafe or unsorted else names
 
 

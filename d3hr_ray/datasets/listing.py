@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
@@ -63,6 +64,11 @@ class Listing:
         """Images per label."""
         found = {r["values"]: r["counts"] for r in pc.value_counts(self.entries["label"]).to_pylist()}
         return [found.get(label, 0) for label in range(len(self.classes))]
+
+    def rows(self) -> list[np.ndarray]:
+        """Of each label, its rows in `entries`, ascending."""
+        labels = self.entries["label"].to_numpy()
+        return np.split(np.argsort(labels, kind="stable"), np.cumsum(self.counts())[:-1])
 
     @property
     def digest(self) -> str:

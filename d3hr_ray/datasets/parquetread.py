@@ -14,6 +14,7 @@ from d3hr_ray.datasets.decode import MAX_BYTES
 from d3hr_ray.datasets.rowfiles import read_named
 from d3hr_ray.filesystems import patient, resolve
 
+READ_BYTES = 8 << 20  # at once: pyarrow would read a row group whole, which may be as big as the file
 READ_ROWS = 1  # a dictionary page may hold one huge image for many rows, which any batch of them would copy out
 HELD_BYTES = 1 << 29  # of images that are read before their turn
 Place = tuple[str, int]  # a file and a row of it
@@ -25,7 +26,7 @@ def open_parquet(uri: str, file: str) -> pq.ParquetFile:
     try:
         raw = filesystem.open_input_file(f"{root}/{file}")
         _refuse_extensions(pq.read_metadata(raw), f"{uri}/{file}")
-        return pq.ParquetFile(raw)
+        return pq.ParquetFile(raw, buffer_size=READ_BYTES)
     except pa.ArrowInvalid as error:
         raise ValueError(f"--data {uri}/{file}: not a whole Parquet file ({error}); copy it again") from error
 
@@ -116,7 +117,7 @@ def _read_rows(uri: str, file: str, columns: Columns, wanted: list[int]) -> Iter
 
 
 def _read_group(parquet: pq.ParquetFile, group: int, column: str, wanted: list[int]) -> Iterator[Any]:
-    """Cells of one row group, which is streamed: it may be as big as the file."""
+    """Cells of one row group, which is streamed."""
     first, at = 0, 0
     for batch in parquet.iter_batches(READ_ROWS, row_groups=[group], columns=[column]):
         while at < len(wanted) and wanted[at] < first + len(batch):

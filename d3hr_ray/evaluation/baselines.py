@@ -111,10 +111,9 @@ def make_baseline(name: str, real: Images, ipc: int, seed: int) -> Images:
 
 def random_set(listing: Listing, classes: tuple[str, ...], side: int, ipc: int, seed: int) -> Reading:
     """real-random: the images that are chosen, none of them read. Raises ValueError if a class has fewer."""
-    labels = listing.entries["label"].to_numpy()
     _require("real-random", min(listing.counts()), ipc)
-    of_label = [np.flatnonzero(labels == label) for label in range(len(classes))]
-    rows = np.concatenate([found[random_rows(found, ipc, seed, label)] for label, found in enumerate(of_label)])
+    chosen = [found[random_rows(found, ipc, seed, label)] for label, found in enumerate(listing.rows())]
+    rows = np.concatenate(chosen)
     return Reading.of(listing, classes, side, rows)
 
 

@@ -29,7 +29,7 @@ from d3hr_ray.layout import RECORDS, stopped_folder
 from d3hr_ray.models.classifiers import preflight
 from d3hr_ray.models.teachers import Target, load_teachers
 from d3hr_ray.runtime.capacity import Workers, warn_while_unschedulable
-from d3hr_ray.runtime.failures import failure
+from d3hr_ray.runtime.failures import FAILURES, failure
 from d3hr_ray.runtime.objects import lend
 from d3hr_ray.runtime.progress import counting
 from d3hr_ray.runtime.tasks import fetch
@@ -90,7 +90,9 @@ def launch(
             resources_per_worker=_resources(workers.gpus),
         ),
         run_config=train.RunConfig(
-            name="ray", storage_path=store.at(scratch).uri, failure_config=train.FailureConfig(max_failures=3)
+            name="ray",
+            storage_path=store.at(scratch).uri,
+            failure_config=train.FailureConfig(max_failures=FAILURES + workers.count),
         ),
     )
     try:

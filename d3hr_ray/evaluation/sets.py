@@ -6,6 +6,7 @@ Nothing here needs torch or Ray: a wrong path is refused before they are importe
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -233,8 +234,8 @@ def _names(rows: list[dict[str, Any]]) -> tuple[str, ...]:
     """A name per label; those that ImageNet gives to two classes, such as crane, get their folder's name too."""
     named = {row["label"]: (row["class_name"], row["file_name"].split("/")[1]) for row in rows}
     names = [named[label] for label in sorted(named)]
-    twice = {name for name, _ in names if sum(name == other for other, _ in names) > 1}
-    return tuple(f"{name} ({folder})" if name in twice else name for name, folder in names)
+    times = Counter(name for name, _ in names)
+    return tuple(f"{name} ({folder})" if times[name] > 1 else name for name, folder in names)
 
 
 def _wnids(rows: list[dict[str, Any]]) -> tuple[str, ...] | None:

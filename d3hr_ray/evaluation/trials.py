@@ -27,7 +27,6 @@ from d3hr_ray.numerics.seeds import digest
 from d3hr_ray.sets import about_of, with_axes
 from d3hr_ray.store import Store
 
-CONFUSION_CLASSES = 100  # a larger confusion is not kept: 1,000 classes would be 8 MB a trial
 SCRATCH = f"{EVALUATIONS}/.training"  # what is left of trials that are under way
 CHECKPOINT_SECONDS = 60.0
 NOTE_SECONDS = 2.0, 10.0  # between two notes of the epochs done: on disks, on object stores
@@ -201,7 +200,6 @@ def describe(trial: Trial) -> dict[str, Any]:
 
 def _row(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     last = outcome.last
-    small = len(last.confusion) <= CONFUSION_CLASSES
     return describe(trial) | {
         "top1_last": last.top1,
         "top1_best": outcome.best_top1,
@@ -211,8 +209,8 @@ def _row(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "images_per_second": outcome.images_per_second,
         "normalisation": as_dict(outcome.norm),
-        "per_class": [float(c) for c in last.confusion.diagonal() / last.confusion.sum(1).clip(min=1)],
-        "confusion": last.confusion.tolist() if small else None,
+        "per_class": last.per_class.tolist(),
+        "confusion": None if last.confusion is None else last.confusion.tolist(),
     }
 
 

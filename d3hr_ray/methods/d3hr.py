@@ -36,7 +36,7 @@ from d3hr_ray.stages.mixture import MixtureKind, mixture_kind, require_latents, 
 from d3hr_ray.stages.publish import run_publish
 from d3hr_ray.stages.reals import run_reals
 from d3hr_ray.stages.reuse import run_reuse
-from d3hr_ray.stages.search import run_search, write_noise
+from d3hr_ray.stages.search import run_noise, run_search
 from d3hr_ray.stages.synthesize import run_synthesize
 from d3hr_ray.stages.weights import image_weights
 from d3hr_ray.store import Store
@@ -254,9 +254,8 @@ def publish(run: Run, specs: Sequence[SetSpec]) -> None:
 
 def find_subsets(run: Run, store: Store, specs: Sequence[SetSpec]) -> None:
     """gaussians => subsets in a folder, by way of mixtures if asked; or noise, for what needs no Gaussian."""
-    for spec in specs:
-        if spec.timestep is None:
-            write_noise(store, spec, len(run.classes), prod(run.card.latent_shape))
+    unfitted = [spec for spec in specs if spec.timestep is None]
+    run_noise(store, unfitted, len(run.classes), prod(run.card.latent_shape))
     run_mixtures(run.latents, store, mixtures_of(specs), run.card.latent_shape)
     run_search(store, [spec for spec in specs if spec.timestep is not None], len(run.classes))
 

@@ -18,6 +18,7 @@ STEPS, BATCH = 800, 128  # of a classifier, which is enough for digits
 FEWEST_STEPS, MOST_STEPS = 200, 4000
 FEWEST_PASSES, MOST_PASSES = 8, 80  # over the images: more teach it nothing new, fewer leave it unfinished
 TEST_BATCH, TEST_SIDE = 500, 64  # images of so many pixels; fewer of larger ones, for the same memory
+CONFUSION_CLASSES = 100  # a larger confusion is not made: 1,000 classes would be 8 MB a trial
 
 
 Norm = Literal["in", "bn"]  # per instance, or per batch
@@ -129,26 +130,32 @@ def predict(net: nn.Module, pixels: np.ndarray, batch_size: int = 500, device: s
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies in [0, 1] on a test set, and how often each class (row) was taken for which (column), (K, K)."""
+    """Accuracies in [0, 1] on a test set, of all and per class (K,), 0 for a class without images; and how often each
+    class (row) was taken for which (column), (K, K), of up to CONFUSION_CLASSES."""
 
     top1: float
     top5: float
-    confusion: np.ndarray
+    per_class: np.ndarray
+    confusion: np.ndarray | None
 
 
 @torch.inference_mode()
 def evaluate(net: nn.Module, test: Images, device: str) -> Score:
     """Top-1, top-5 and confusion of a network over a test set. Raises RunError if its outputs are not finite."""
     net.eval()
-    classes = len(test.classes)
-    confusion, hits5 = np.zeros((classes, classes), np.int64), 0
+    classes, guesses, hits5 = len(test.classes), [], 0
     for logits, labels in _predictions(net, test, device):
         if not torch.isfinite(logits).all():
             raise RunError("evaluate: a network's outputs are not finite; lower the --lr it is trained with")
         hits5 += int((logits.topk(min(5, classes)).indices == labels[:, None]).sum())
-        pairs = (labels * classes + logits.argmax(1)).cpu().numpy()
-        confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-    return Score(float(np.trace(confusion) / len(test)), hits5 / len(test), confusion)
+        guesses.append(logits.argmax(1).cpu().numpy())
+    labels_N, guesses_N = np.asarray(test.labels), np.concatenate(guesses)
+    hits_K = np.bincount(labels_N[labels_N == guesses_N], minlength=classes)
+    per_class = hits_K / np.bincount(labels_N, minlength=classes).clip(min=1)
+    confusion = None
+    if classes <= CONFUSION_CLASSES:
+        confusion = np.bincount(labels_N * classes + guesses_N, minlength=classes**2).reshape(classes, classes)
+    return Score(float(hits_K.sum() / len(test)), hits5 / len(test), per_class, confusion)
 
 
 def preflight(teacher: nn.Module, test: Images, name: str, device: str) -> float:

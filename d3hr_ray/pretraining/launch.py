@@ -21,7 +21,7 @@ from d3hr_ray.pretraining.settings import SCRATCH, PretrainConfig
 from d3hr_ray.pretraining.watch import following
 from d3hr_ray.pretraining.work import work
 from d3hr_ray.runtime.capacity import Ask, claim, warn_while_unschedulable
-from d3hr_ray.runtime.failures import failure
+from d3hr_ray.runtime.failures import FAILURES, failure
 from d3hr_ray.store import TEMP, Store
 
 
@@ -66,7 +66,7 @@ def pretrain(
         run_config=train.RunConfig(
             name=f"ray-{uuid.uuid4().hex[:8]}",
             storage_path=absolute(f"{out}/{SCRATCH}"),
-            failure_config=train.FailureConfig(max_failures=3),
+            failure_config=train.FailureConfig(max_failures=FAILURES + workers),
         ),
     )
     try:

@@ -181,9 +181,9 @@ Shots = Mapping[int, Sequence[np.ndarray]]  # by label
 
 def keep_reals(store: Store, config: RunConfig, listing: Listing, size: int) -> None:
     """Read a few real images per class into report/real.parquet, cropped to `size`: the first of --method random."""
-    labels, rows = listing.entries["label"].to_numpy(), []
-    for label in range(min(FIRST_CLASSES, len(listing.classes))):
-        order = generator("reals", config.seed, label).permutation(np.flatnonzero(labels == label))
+    rows = []
+    for label, of_label in enumerate(listing.rows()[:FIRST_CLASSES]):
+        order = generator("reals", config.seed, label).permutation(of_label)
         found = readable(listing.source, listing.entries.take(order), EACH, size, look_of(config.fidelity))
         rows += [{"label": label, "image": png(pixels, None)} for pixels, _ in found]
     store.write_table(REALS, pa.Table.from_pylist(rows, REALS_SCHEMA))

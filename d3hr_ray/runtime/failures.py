@@ -22,6 +22,7 @@ from ray.exceptions import (
 
 from d3hr_ray.config import RunError
 
+FAILURES = 3  # of workers that train together, and one more for each of them, before their job is given up
 # What Ray says of a lost process is about its own logs. What was retried in vain is first told by kind.
 KINDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     (

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from d3hr_ray.layout import candidate_file, subset_file
+from d3hr_ray.layout import candidate_file, pool_folder, subset_file
 from d3hr_ray.runtime.actors import Actors
 from d3hr_ray.sets import SetSpec
 from d3hr_ray.stages.blocks import BlockActor, BlockJob, run_blocks
@@ -35,11 +35,9 @@ LEARNER_LOSS = pa.field("learner_loss", pa.float32())  # cross-entropy of the ow
 def run_candidates(store: Store, pools: Sequence[SetSpec], classes: pa.Table, actors: Actors) -> None:
     """Sample and judge every block of these pools that has not been, in one stream."""
     job = BlockJob(store, pools[0].config, tuple(pools), classes, actors.device)
-    run_blocks(JudgeBlock, [job], actors, several("pool", pools), _is_judged)
-
-
-def _is_judged(store: Store, pool: SetSpec, block: int) -> bool:
-    return store.exists(candidate_file(pool, block))
+    judged = set[str]().union(*(store.files(pool_folder(pool)) for pool in pools))
+    title = several("pool", pools)
+    run_blocks(JudgeBlock, [job], actors, title, lambda _, pool, block: candidate_file(pool, block) in judged)
 
 
 class JudgeBlock(BlockActor):

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 
 from d3hr_ray.config import RunConfig, Selection
-from d3hr_ray.layout import candidate_file, choice_file, run_at, subset_file
+from d3hr_ray.layout import candidate_file, choice_file, pool_folder, run_at, subset_file, subset_folder
 from d3hr_ray.numerics.selection import Choice, learnability, rematch, select
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.sets import SetSpec
@@ -35,12 +35,12 @@ CHOICE_SCHEMA = pa.schema(
 
 def run_choose(store: Store, pools: Store, specs: Sequence[SetSpec], classes: int) -> None:
     """Choose every block that is not there of each set, whose pool lies in the folder `pools`, in one stream."""
-    missing = [
-        (spec, i, labels)
-        for spec in specs
-        for i, labels in enumerate(spec.blocks(classes))
-        if not (store.exists(subset_file(spec, i)) and store.exists(choice_file(spec, i)))
-    ]
+    missing = []
+    for spec in specs:
+        there = store.files(subset_folder(spec)) | store.files(pool_folder(spec))
+        for i, labels in enumerate(spec.blocks(classes)):
+            if not {subset_file(spec, i), choice_file(spec, i)} <= there:
+                missing.append((spec, i, labels))
     rematched = {spec: spec.timestep for spec, _, _ in missing if spec.timestep is not None and not spec.is_clean}
     gaussians = share_gaussians(store, rematched.values())
     jobs = [
@@ -58,7 +58,7 @@ def choice_files(spec: SetSpec, classes: int) -> list[str]:
 
 def read_choices(store: Store, spec: SetSpec, classes: int) -> pa.Table:
     """CHOICE_SCHEMA rows of a set, one per class."""
-    return pa.concat_tables([store.read_table(name) for name in choice_files(spec, classes)])
+    return store.read_tables(choice_files(spec, classes))
 
 
 def chosen_table(store: Store, spec: SetSpec, names: list[str]) -> pa.Table:

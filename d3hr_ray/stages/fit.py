@@ -102,17 +102,16 @@ def gaussian_table(moments: PerClass, t: int, classes: list[str], accepted: int)
             "label": pa.array(labels, pa.int32()),
             "timestep": pa.array([t] * len(labels), pa.int32()),
             "count": pa.array([moments[label].count for label in labels], pa.int64()),
-            "mean": _lists([moments[label].mean_D for label in labels]),
-            "variance": _lists([moments[label].variance() for label in labels]),
+            "mean": list_column(torch.stack([moments[label].mean_D for label in labels])),
+            "variance": list_column(torch.stack([moments[label].variance() for label in labels])),
         }
     )
 
 
-def _lists(rows: list[torch.Tensor]) -> pa.Array:
-    values = torch.stack(rows).float()
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.flatten().numpy()), values.shape[1]).cast(
-        pa.list_(pa.float32())
-    )
+def list_column(rows_ND: torch.Tensor) -> pa.Array:
+    """Rows (N, D) => a column of N lists of float32, as the files of a run have latents and moments."""
+    values = pa.array(rows_ND.float().flatten().numpy())
+    return pa.FixedSizeListArray.from_arrays(values, rows_ND.shape[1]).cast(pa.list_(pa.float32()))
 
 
 def read_gaussians(store: Store, t: int) -> Gaussians:

@@ -6,11 +6,11 @@ Ray tasks, one per run of classes whose latents fit into CLASS_BYTES. A task rea
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from d3hr_ray.config import RunConfig, RunError
@@ -240,8 +240,13 @@ def _rows(store: Store, kind: MixtureKind, labels: range, columns: list[str]) ->
         start, stop = (int(word) for word in name.removesuffix(".parquet").split("-")[1:])
         if start < labels.stop and labels.start < stop:
             tables.append(store.read_table(f"{kind.folder}/{name}", columns))
-    rows = pa.concat_tables(tables).sort_by([("label", "ascending"), ("component", "ascending")])
-    return {label: rows.filter(pc.equal(rows["label"], label)) for label in labels}
+    return by_label(pa.concat_tables(tables).sort_by([("label", "ascending"), ("component", "ascending")]), labels)
+
+
+def by_label(rows: pa.Table, labels: range) -> dict[int, pa.Table]:
+    """Rows that are sorted by `label` => those of each of some labels."""
+    starts = np.searchsorted(rows["label"].to_numpy(), np.arange(labels.start, labels.stop + 1))
+    return {label: rows.slice(a, b - a) for label, (a, b) in zip(labels, pairwise(starts), strict=True)}
 
 
 def _mixture(rows: pa.Table) -> Mixture:

@@ -23,12 +23,10 @@ from d3hr_ray.store import Store
 
 def run_reals(store: Store, spec: SetSpec, listing: Listing, classes: pa.Table, size: int, look: Look) -> pa.Table:
     """Write n real images per class, cropped to `size`, and return their IMAGE_SCHEMA rows by label and index."""
-    labels = listing.entries["label"].to_numpy()
     names, folders = classes["name"].to_pylist(), folder_names(classes)
     jobs = []
-    for label in range(len(classes)):
-        order = generator("reals", spec.seed, label).permutation(np.flatnonzero(labels == label))
-        entries = listing.entries.take(order)
+    for label, rows in enumerate(listing.rows()):
+        entries = listing.entries.take(generator("reals", spec.seed, label).permutation(rows))
         jobs.append((label, (store, spec, listing.source, entries, size, look, label, names[label], folders[label])))
     made = dict(bounded(write_class, jobs, f"pick {spec.name}"))
     for line in Seen.total(seen for _, seen in made.values()).describe(look):

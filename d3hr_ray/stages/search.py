@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from d3hr_ray.config import OFFICIAL_BLOCK, RunConfig
-from d3hr_ray.layout import subset_file
+from d3hr_ray.layout import subset_file, subset_folder
 from d3hr_ray.numerics import groups, random_search
 from d3hr_ray.numerics.mixture import Mixture, match_mixture
 from d3hr_ray.numerics.random_search import RandomSearch
 from d3hr_ray.numerics.seeds import digest, normal
 from d3hr_ray.runtime.tasks import Reference, bounded, deferred, unfinished
 from d3hr_ray.sets import SetSpec
-from d3hr_ray.stages.fit import Gaussians, share_gaussians
+from d3hr_ray.stages.fit import Gaussians, list_column, share_gaussians
 from d3hr_ray.stages.mixture import mixture_kind, read_mixtures
 from d3hr_ray.store import Store
 
@@ -30,18 +31,19 @@ OFFICIAL_PER_TASK, SKEWED_PER_TASK, PLAIN_PER_TASK = 10_000, 50_000, 2_000_000
 
 def run_search(store: Store, specs: Sequence[SetSpec], classes: int) -> None:
     """Find the subsets of every set, block by block, in one stream; blocks that are there are kept."""
-    missing = [
-        Block(spec, i, labels)
-        for spec in specs
-        for i, labels in enumerate(spec.blocks(classes))
-        if not store.exists(subset_file(spec, i))
-    ]
+    missing = [Block(spec, i, labels) for spec in specs for i, labels in _missing(store, spec, classes)]
     gaussians = share_gaussians(store, (block.timestep for block in missing))
     matched, searched = [b for b in missing if b.is_matched], [b for b in missing if not b.is_matched]
     jobs = [(block, (store, block, gaussians[block.timestep], None)) for block in matched]
     for _ in bounded(write_block, jobs, several("search", [block.spec for block in matched])):
         pass
     _search_blocks(store, searched, gaussians)
+
+
+def _missing(store: Store, spec: SetSpec, classes: int) -> list[tuple[int, range]]:
+    """Blocks of a set, by number, whose subsets are not there."""
+    there = store.files(subset_folder(spec))
+    return [(i, labels) for i, labels in enumerate(spec.blocks(classes)) if subset_file(spec, i) not in there]
 
 
 def several(what: str, specs: Iterable[SetSpec]) -> str:
@@ -188,32 +190,33 @@ def _winner(config: RunConfig, n: int, gaussians: Gaussians, winners: Winners, l
     return _search(config, n, label, gaussians).subset(block, index)
 
 
-def write_noise(store: Store, spec: SetSpec, classes: int, dims: int) -> None:
-    """Subsets of pure noise, keyed by (seed, label, index), with no score: the `dit` baseline's, and CaO2's pool."""
-    for i, labels in enumerate(spec.blocks(classes)):
-        if not store.exists(subset_file(spec, i)):
-            noise = [
-                (label, torch.stack([normal((dims,), "dit", spec.seed, label, k) for k in range(spec.ipc)]))
-                for label in labels
-            ]
-            table = subset_table([(label, subset, float("nan")) for label, subset in noise], spec.seed)
-            store.write_table(subset_file(spec, i), table)
+def run_noise(store: Store, specs: Sequence[SetSpec], classes: int, dims: int) -> None:
+    """Draw the noise that plain samples and CaO2's pools start from, block by block; blocks that are there are kept."""
+    jobs = [
+        ((spec, i), (store, spec, i, labels, dims)) for spec in specs for i, labels in _missing(store, spec, classes)
+    ]
+    for _ in bounded(write_noise, jobs, several("noise", [spec for (spec, _), _ in jobs])):
+        pass
+
+
+def write_noise(store: Store, spec: SetSpec, number: int, labels: range, dims: int) -> None:
+    """One block's subsets of pure noise, keyed by (seed, label, index), with no score."""
+    drawn = ([normal((dims,), "dit", spec.seed, label, k) for k in range(spec.ipc)] for label in labels)
+    subsets = [(label, torch.stack(noise), float("nan")) for label, noise in zip(labels, drawn, strict=True)]
+    store.write_table(subset_file(spec, number), subset_table(subsets, spec.seed))
 
 
 def subset_table(subsets: Iterable[tuple[int, torch.Tensor, float | torch.Tensor]], seed: int) -> pa.Table:
     """(label, latents (n, D), the subset's score or one per image) => the contract's rows, one per image."""
-    rows = [
-        (label, k, seed, float(score), z.numpy())
-        for label, zs, all_scores in subsets
-        for k, (z, score) in enumerate(zip(zs.float(), torch.as_tensor(all_scores).expand(len(zs)), strict=True))
-    ]
-    labels, indices, seeds, scores, latents = (list(c) for c in zip(*rows, strict=True))
+    subsets = list(subsets)
+    counts = [len(zs) for _, zs, _ in subsets]
+    scores = [torch.as_tensor(score, dtype=torch.float32).expand(len(zs)) for _, zs, score in subsets]
     return pa.table(
         {
-            "label": pa.array(labels, pa.int32()),
-            "index": pa.array(indices, pa.int32()),
-            "seed": pa.array(seeds, pa.int64()),
-            "score": pa.array(scores, pa.float32()),
-            "latent": pa.array(latents, pa.list_(pa.float32())),
+            "label": pa.array(np.repeat([label for label, _, _ in subsets], counts), pa.int32()),
+            "index": pa.array(np.concatenate([np.arange(count) for count in counts]), pa.int32()),
+            "seed": pa.array([seed] * sum(counts), pa.int64()),
+            "score": pa.array(torch.cat(scores).numpy(), pa.float32()),
+            "latent": list_column(torch.cat([zs for _, zs, _ in subsets])),
         }
     )

@@ -49,7 +49,7 @@ def _finished(store: Store, spec: SetSpec) -> list[int]:
 def written_images(store: Store, spec: SetSpec, classes: int) -> pa.Table:
     """IMAGE_SCHEMA rows of a whole set, by label and index. Raises RunError unless every image is there once."""
     blocks = range(len(spec.blocks(classes)))
-    table = pa.concat_tables([store.read_table(block_mark(spec, b)) for b in blocks])
+    table = store.read_tables([block_mark(spec, b) for b in blocks])
     there = [n for n in store.list(f"{set_folder(spec)}/{IMAGES}", recursive=True) if n.endswith(".png")]
     wanted = {n.removeprefix(f"{IMAGES}/") for n in table["file_name"].to_pylist()}
     if wanted != set(there) or len(table) != spec.ipc * classes:

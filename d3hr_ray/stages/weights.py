@@ -5,13 +5,12 @@ which component each comes from in its subsets/, but for those of older versions
 """
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from d3hr_ray.layout import subset_file
 from d3hr_ray.numerics.mixture import components_of, weights_of
 from d3hr_ray.sets import SetSpec
-from d3hr_ray.stages.mixture import mixture_kind, read_counts
+from d3hr_ray.stages.mixture import by_label, mixture_kind, read_counts
 from d3hr_ray.store import Store
 
 COMPONENT = "component"  # of each image: a column of subsets/ that were chosen from a pool
@@ -53,9 +52,6 @@ def _chosen_components(store: Store, spec: SetSpec, classes: int) -> dict[int, t
     names = [subset_file(spec, block) for block in range(len(spec.blocks(classes)))]
     if any(COMPONENT not in store.column_names(name) for name in names):
         return None
-    rows = pa.concat_tables([store.read_table(name, ["label", "index", COMPONENT]) for name in names])
-    rows = rows.sort_by([("label", "ascending"), ("index", "ascending")])
-    return {
-        label: torch.tensor(rows.filter(pc.equal(rows["label"], label))[COMPONENT].to_pylist())
-        for label in range(classes)
-    }
+    rows = store.read_tables(names, ["label", "index", COMPONENT])
+    found = by_label(rows.sort_by([("label", "ascending"), ("index", "ascending")]), range(classes))
+    return {label: torch.tensor(own[COMPONENT].to_pylist()) for label, own in found.items()}
