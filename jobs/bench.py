@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # single-threaded sides are compa
 
 import tyro
 
-from d3hr_ray.cli.exits import guard
+from d3hr_ray.cli.exits import guard, refuse
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.runtime.console import announce
 
@@ -43,6 +43,8 @@ class BenchFlags:
 def main() -> None:
     """Run one benchmark and show it."""
     flags = parse(BenchFlags, __doc__ or "")
+    if flags.json and (Path(flags.json).is_dir() or not Path(flags.json).parent.is_dir()):
+        refuse(f"--json {flags.json}: give a file in a folder that is there")
     benchmark = importlib.import_module(f"d3hr_ray.benchmarks.{flags.name}")
     result = benchmark.run(flags.quick)
     print(result)

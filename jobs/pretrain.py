@@ -14,7 +14,8 @@ import shlex
 import sys
 from dataclasses import asdict
 
-from d3hr_ray.cli.exits import guard, refusing
+from d3hr_ray.cli.exits import guard, refusing, renamed
+from d3hr_ray.cli.flags import typed_flags
 from d3hr_ray.cli.outputs import check_out
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.pretrain_config import build_config, find_splits
@@ -33,15 +34,15 @@ def main() -> None:
     """Check a model, or train one."""
     flags = parse(PretrainFlags, __doc__ or "")
     with refusing():
-        check_flags(flags)
+        check_flags(flags, typed_flags())
     if flags.check is not None:
         return check(flags.check, flags.data, flags.check_samples or SAMPLES, flags.teacher)
-    with refusing():
+    with refusing(), renamed("--model", "--init"):
         config = build_config(flags)
         out = flags.out or f"runs/pretrain-{flags.preset}"
         check_out(flags, out, OWN)
     with driving(Store(absolute(out))):
-        with refusing():
+        with refusing(), renamed("--model", "--init"):
             if flags.overwrite:
                 start_anew(out, flags.init)
             listing = prepare(config, out, flags.workers)
@@ -51,7 +52,7 @@ def main() -> None:
         tell(listing.notes)
 
         # Imported late: torch takes seconds, and --help, a wrong flag or a wrong path should not wait for it.
-        from d3hr_ray.pretraining.launch import find_gpus, pretrain
+        from d3hr_ray.pretraining.launch import find_gpus, place, pretrain
         from d3hr_ray.pretraining.networks import describe
         from d3hr_ray.runtime.capacity import PATIENCE
 
@@ -61,7 +62,7 @@ def main() -> None:
         if flags.workers:
             with refusing():
                 gpus = find_gpus(flags.workers, flags.gpus_per_worker, PATIENCE if connect(flags.address) else 0)
-        announce(f"{found} -> {out}, " + (f"on {flags.workers} workers" if flags.workers else "in this process"))
+        announce(f"{found} -> {out}, {place(flags.workers)}")
         announce(describe(config, len(listing.classes)))
         pretrain(config, listing, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads, gpus)
         print(f"{out}: trained on {found}")
@@ -69,7 +70,7 @@ def main() -> None:
 
 def check(model: str, held_out: str | None, samples: int, teacher: str | None) -> None:
     """Measure a trained model and print what was found as JSON."""
-    with refusing():
+    with refusing(), renamed("--model", "--check"):
         splits = find_splits(model, held_out)
         names = read_card(model).class_names
         if teacher and not names:
@@ -77,7 +78,7 @@ def check(model: str, held_out: str | None, samples: int, teacher: str | None) -
     with waiting(f"loading torch, for {model}"):
         from d3hr_ray.pretraining.check import measure
         from d3hr_ray.pretraining.watch import showing
-    with showing() as bars:
+    with refusing(), renamed("--model", "--check"), showing() as bars:
         quality = asdict(measure(model, *splits, samples, teacher=teacher, tell=bars))
     if names:
         quality["accuracy_per_class"] = dict(zip(names, quality["accuracy_per_class"], strict=True))

@@ -1,5 +1,6 @@
 """The command line: one line per mistake, naming the flag and the fix, before anything is started."""
 
+import importlib
 import json
 import os
 import re
@@ -43,6 +44,10 @@ MISTAKES = {
     "--ipx 3": "Unrecognized options: --ipx, 3; perhaps you meant --ipc",
     "--ipc": "--ipc has no value",
     "--ipc 0": "--ipc 0 makes no image",
+    "--ipc 1 --ipc=10": "--ipc is given twice; give it once, with all its values",
+    "--ipc 10,50": "values are separated by spaces, not commas",
+    "--resume": "Unrecognized options: --resume; it is not needed: the same command resumes",
+    "--tflops 3": "--tflops is for the times of --dry-run",
     "--ipc -1": "--ipc",
     "--ipc ten": "Error parsing --ipc",
     "--preset imagenet": "cifar100; perhaps you meant imagenet1k, imagenette or imagenet100",
@@ -80,7 +85,9 @@ MISTAKES = {
     "--data s3://key:secret@bucket/x --model digits": "use the environment",
     "--tflops 0": "--tflops 0 must be above 0",
 }
-OF_PARSING = ("--ipx 3", "--ipc", "--ipc ten", "--method cao3", "--out=")
+OF_PARSING = (
+    "--ipx 3", "--ipc", "--ipc ten", "--method cao3", "--out=", "--ipc 1 --ipc=10", "--ipc 10,50", "--resume",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", MISTAKES)
@@ -90,6 +97,37 @@ def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, command):
     assert MISTAKES[command] in said
     assert said.startswith("distill: ") and len(said.strip().splitlines()) == 1
     assert ("see --help" in said) == (command in OF_PARSING)
+
+
+OF_OTHER_JOBS = {
+    "bench serach": "'serach' is unknown; perhaps you meant search; give one of: search, solver",
+    "bench": "name is missing; give one of: search, solver",
+    "bench search --json /nowhere/x": "--json /nowhere/x: give a file in a folder that is there",
+    "pretrain --data {folder}": "--preset is needed with --data {folder}: custom for images of your own",
+    "pretrain --threads 0": "--threads 0 must be at least 1",
+    "pretrain --gpus-per-worker 1": "--gpus-per-worker 1 is idle without --workers",
+    "pretrain --check {folder}/none": "--check {folder}/none: no such folder",
+    "pretrain --preset custom --data digits --init {folder}/none": "--init {folder}/none: no such folder",
+    "pretrain --out {folder}/file": "--out {folder}/file is a file; give a folder",
+    "evaluate --distilled {folder}/file": "--distilled {folder}/file is a file; give the folder of a set",
+    "evaluate --distilled x --epochs 0": "--epochs 0 must be above 0",
+    "sweep --run {folder}/file --preset digits": "--run {folder}/file is a file; give a folder",
+    "sweep --run x --lr 0.1 -1": "--lr -1 must be above 0",
+    "sweep --run x --cluster-timestep 100": "it is the run's, of jobs/distill.py",
+    "sweep --run x --variants component=ipc": "component=ipc is no flag=value; perhaps you meant components; flags are",
+}
+
+
+@pytest.mark.parametrize("command", OF_OTHER_JOBS)
+def test_a_mistake_of_another_job_is_one_line_too(monkeypatch, capsys, tmp_path, command):
+    (tmp_path / "file").touch()
+    job, *words = shlex.split(command.format(folder=tmp_path))
+    monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        guard(importlib.import_module(f"jobs.{job}").main)
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and said.startswith(f"{job}: ")
+    assert OF_OTHER_JOBS[command].format(folder=tmp_path) in said
 
 
 EARLY = """

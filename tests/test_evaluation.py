@@ -357,7 +357,8 @@ def test_the_best_epochs_top5_is_kept_beside_its_top1(tmp_path, monkeypatch):
     from d3hr_ray.evaluation import training
     from d3hr_ray.models import classifiers
 
-    curve = [classifiers.Score(*tops, np.ones(3), np.eye(3, dtype=int)) for tops in ((0.2, 0.5), (0.6, 0.7), (0.4, 0.9))]
+    tops = (0.2, 0.5), (0.6, 0.7), (0.4, 0.9)
+    curve = [classifiers.Score(*both, np.ones(3), np.eye(3, dtype=int)) for both in tops]
     protocol = replace(hard(), steps=None, epochs=3, evaluate_every=1, best_after=0.0)
     images, saved = stripes(2), []
 

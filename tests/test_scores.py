@@ -300,7 +300,10 @@ def test_accuracies_on_different_images_and_of_different_students_are_not_mixed(
     store, ours = write_results(tmp_path, rows), ("s0", "s1", "s2")
     assert read_accuracy([store], ours, None, "hard", None) == Accuracy(dict.fromkeys(ours, 0.5), "test", "a", "1")
     assert read_accuracy([store], ours, "a", "hard", "train").top1 == pytest.approx({"s0": 0.9})
-    assert read_accuracy([store], ours, "b", "hard", None).top1 == {}
+    assert read_accuracy([Store(str(tmp_path / "none"))], ours, None, None, None).top1 == {}
+    for arch, protocol in (("b", "hard"), ("b", None), (None, "soft")):
+        with pytest.raises(ValueError, match=r"no set has such a result; there are --protocol hard --arch a"):
+            read_accuracy([store], ours, arch, protocol, None)
     both = write_results(tmp_path, [*rows, result("s0", 0.1, arch="b")])
     assert read_accuracy([both], ours, None, "hard", None).top1["s0"] == 0.5
     with pytest.raises(ValueError, match=r"--data tset: no set has a result .* there are results on test, train"):

@@ -35,6 +35,8 @@ def build_config(flags: DistillFlags) -> RunConfig:
     for name in ("tflops", "task_timeout"):
         if getattr(flags, name) is not None and not getattr(flags, name) > 0:
             raise ValueError(f"{flag_of(name)} {getattr(flags, name):g} must be above 0")
+    if flags.tflops is not None and not flags.dry_run:
+        raise ValueError("--tflops is for the times of --dry-run; give that, or leave it out")
     if not config.model.name:
         raise ValueError(
             f"--model is needed: preset {flags.preset} has no public model; train one with jobs/pretrain.py"
@@ -96,6 +98,6 @@ def _refuse_upstream(flags: DistillFlags) -> None:
             raise ValueError(f"{flag_of(name)} {what}")
     for name in ("dry_run", "overwrite"):
         if getattr(flags, name):
-            raise ValueError(f"{flag_of(name)} cannot go with --from-gaussians")
+            raise ValueError(f"{flag_of(name)} cannot go with --from-gaussians, which inverts nothing; leave it out")
     if flags.method not in (None, *FITTING):
         raise ValueError(f"--method {flags.method} uses no Gaussians; leave out --from-gaussians")

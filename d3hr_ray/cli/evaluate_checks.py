@@ -1,14 +1,17 @@
 """What jobs/evaluate.py asks of paths and of what lies there, before anything heavy is imported."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from d3hr_ray.cli.data_flags import data_of, test_data
 from d3hr_ray.cli.evaluate_flags import EvaluateFlags
+from d3hr_ray.cli.outputs import require_folder
 from d3hr_ray.config import DataConfig
 from d3hr_ray.datasets.listing import is_parquet, open_source
+from d3hr_ray.datasets.named import set_of
 from d3hr_ray.datasets.splits import held_out_of
-from d3hr_ray.evaluation.sets import check_weights, find_sets, run_of, source_of
-from d3hr_ray.filesystems import absolute
+from d3hr_ray.evaluation.sets import check_weights, find_sets, images_of, run_of, source_of
+from d3hr_ray.filesystems import absolute, is_within
 from d3hr_ray.store import Store
 
 
@@ -17,6 +20,8 @@ def find_out(flags: EvaluateFlags) -> Store:
 
     Raises ValueError for a path with nothing in it, for weights that no set has, or once for all that is missing.
     """
+    if flags.out:
+        require_folder("--out", flags.out)
     sets = find_sets(flags.distilled)
     if flags.weights:
         check_weights(sets)
@@ -34,7 +39,17 @@ def find_out(flags: EvaluateFlags) -> Store:
         missing.append(f"--train-data URI, real training images, for {asked}")
     if missing:
         raise ValueError(f"{flags.distilled[0]} needs more: {'; '.join(missing)}")
+    if flags.out:
+        _require_beside(flags, flags.out, sets)
     return Store(absolute(flags.out)) if flags.out else run or first
+
+
+def _require_beside(flags: EvaluateFlags, out: str, sets: Sequence[Store]) -> None:
+    """Raise ValueError for results among images that are read, where another time they would count as images."""
+    real = [(flag, data.uri) for flag, data in zip(("--data", "--train-data"), real_data(flags), strict=True) if data]
+    for flag, uri in [*real, *(("--distilled", images_of(store).uri) for store in sets)]:
+        if not set_of(uri) and is_within(out, uri):
+            raise ValueError(f"--out {out} lies among the images of {flag} {uri}; give a folder beside them")
 
 
 def real_data(flags: EvaluateFlags) -> tuple[DataConfig | None, DataConfig | None]:

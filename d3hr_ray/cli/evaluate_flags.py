@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from d3hr_ray.cli import machine_flags
 from d3hr_ray.cli.data_flags import LAYOUT
 from d3hr_ray.cli.flags import with_own
-from d3hr_ray.config import DataConfig, setting
+from d3hr_ray.config import DataConfig, flag_of, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, OUTPUT, TRAINING
 from d3hr_ray.evaluation.baselines import Baseline
 from d3hr_ray.evaluation.protocols import Precision, is_soft, sees_whole
@@ -139,6 +139,15 @@ class EvaluateFlags:
     address: str | None = machine_flags.address()
 
 
+def check_training(flags: Any) -> None:
+    """Raise ValueError for numbers, or lists of them, with which no student trains."""
+    for name in ("epochs", "batch_size", "lr", "temperature", "weight_decay"):
+        value = getattr(flags, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and (number < 0 or (number == 0 and name != "weight_decay")):
+                raise ValueError(f"{flag_of(name)} {number:g} must be above 0" + " or 0" * (name == "weight_decay"))
+
+
 def check_flags(flags: EvaluateFlags) -> None:
     """Raise ValueError for flags that are missing or contradict each other."""
     if not flags.distilled:
@@ -147,6 +156,7 @@ def check_flags(flags: EvaluateFlags) -> None:
         raise ValueError(f"--full-epochs {flags.full_epochs} must be at least 1")
     if flags.repeats < 1:
         raise ValueError(f"--repeats {flags.repeats} must be at least 1")
+    check_training(flags)
     soft = [name for name in flags.protocol if is_soft(name)]
     if (soft or flags.ranking) and not flags.teacher:
         wanted = f"--protocol {soft[0]}" if soft else "--ranking"

@@ -23,6 +23,15 @@ def refusing() -> Iterator[None]:
         refuse(error)
 
 
+@contextlib.contextmanager
+def renamed(flag: str, own: str) -> Iterator[None]:
+    """Within this block a ValueError that names a flag of another job names this one's."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{flag} ", f"{own} ", 1)) from error
+
+
 def refuse(message: object) -> NoReturn:
     """Exit with status 2, for a flag that is wrong."""
     announce(str(message))

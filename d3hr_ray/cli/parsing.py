@@ -17,6 +17,11 @@ from d3hr_ray.config import Flag, flag_of
 from d3hr_ray.config.fields import GROUPS
 
 T = TypeVar("T")
+ELSEWHERE = {  # flags of another job, or of none, that people look for here
+    "resume": "; it is not needed: the same command resumes",
+    "overwrite": "; delete what is to be made anew",
+    "cluster-timestep": "; it is the run's, of jobs/distill.py",
+}
 METAVARS = {int: "INT ...", float: "FLOAT ..."}  # of lists; of words NAME ...
 
 
@@ -33,9 +38,14 @@ def parse(flags: type[T], description: str, argv: Sequence[str] | None = None) -
 
 def read(flags: type[T], argv: Sequence[str]) -> T:
     """Words of a command line => a flags dataclass. Raises ValueError for a wrong flag, with its name and the fix."""
+    lists, before = _list_flags(flags), set[str]()
     for flag, following in zip(argv, [*argv, "--"][1:], strict=True):
-        if flag.startswith("--") and following.startswith("--") and flag[2:].replace("-", "_") in _list_flags(flags):
+        name = flag[2:].partition("=")[0].replace("-", "_") if flag.startswith("--") else ""
+        if name in lists and following.startswith("--") and "=" not in flag:
             raise ValueError(f"{flag} has no value; give one or more, or leave it out")
+        if name in lists and name in before:
+            raise ValueError(f"{flag_of(name)} is given twice; give it once, with all its values")
+        before.add(name)
     flag = ""
     for word in argv:
         flag = word.rstrip("=") if word.startswith("--") else flag
@@ -115,9 +125,16 @@ def _one_line(box: str, flags: type) -> str:
     message = re.split(r"\s+Got errors:", message)[0]
     message = " ".join(message.split())
     if unknown := re.match(r"Unrecognized options: --([\w-]+)", message):
-        return message + meant(unknown[1], [f.name.replace("_", "-") for f in fields(flags)], "--")
+        known = [f.name.replace("_", "-") for f in fields(flags)]
+        return message + (ELSEWHERE.get(unknown[1]) or meant(unknown[1], known, "--"))
     if choice := re.match(r"invalid choice '(.*)' for argument '(--[\w-]+)'", message):
         return f"{choice[0]}; give one of: {', '.join(_choices(flags, choice[2]))}"
+    if needed := [f.name for f in fields(flags) if f.default is MISSING]:  # a word without a flag
+        words, typed = _choices(flags, flag_of(needed[0])), re.match("invalid choice '(.*?)'", message)
+        said = f"{typed[1]!r} is unknown{meant(typed[1], words)}" if typed else f"{needed[0]} is missing"
+        return f"{said}; give one of: {', '.join(words)}"
+    if re.search(r"arguments: \['[^' ]+,[^' ]+'\]", message):
+        message += "; values are separated by spaces, not commas"
     usage = re.search(r"Argument helptext:\s+(--[^\n]+)", "\n".join(rest))
     return message + (f"; write {usage[1].strip()}" if usage else "")
 

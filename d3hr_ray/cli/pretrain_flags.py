@@ -1,14 +1,15 @@
 """The flags of jobs/pretrain.py."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
 from d3hr_ray.cli import machine_flags
 from d3hr_ray.cli.flags import text_of, with_own
-from d3hr_ray.config import DataConfig, setting
+from d3hr_ray.config import DataConfig, flag_of, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, MODEL, OUTPUT, TRAINING
+from d3hr_ray.datasets.named import set_of
 from d3hr_ray.pretraining import settings
 from d3hr_ray.pretraining.sizes import SIZES
 
@@ -133,8 +134,20 @@ class PretrainFlags:
     )
 
 
-def check_flags(flags: PretrainFlags) -> None:
-    """Raise ValueError for what needs --check, samples that cannot be drawn, and a size of networks that are given."""
+def check_flags(flags: PretrainFlags, typed: Collection[str] = ("--preset",)) -> None:
+    """Raise ValueError for what needs --check, numbers that cannot be, a size of networks that are given, and images of
+    one's own without a preset. `typed` are the flags that the user gave.
+    """
+    if flags.data and not set_of(flags.data) and not flags.check and "--preset" not in typed:
+        raise ValueError(
+            f"--preset is needed with --data {flags.data}: custom for images of your own (see --size), or the embedded "
+            "set whose recipe they are to have"
+        )
+    for name, least in (("threads", 1), ("workers", 0)):
+        if getattr(flags, name) < least:
+            raise ValueError(f"{flag_of(name)} {getattr(flags, name)} must be at least {least}")
+    if flags.gpus_per_worker is not None and not flags.workers:
+        raise ValueError(f"--gpus-per-worker {flags.gpus_per_worker:g} is idle without --workers; leave it out")
     if flags.size and (flags.init or flags.preset != "custom"):
         cure = "leave it out: --init brings its networks" if flags.init else "give --preset custom"
         raise ValueError(f"--size {flags.size} is of networks from scratch for your own images; {cure}")

@@ -39,7 +39,9 @@ class ScoreFlags:
         metavar="NAME",
         shown="of the one that most of the sets have",
     )
-    protocol: str = setting("hard", "Correlate with the accuracy under this protocol.", TRAINING, metavar="NAME")
+    protocol: str | None = setting(
+        None, "Correlate with the accuracy under this protocol.", TRAINING, metavar="NAME", shown="hard"
+    )
     data: str | None = setting(
         None,
         "Correlate with the accuracy on these images, as jobs/evaluate.py named them.",

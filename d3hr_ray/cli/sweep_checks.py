@@ -6,6 +6,7 @@ from typing import Any
 
 from d3hr_ray.cli.data_flags import test_data
 from d3hr_ray.cli.distill_config import load_preset
+from d3hr_ray.cli.outputs import require_folder
 from d3hr_ray.cli.sweep_axes import expand, timesteps
 from d3hr_ray.cli.sweep_flags import SweepFlags, deciding, kept, resumed
 from d3hr_ray.config import RunConfig, as_dict, differences, from_dict
@@ -23,6 +24,7 @@ def open_sweep(flags: SweepFlags, typed: Collection[str] = ()) -> tuple[SweepFla
     Raises ValueError if there is none to resume, or no run and no word of what to make.
     """
     assert flags.run is not None
+    require_folder("--run", flags.run)
     if "/" in flags.name or flags.name in (".", ".."):
         raise ValueError(f"--name {flags.name}: is the name of a folder in sweeps/; give one without /")
     store, file = Store(absolute(flags.run)), sweep_flags_file(flags.name)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from d3hr_ray.cli import machine_flags
 from d3hr_ray.cli.data_flags import LAYOUT
-from d3hr_ray.cli.evaluate_flags import ProtocolName
+from d3hr_ray.cli.evaluate_flags import ProtocolName, check_training
 from d3hr_ray.cli.flags import text_of, with_own
 from d3hr_ray.cli.variants import settings_of
 from d3hr_ray.config import DataConfig, Search, as_dict, flag_of, setting, with_tuples
@@ -156,6 +156,7 @@ def check_flags(flags: SweepFlags) -> None:
         # --actors is a range, not an axis: 2 2 is two of them
         if isinstance(values, tuple) and name != "actors" and len(set(values)) < len(values):
             raise ValueError(f"{flag_of(name)} names a value twice")
+    check_training(flags)
     for text in flags.variants:
         for name in settings_of(text):
             if name in VARIED and getattr(flags, name):

@@ -10,11 +10,11 @@ from d3hr_ray.cli.resolve import resolve_auto
 from d3hr_ray.cli.sweep_axes import expand, timesteps
 from d3hr_ray.cli.sweep_checks import base_of
 from d3hr_ray.cli.sweep_flags import SweepFlags, kept
-from d3hr_ray.evaluation.comparison import Comparison, open_comparison
+from d3hr_ray.evaluation.comparison import Comparison, list_real, open_comparison
 from d3hr_ray.evaluation.protocols import Setting
 from d3hr_ray.evaluation.recipes import Overrides, Recipe
 from d3hr_ray.evaluation.trials import Trial
-from d3hr_ray.layout import sweep_folder
+from d3hr_ray.layout import CLASSES, sweep_folder
 from d3hr_ray.methods.guiding import seen_blocks
 from d3hr_ray.methods.inputs import read_model
 from d3hr_ray.methods.sweep import Sweep
@@ -50,6 +50,10 @@ def check_settings(flags: SweepFlags, sweep: Sweep) -> None:
         )
     if flags.weights and not any(spec.has_weights for config in sweep.configs for spec in sets_of(config)):
         raise ValueError("--weights needs sets of several components: give --components (ipc with --ipc above 1)")
+    if (data := test_data(flags)) is not None and sweep.store.exists(CLASSES):
+        classes = sweep.store.read_table(CLASSES)
+        wnids = tuple(classes["wnid"].to_pylist())
+        list_real(data, tuple(classes["name"].to_pylist()), wnids if all(wnids) else None)
     card, _ = read_model(sweep.base, planning=False)
     seen_blocks(sweep.configs, card)
     side = sweep.base.synthesis.image_size or card.image_size

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from d3hr_ray.cli.distill_flags import DistillFlags
 from d3hr_ray.cli.overlay import SETTINGS, overlay, refuse_idle
-from d3hr_ray.cli.parsing import read
+from d3hr_ray.cli.parsing import meant, read
 from d3hr_ray.cli.presets import as_cao2, as_official, becomes_cao2
 from d3hr_ray.config import RunConfig, flag_of
 from d3hr_ray.datasets.subsets import SUBSETS
@@ -23,7 +23,9 @@ def settings_of(text: str) -> dict[str, list[str]]:
         flag, equals, value = word.partition("=")
         name = flag.replace("-", "_")
         if not equals or name not in OPEN:
-            raise ValueError(f"--variants {text!r}: {word} is no flag=value of: {', '.join(OPEN)}")
+            words = [known.replace("_", "-") for known in OPEN]
+            near = "" if name in OPEN else meant(name, words)
+            raise ValueError(f"--variants {text!r}: {word} is no flag=value{near}; flags are {', '.join(words)}")
         if name in found:
             raise ValueError(f"--variants {text!r} gives {flag} twice")
         found[name] = value.split(",")

@@ -30,6 +30,12 @@ from d3hr_ray.datasets.source import Mapper, Source, scan_table, summary, thread
 from d3hr_ray.datasets.webdataset import list_tars
 from d3hr_ray.filesystems import absolute, patient
 
+OTHER_FILES = {  # the way on from files that are not read
+    ".csv": "of a list of images docs/own-data.md makes a Parquet file: Labels in a CSV",
+    ".zip": "unzip it and give the folder",
+    ".7z": "unpack it and give the folder",
+}
+
 
 class ClassMismatch(ValueError):
     """The source's classes are not those asked for. `found` are the source's."""
@@ -114,7 +120,8 @@ def open_source(data: DataConfig) -> Source:
         return source
     if kind != pafs.FileType.Directory:
         found = "no .tar, .parquet or idx file matches" if pattern else "not a .tar, .parquet or idx file"
-        raise ValueError(f"--data {data.uri}: {found}; give one of these or an image folder")
+        cure = OTHER_FILES.get(uri[uri.rfind(".") :].lower(), "give one of these or an image folder")
+        raise ValueError(f"--data {data.uri}: {found}; {cure}")
     return ImageFolder(uri, not data.classes, data.class_depth)
 
 

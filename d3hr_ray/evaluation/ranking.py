@@ -203,26 +203,34 @@ def correlate(rows: Sequence[dict[str, Any]], accuracy: Accuracy, scores: Sequen
 
 
 def read_accuracy(
-    runs: Sequence[Store], hashes: Collection[str], arch: str | None, protocol: str, data: str | None
+    runs: Sequence[Store], hashes: Collection[str], arch: str | None, protocol: str | None, data: str | None
 ) -> Accuracy:
-    """Results of these sets under a protocol, of a student and on `data`: by default of any.
+    """Results of these sets under a protocol (None: `hard`), of a student and on `data`: by default of any.
 
     Accuracies of other students, on other images (such as the training split that a sweep chose on), under other
     versions of the protocol or of other teachers do not compare: those that most of the sets have are taken.
+    Raises ValueError if no set has a result that is asked for, with those that there are.
     """
+    wanted, other = protocol or "hard", set[str]()
     found: dict[tuple[str, str, str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in dict.fromkeys(map(base_of, runs)):
         if not run.exists(RESULTS):
             continue
         for row in run.read_table(RESULTS).to_pylist():
-            if row["set_hash"] in hashes and row["protocol"] == protocol and arch in (None, row["arch"]):
+            if row["set_hash"] not in hashes:
+                continue
+            other.add(f"--protocol {row['protocol']} --arch {row['arch']}")
+            if row["protocol"] == wanted and arch in (None, row["arch"]):
                 how = row["data"] or "", row["arch"], row["protocol_version"], row["teacher"] or ""
                 alike = (*how, row.get("test") or "")  # of other sizes or bytes at one place
                 found[alike][row["set_hash"]].append(row["top1_last"])
     there = sorted({alike[0] for alike in found})
     if data is not None and data not in there:
         known = ", ".join(there) or "nothing"
-        raise ValueError(f"--data {data}: no set has a result on it under {protocol}; there are results on {known}")
+        raise ValueError(f"--data {data}: no set has a result on it under {wanted}; there are results on {known}")
+    if not found and (protocol or arch):
+        asked = f"--protocol {wanted}" + (f" --arch {arch}" if arch else "")
+        raise ValueError(f"{asked}: no set has such a result; there are {', '.join(sorted(other)) or 'none at all'}")
     if not found:
         return Accuracy({})
     among = sorted(alike for alike in found if data in (None, alike[0]))

@@ -29,7 +29,7 @@ def find_speed(name: str, card: ModelCard, cost: Cost, tflops: float | None) -> 
     if tflops is not None:
         return Speed(tflops, f"of one device at {tflops:g} TFLOP/s (--tflops)")
     if torch.cuda.is_available() or cost.forward > SMALL or not Path(locate(name)).is_dir():
-        return Speed(GPU_TFLOPS, f"of one GPU at {GPU_TFLOPS:g} sustained TFLOP/s (--tflops)")
+        return Speed(GPU_TFLOPS, f"of one GPU at {GPU_TFLOPS:g} sustained TFLOP/s, an H100's (--tflops)")
     rate = measure(name, card, cost) / 1e12
     return Speed(rate, f"of one CPU core at {rate:.2g} TFLOP/s, measured here, besides what Ray takes to start")
 

@@ -32,6 +32,13 @@ def find_gpus(workers: int, gpus: float | None, patience: float) -> float:
     return claim(Ask(workers, gpus, "--workers", "--gpus-per-worker"), patience)[0]
 
 
+def place(workers: int) -> str:
+    """Where training goes on, in words: without workers in this process, on a GPU that torch can use."""
+    if workers:
+        return f"on {workers} workers"
+    return f"in this process, on {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}"
+
+
 def pretrain(
     config: PretrainConfig,
     listing: Listing,
