@@ -59,7 +59,10 @@ NEEDED = (
             "--distilled {set} --out {none} --data {set} --baselines herding",
             "training images, for --baselines herding",
         ),
-        ("--distilled {flat} --out {flat}/x --data digits/test", "--out {flat}/x lies among the images of --distilled {flat}"),
+        (
+            "--distilled {flat} --out {flat}/x --data digits/test",
+            "--out {flat}/x lies among the images of --distilled {flat}",
+        ),
         ("--distilled {set} --out {flat} --data {flat}", "--out {flat} lies among the images of --data {flat}"),
         ("--distilled {set} --out {none} --data {none}", "--data {none}: no such file or folder"),
         (
