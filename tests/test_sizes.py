@@ -1,5 +1,6 @@
 """--size of jobs/pretrain.py: networks for images of one's own, whose help, first line and record say the same."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,20 @@ def test_what_is_said_at_the_start_is_what_is_trained():
     assert said.startswith("images of 48 pixels, latents 8x6x6, ")
     for name, count in networks.parameters().items():
         assert f"{name} of {count:,} parameters" in said
+
+
+def test_a_training_of_hours_says_what_it_costs():
+    """DiT-XL/2 has 118.6 G multiply-adds a forward (Peebles and Xie, 2023, table 4)."""
+    said = re.search(r"the DiT's 400,000 steps take (\d+) hours of an H100", describe(made(size="xl"), 1000))
+    assert int(said[1]) == pytest.approx(3 * 2 * 118.6e9 * 256 * 400_000 / 300e12 / 3600, rel=0.02)
+    assert "hours" not in describe(made(size="tiny"), 3)
+
+
+def test_fine_tuning_is_shorter_than_training_from_scratch():
+    assert made(init="my-dit").dit.steps == 20_000 < made().dit.steps
+    assert made(init="my-dit", dit_steps=7).dit.steps == 7
+    recipe = build_config(PretrainFlags(preset="digits", init="my-dit"))
+    assert recipe.dit.steps == build_config(PretrainFlags(preset="digits")).dit.steps
 
 
 def test_the_help_states_the_defaults_of_every_preset():

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from d3hr_ray.cli.data_flags import data_of
-from d3hr_ray.cli.pretrain_flags import RECIPES, PretrainFlags
+from d3hr_ray.cli.pretrain_flags import FINE_TUNING_STEPS, RECIPES, PretrainFlags
 from d3hr_ray.config import DataConfig, flag_of
 from d3hr_ray.datasets.splits import held_out_of, to_test_on
 from d3hr_ray.pretraining.settings import PretrainConfig
@@ -28,13 +28,15 @@ def build_config(flags: PretrainFlags) -> PretrainConfig:
             f"{flag_of(next(iter(shape)))} cannot be changed with --init: the model has its own; leave it out"
         )
     vae_steps = 0 if flags.init and flags.vae_steps is None else flags.vae_steps
+    tuned = flags.init and flags.preset == "custom" and flags.dit_steps is None
+    dit_steps = FINE_TUNING_STEPS if tuned else flags.dit_steps
     both = _given(batch_size=flags.batch_size, ema=flags.ema)
     return replace(
         config,
         data=_data(flags, config.data),
         architecture=replace(config.architecture, **shape),
         vae=replace(config.vae, **both, **_given(steps=vae_steps, lr=flags.vae_lr)),
-        dit=replace(config.dit, **both, **_given(steps=flags.dit_steps, lr=flags.dit_lr)),
+        dit=replace(config.dit, **both, **_given(steps=dit_steps, lr=flags.dit_lr)),
         init=flags.init,
         **_given(
             kl_weight=flags.kl_weight,

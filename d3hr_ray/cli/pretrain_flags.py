@@ -14,6 +14,7 @@ from d3hr_ray.pretraining import settings
 from d3hr_ray.pretraining.sizes import SIZES
 
 SAMPLES = 500  # that --check draws
+FINE_TUNING_STEPS = 20_000  # of 256 images: three hours of an H100 for DiT-XL/2, if it is kept busy; not measured
 RECIPES = {  # --preset, and --size of the custom one
     "digits": settings.digits(),
     "digits-affine": settings.digits_affine(),
@@ -80,7 +81,9 @@ class PretrainFlags:
         "Side of the training images in pixels (with --init, the model's).", MODEL, "architecture.image_size"
     )
     vae_steps: int | None = _preset("Training steps of the VAE.", TRAINING, "vae.steps")
-    dit_steps: int | None = _preset("Training steps of the DiT.", TRAINING, "dit.steps")
+    dit_steps: int | None = _preset(
+        f"Training steps of the DiT; of --preset custom with --init {FINE_TUNING_STEPS}.", TRAINING, "dit.steps"
+    )
     batch_size: int | None = _preset(
         "Images per step over all workers, for both phases.", TRAINING, "vae.batch_size", "dit.batch_size"
     )

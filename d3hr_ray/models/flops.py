@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from d3hr_ray.models.card import ModelCard
@@ -28,13 +29,18 @@ def count_flop(card: ModelCard) -> Cost:
         vae = AutoencoderKL.from_config(card.vae).eval()
         x = torch.zeros(1, *card.latent_shape)
         images = torch.zeros(1, 3, card.image_size, card.image_size)
-        one = torch.zeros(1, dtype=torch.long)
-
         return Cost(
-            forward=_count(lambda: dit(x, timestep=one, class_labels=one)),
+            forward=denoiser_flop(dit, card.latent_shape),
             encode=_count(lambda: vae.encode(images)),
             decode=_count(lambda: vae.decode(x)),
         )
+
+
+def denoiser_flop(dit: nn.Module, latent_shape: tuple[int, int, int]) -> float:
+    """FLOP of a forward of a DiT on the meta device, per image."""
+    with torch.device("meta"):
+        x, one = torch.zeros(1, *latent_shape), torch.zeros(1, dtype=torch.long)
+        return _count(lambda: dit(x, timestep=one, class_labels=one))
 
 
 def convnet_flop(width: int, side: int) -> float:

@@ -12,8 +12,12 @@ import torch
 
 from d3hr_ray.datasets.classes import build_class_map
 from d3hr_ray.models.card import ModelCard, locate, read_card
+from d3hr_ray.models.flops import count_flop, denoiser_flop
 from d3hr_ray.models.loading import load_part
+from d3hr_ray.models.speed import GPU_TFLOPS
 from d3hr_ray.pretraining.settings import Architecture, PretrainConfig
+
+PASSES = 3  # forwards' worth of a step: forward and backward
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
@@ -34,16 +38,24 @@ class Networks:
 
 
 def describe(config: PretrainConfig, num_classes: int) -> str:
-    """How large what is trained is: the images' side, the latents, and each network's parameters. Allocates nothing."""
+    """How large what is trained is: the images' side, the latents, each network's parameters; and what a DiT costs that
+    takes hours of a GPU. Allocates nothing.
+    """
     if config.init is not None:
-        channels, side, _ = read_card(config.init).latent_shape
-        return f"images of {config.image_size} pixels, latents {channels}x{side}x{side}, the networks of {config.init}"
-    shape = config.architecture
-    with torch.device("meta"):
-        networks = Networks(new_vae(shape), new_transformer(shape, num_classes), new_scheduler())
-    words = ", ".join(f"{name} of {count:,} parameters" for name, count in networks.parameters().items())
-    latents = f"{shape.latent_channels}x{shape.latent_side}x{shape.latent_side}"
-    return f"images of {shape.image_size} pixels, latents {latents}, {words}"
+        card = read_card(config.init)
+        latents, words = card.latent_shape, f"the networks of {config.init}"
+        forward = count_flop(card).forward
+    else:
+        shape = config.architecture
+        with torch.device("meta"):
+            networks = Networks(new_vae(shape), new_transformer(shape, num_classes), new_scheduler())
+        latents = (shape.latent_channels, shape.latent_side, shape.latent_side)
+        words = ", ".join(f"{name} of {count:,} parameters" for name, count in networks.parameters().items())
+        forward = denoiser_flop(networks.transformer, latents)
+    flop = PASSES * forward * config.dit.batch_size * config.dit.steps
+    hours = flop / (GPU_TFLOPS * 1e12) / 3600
+    cost = f"; the DiT's {config.dit.steps:,} steps take {hours:,.0f} hours of an H100 or more" if hours >= 1 else ""
+    return f"images of {config.image_size} pixels, latents {'x'.join(map(str, latents))}, {words}{cost}"
 
 
 def build(config: PretrainConfig, class_names: Sequence[str]) -> Networks:
