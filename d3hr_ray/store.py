@@ -9,10 +9,10 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from d3hr_ray.filesystems import absolute, patient, resolve, split_query
 
+S, T = TypeVar("S"), TypeVar("T")
 AT_ONCE = 16  # requests to remote storage
 MARKS, TEMP = ".done", ".tmp"  # folders of done marks, and of files that are being written
 
@@ -89,17 +90,16 @@ class Store:
 
     def write_many(self, files: Mapping[str, bytes]) -> None:
         """Write whole files side by side where storage is remote and each one waits for an answer."""
-        with self._side_by_side() as pool:
-            for _ in pool.map(self.write_bytes, files.keys(), files.values()):
-                pass
+        self.side_by_side(lambda file: self.write_bytes(*file), list(files.items()))
 
     def read_many(self, names: Sequence[str]) -> list[bytes]:
         """Whole files in the order asked, read side by side where storage is remote. Raises as `read_bytes` does."""
-        with self._side_by_side() as pool:
-            return list(pool.map(self.read_bytes, names))
+        return self.side_by_side(self.read_bytes, names)
 
-    def _side_by_side(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(AT_ONCE if "://" in self.uri else 1)
+    def side_by_side(self, work: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """work(item) for each, in order; several at once where storage is remote and each one waits for an answer."""
+        with ThreadPoolExecutor(AT_ONCE if "://" in self.uri else 1) as pool:
+            return list(pool.map(work, items))
 
     @patient
     def read_bytes(self, name: str) -> bytes:
@@ -157,8 +157,7 @@ class Store:
 
     def read_tables(self, names: Sequence[str], columns: list[str] | None = None) -> pa.Table:
         """Parquet files as one table, in the order asked, read side by side where storage is remote."""
-        with self._side_by_side() as pool:
-            return pa.concat_tables(list(pool.map(lambda name: self.read_table(name, columns), names)))
+        return pa.concat_tables(self.side_by_side(lambda name: self.read_table(name, columns), names))
 
     @patient
     def read_rows(self, name: str, columns: list[str], column: str, among: range) -> pa.Table:
@@ -176,6 +175,16 @@ class Store:
         filesystem, path = self._open(name)
         names: list[str] = pq.ParquetFile(filesystem.open_input_file(path)).schema_arrow.names
         return names
+
+    @patient
+    def least_and_most(self, name: str, column: str) -> tuple[int, int]:
+        """The range of an integer column of one Parquet file that has rows, from its footer."""
+        filesystem, path = self._open(name)
+        footer = pq.read_metadata(filesystem.open_input_file(path))
+        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+        chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+        found = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
+        return min(s.min for s in found), max(s.max for s in found)
 
     @patient
     def exists(self, name: str) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from d3hr_ray.config import InversionConfig, RunError, SearchConfig
 from d3hr_ray.numerics import groups
 from d3hr_ray.numerics.mixture import LEAST_SHARE, fit_mixture, match_mixture, pooled, share_out
+from d3hr_ray.stages import label_ranges
 from d3hr_ray.stages import mixture as stage
 from d3hr_ray.store import Store
 
@@ -176,7 +177,9 @@ def test_a_class_too_large_for_memory_is_thinned_evenly(tmp_path):
 @pytest.fixture
 def inline(monkeypatch):
     """Run tasks one by one in this process instead of on Ray."""
-    monkeypatch.setattr(stage, "bounded", lambda function, jobs, title: [(k, function(*args)) for k, args in jobs])
+    for module in (stage, label_ranges):
+        run = lambda function, jobs, title="": [(k, function(*args)) for k, args in jobs]  # noqa: E731
+        monkeypatch.setattr(module, "bounded", run)
 
 
 def test_thinned_classes_are_said_once_and_recorded(tmp_path, monkeypatch, caplog, inline):
@@ -192,6 +195,23 @@ def test_thinned_classes_are_said_once_and_recorded(tmp_path, monkeypatch, caplo
     rows = store.read_table(kinds[1].folder).to_pylist()
     assert {r["images"] for r in rows if r["label"] == 0} == {101}
     assert {label: sum(r["count"] for r in rows if r["label"] == label) for label in (0, 1)} == {0: 26, 1: 20}
+
+
+@pytest.mark.parametrize(("order", "each"), [("sorted", 1), ("shuffled", 8)])
+def test_a_task_is_given_the_files_of_its_classes(tmp_path, monkeypatch, caplog, inline, order, each):
+    labels = [i // 10 if order == "sorted" else i % 8 for i in range(80)]
+    store, kind = store_with(tmp_path, labels, 8), stage.MixtureKind(600, 100, 2, 0, 0)
+    found = label_ranges.label_ranges(store)
+    assert list(found.values()) == ([(k, k) for k in range(8)] if order == "sorted" else [(0, 7)] * 8)
+    counts = {"label": range(8), "count": [10] * 8, "mean": [[0.0] * D] * 8}
+    store.write_table(stage.gaussian_file(600), pa.table(counts))
+    monkeypatch.setattr(stage, "CLASS_BYTES", 10 * D * 4)  # a class for each task
+    given, write = [], stage.write_mixtures
+    monkeypatch.setattr(stage, "write_mixtures", lambda *args: (given.append(len(args[-1])), write(*args)))
+    with caplog.at_level(logging.WARNING, "d3hr_ray"):
+        stage.run_mixtures(store, store, [kind], SHAPE)
+    assert given == [each] * 8
+    assert [" mix classes" in r.getMessage() for r in caplog.records] == [True] * (order == "shuffled")
 
 
 def test_whole_classes_need_no_word(tmp_path, caplog, inline):

@@ -1,7 +1,7 @@
 """mixture: latents/ => mixtures/<name>/, several Gaussians per class, diagonal or with low-rank directions.
 
 Ray tasks, one per run of classes whose latents fit into CLASS_BYTES. A task reads the files that can hold its labels
-(Parquet footers tell), row by row group, so its memory is bounded whatever the size of the set.
+(their footers tell, and are read once for all tasks), one by one: its memory is bounded whatever the size of the set.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,12 @@ from d3hr_ray.numerics.seeds import digest
 from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.tasks import bounded
 from d3hr_ray.stages.fit import to_tensors
+from d3hr_ray.stages.label_ranges import holding, label_ranges
 from d3hr_ray.store import Store
 
 CLASS_BYTES = 512 << 20  # of float32 latents that a task holds; of a larger class it takes every k-th image
 LISTED = 20  # thinned classes that are named
+MIXED = 4  # readings of a file on average, above which people should hear of it
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def run_mixtures(latents: Store, store: Store, kinds: Sequence[MixtureKind], sha
     `shape` is that of a latent, (C, H, W).
     """
     dims = prod(shape)
-    jobs = []
+    wanted = list[tuple[MixtureKind, range]]()
     thinned: dict[int, tuple[int, int]] = {}
     for kind in kinds:
         table = store.read_table(gaussian_file(kind.timestep)).sort_by("label")
@@ -73,10 +75,17 @@ def run_mixtures(latents: Store, store: Store, kinds: Sequence[MixtureKind], sha
             require_latents(latents, kind)
             most = most_images(dims)
             thinned |= {label: (thin(n, most), n) for label, n in enumerate(counts) if n > most}
-        jobs += [((kind, labels), (latents, store, kind, labels, shape)) for labels in blocks]
+        wanted += [(kind, labels) for labels in blocks]
     if thinned:
         LOG.warning(_thinned_text(thinned))
-    names = {kind.folder.removeprefix(f"{MIXTURES}/") for (kind, _), _ in jobs}
+    ranges = label_ranges(latents) if wanted else {}
+    jobs = [((kind, labels), (latents, store, kind, labels, shape, holding(ranges, labels))) for kind, labels in wanted]
+    if sum(len(args[-1]) for _, args in jobs) > MIXED * len(ranges) * len(kinds):
+        LOG.warning(
+            f"mixture: the files of {latents.uri}/{LATENTS} mix classes, so that {len(jobs)} tasks read most of them "
+            "each; images that are listed class by class (a folder per class, shards in that order) are read once"
+        )
+    names = {kind.folder.removeprefix(f"{MIXTURES}/") for kind, _ in wanted}
     for _ in bounded(write_mixtures, jobs, f"fit {names.pop() if len(names) == 1 else f'{len(names)} mixtures'}"):
         pass
 
@@ -138,9 +147,20 @@ def stored_timesteps(latents: Store) -> list[int]:
     return [int(name[2:]) for name in names if name.startswith("z_")]
 
 
-def write_mixtures(latents: Store, store: Store, kind: MixtureKind, labels: range, shape: tuple[int, int, int]) -> None:
-    """Fit the mixtures of some labels and write their file. Raises RunError for a class with too few images."""
-    at, by, images = read_classes(latents, labels, (kind.timestep, kind.cluster_timestep), most_images(prod(shape)))
+def write_mixtures(
+    latents: Store,
+    store: Store,
+    kind: MixtureKind,
+    labels: range,
+    shape: tuple[int, int, int],
+    files: Sequence[str] | None = None,
+) -> None:
+    """Fit the mixtures of some labels, which lie in some `files` (all, where it is not known), and write their file.
+
+    Raises RunError for a class with too few images.
+    """
+    timesteps, most = (kind.timestep, kind.cluster_timestep), most_images(prod(shape))
+    at, by, images = read_classes(latents, labels, timesteps, most, files)
     rows: list[dict[str, object]] = []
     for label in labels:
         key = digest(f"mixture of {label}, {kind.seed}".encode())
@@ -155,16 +175,17 @@ def write_mixtures(latents: Store, store: Store, kind: MixtureKind, labels: rang
 
 
 def read_classes(
-    latents: Store, labels: range, timesteps: tuple[int, int], most: int
+    latents: Store, labels: range, timesteps: tuple[int, int], most: int, files: Sequence[str] | None = None
 ) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor], dict[int, int]]:
     """Latents (N, D) float32 of each label at two timesteps, in the order of the files, and its images in all.
 
-    Of a class with more than `most` images, every second is dropped again and again.
+    They are looked for in `files`, or in all. Of a class with more than `most` images, every second is dropped
+    again and again.
     """
     found: dict[int, list[tuple[torch.Tensor, ...]]] = {label: [] for label in labels}
     stride, seen = dict.fromkeys(labels, 1), dict.fromkeys(labels, 0)
     columns = ["label", *dict.fromkeys(f"z_{t}" for t in timesteps)]
-    for file in latents.list(LATENTS):
+    for file in latents.list(LATENTS) if files is None else files:
         table = latents.read_rows(f"{LATENTS}/{file}", columns, "label", labels)
         if not len(table):
             continue  # none of these classes is in this file
