@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from d3hr_ray.filesystems import absolute, patient, resolve, split_query
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 AT_ONCE = 16  # requests to remote storage
 MARKS, TEMP = ".done", ".tmp"  # folders of done marks, and of files that are being written
 
