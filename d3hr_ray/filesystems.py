@@ -12,13 +12,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import tenacity
 
-S3_SECONDS = {"connect_timeout": 10, "request_timeout": 60}
 S3_ATTEMPTS = 10  # of one request, by the AWS SDK: about 25 s; its own default of 3 gives up after 0.1 s
 ATTEMPTS, LONGEST_WAIT = 6, 20  # of a whole file, by us; seconds
 # What the SDK hands on without a retry of its own (429, which other makers' S3 answers when busy), or after it.
 PASSING = re.compile(
     r"HTTP (status|response code):? (429|5\d\d)|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE"
-    r"|REQUEST_TIMEOUT|SlowDown|TooManyRequests|curlCode: (28|35|52|55|56)\b"  # a line that hangs or breaks
+    r"|REQUEST_TIMEOUT|SlowDown|TooManyRequests|curlCode: (28|35|52|55|56)\b(?!.*Connection timed out)"
 )
 PASSING_ERRNO = (errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET)  # of network file systems
 
@@ -101,5 +100,5 @@ def _patient_s3(uri: str, region: str) -> pafs.S3FileSystem:
     options: dict[str, Any] = dict(parse_qsl(split_query(uri)[1].removeprefix("?")))
     flags = {k: v.lower() == "true" for k, v in options.items() if v.lower() in ("true", "false")}
     retries = pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)
-    options |= S3_SECONDS | flags | {"region": region, "retry_strategy": retries, "allow_delayed_open": True}
+    options |= flags | {"region": region, "retry_strategy": retries, "allow_delayed_open": True}
     return pafs.S3FileSystem(**options)

@@ -20,6 +20,7 @@ from d3hr_ray.cli.outputs import check_out
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.pretrain_config import build_config, find_splits
 from d3hr_ray.cli.pretrain_flags import SAMPLES, PretrainFlags, check_flags
+from d3hr_ray.datasets.listing import list_images
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.lock import driving
 from d3hr_ray.models.card import read_card
@@ -64,7 +65,8 @@ def main() -> None:
                 gpus = find_gpus(flags.workers, flags.gpus_per_worker, PATIENCE if connect(flags.address) else 0)
         announce(f"{found} -> {out}, {place(flags.workers)}")
         announce(describe(config, len(listing.classes)))
-        pretrain(config, listing, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads, gpus)
+        with renamed("--model", "--init"):
+            pretrain(config, listing, out, shlex.join(["python", *sys.argv]), flags.workers, flags.threads, gpus)
         print(f"{out}: trained on {found}")
 
 
@@ -72,16 +74,17 @@ def check(model: str, held_out: str | None, samples: int, teacher: str | None) -
     """Measure a trained model and print what was found as JSON."""
     with refusing(), renamed("--model", "--check"):
         splits = find_splits(model, held_out)
-        names = read_card(model).class_names
-        if teacher and not names:
+        card = read_card(model)
+        if teacher and not card.class_names:
             raise ValueError(f"--teacher {teacher}: the classes of --check {model} have no names to match its own")
+        list_images(splits[1], card.num_classes, card.class_names)
     with waiting(f"loading torch, for {model}"):
         from d3hr_ray.pretraining.check import measure
         from d3hr_ray.pretraining.watch import showing
-    with refusing(), renamed("--model", "--check"), showing() as bars:
+    with renamed("--model", "--check"), showing() as bars:
         quality = asdict(measure(model, *splits, samples, teacher=teacher, tell=bars))
-    if names:
-        quality["accuracy_per_class"] = dict(zip(names, quality["accuracy_per_class"], strict=True))
+    if card.class_names:
+        quality["accuracy_per_class"] = dict(zip(card.class_names, quality["accuracy_per_class"], strict=True))
     print(json.dumps(quality, indent=2))
 
 

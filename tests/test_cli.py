@@ -102,6 +102,8 @@ def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, command):
 OF_OTHER_JOBS = {
     "bench serach": "'serach' is unknown; perhaps you meant search; give one of: search, solver",
     "bench": "name is missing; give one of: search, solver",
+    "bench search --json": "Missing value for argument '--json'",
+    "bench search extra": "Unrecognized options: extra",
     "bench search --json /nowhere/x": "--json /nowhere/x: give a file in a folder that is there",
     "pretrain --data {folder}": "--preset is needed with --data {folder}: custom for images of your own",
     "pretrain --threads 0": "--threads 0 must be at least 1",
@@ -113,7 +115,7 @@ OF_OTHER_JOBS = {
     "evaluate --distilled x --epochs 0": "--epochs 0 must be above 0",
     "sweep --run {folder}/file --preset digits": "--run {folder}/file is a file; give a folder",
     "sweep --run x --lr 0.1 -1": "--lr -1 must be above 0",
-    "sweep --run x --cluster-timestep 100": "it is the run's, of jobs/distill.py",
+    "sweep --run x --cluster-timestep 100": "it is of jobs/distill.py",
     "sweep --run x --variants component=ipc": "component=ipc is no flag=value; perhaps you meant components; flags are",
 }
 

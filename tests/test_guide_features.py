@@ -219,8 +219,8 @@ def test_names_and_recipes_tell_the_guide_and_its_block():
     assert not {"block", "images"} & older["guide"].keys()  # so that guided sets of before keep their fingerprints
 
 
-def test_the_default_block_is_daps_and_a_block_that_is_not_there_is_refused():
-    assert [GuideConfig().block_of(blocks) for blocks in (1, 4, 28)] == [0, 1, 8]
+def test_the_middle_block_is_the_default_and_a_block_that_is_not_there_is_refused():
+    assert [GuideConfig().block_of(blocks) for blocks in (1, 4, 28)] == [0, 1, 13]
     far = replace(BASE, guide=GuideConfig("features", block=4))
     with pytest.raises(ValueError, match="--feature-block 4: the model has 4 blocks, 0 to 3"):
         check_fit(far, *read_model(far, planning=False))

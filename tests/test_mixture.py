@@ -68,7 +68,7 @@ def test_pooling_clusters_by_content_and_not_by_place(tmp_path):
     means, off = torch.stack([z[content == c].float().mean(0) for c in (0, 1)]), {}
     for pool in (1, 2):
         kind = stage.MixtureKind(600, 100, 2, 0, 0, pool)
-        stage.write_mixtures(store, store, kind, range(1), SHAPE)
+        stage.write_mixtures(store, store, kind, range(1), SHAPE, store.list("latents"))
         found = stage.read_mixtures(store, kind, range(1))[0].mean_CD
         off[pool] = min(float((found - wanted).abs().max()) for wanted in (means, means.flip(0)))
     assert off[2] < 0.01 < 1 < off[1]
@@ -152,7 +152,7 @@ def store_with(tmp_path, labels: list[int], files: int, z: dict[int, torch.Tenso
 def test_classes_are_read_in_order_from_shuffled_files(tmp_path):
     labels = [i % 3 for i in range(60)]
     store = store_with(tmp_path, labels, 4)
-    at, by, images = stage.read_classes(store, range(1, 3), (600, 100), 100)
+    at, by, images = stage.read_classes(store, range(1, 3), (600, 100), 100, store.list("latents"))
     assert set(at) == {1, 2} and images == {1: 20, 2: 20}
     for label in (1, 2):
         rows = torch.tensor(labels) == label
@@ -163,13 +163,13 @@ def test_classes_are_read_in_order_from_shuffled_files(tmp_path):
 def test_files_without_a_class_are_passed_over(tmp_path):
     """As those of an image folder are, which lists its classes one after the other."""
     store = store_with(tmp_path, [0] * 20 + [1] * 20, 4)
-    at, _, _ = stage.read_classes(store, range(1, 2), (600, 600), 100)
+    at, _, _ = stage.read_classes(store, range(1, 2), (600, 600), 100, store.list("latents"))
     assert torch.equal(at[1], latents(40, seed=600).half()[20:].float())
 
 
 def test_a_class_too_large_for_memory_is_thinned_evenly(tmp_path):
     store = store_with(tmp_path, [0] * 100, 5)
-    at, _, images = stage.read_classes(store, range(1), (600, 600), 30)
+    at, _, images = stage.read_classes(store, range(1), (600, 600), 30, store.list("latents"))
     assert torch.equal(at[0], latents(100, seed=600).half()[::4].float())
     assert len(at[0]) == stage.thin(100, 30) and images == {0: 100}
 
@@ -225,7 +225,7 @@ def test_whole_classes_need_no_word(tmp_path, caplog, inline):
 def test_files_from_before_thinning_was_recorded_are_read_beside_new_ones(tmp_path):
     store, kind = store_with(tmp_path, [i % 2 for i in range(40)], 1), stage.MixtureKind(600, 100, 2, 0, 0)
     for labels in (range(0, 1), range(1, 2)):
-        stage.write_mixtures(store, store, kind, labels, SHAPE)
+        stage.write_mixtures(store, store, kind, labels, SHAPE, store.list("latents"))
     new = stage.read_mixtures(store, kind, range(2))
     old = stage.part_file(kind, range(0, 1))
     store.write_table(old, store.read_table(old).drop_columns(["images"]))
@@ -237,7 +237,7 @@ def test_a_class_with_too_few_images_is_named(tmp_path):
     store = store_with(tmp_path, [0] * 9 + [1], 1)
     kind = stage.MixtureKind(600, 100, 5, 0, 0)
     with pytest.raises(RunError, match="class 1: 1 image has no variance"):
-        stage.write_mixtures(store, store, kind, range(2), SHAPE)
+        stage.write_mixtures(store, store, kind, range(2), SHAPE, store.list("latents"))
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
@@ -255,8 +255,8 @@ def test_mixtures_survive_storing(tmp_path):
     store = store_with(tmp_path, [i % 4 for i in range(80)], 3)
     kind = stage.MixtureKind(600, 100, 3, 2, 7)
     for labels in (range(0, 3), range(3, 4)):
-        stage.write_mixtures(store, store, kind, labels, SHAPE)
-    at, by, _ = stage.read_classes(store, range(4), (600, 100), 1000)
+        stage.write_mixtures(store, store, kind, labels, SHAPE, store.list("latents"))
+    at, by, _ = stage.read_classes(store, range(4), (600, 100), 1000, store.list("latents"))
     read = stage.read_mixtures(store, kind, range(2, 4))
     for label in (2, 3):
         key = stage.digest(f"mixture of {label}, 7".encode())

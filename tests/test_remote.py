@@ -63,6 +63,7 @@ def test_what_fails_for_good_is_said_at_once(s3):
     assert not is_passing(OSError(28, "No space left on device"))
     broken = "AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: {}, a line"
     assert [is_passing(OSError(broken.format(code))) for code in (28, 56, 6, 7)] == [True, True, False, False]
+    assert not is_passing(OSError(broken.format("28, Timeout was reached; Connection timed out after 1003 ms")))
     assert is_passing(OSError("AWS Error UNKNOWN (HTTP status 429) during ListObjectsV2 operation"))
 
 

@@ -320,6 +320,13 @@ def test_a_preset_with_other_settings_than_the_run_is_not_passed_over(machine, t
     record(store, replace(BASE, search=replace(BASE.search, candidates=512)))
     with pytest.raises(ValueError, match=r"differs from --run .* \(search.candidates: 512 -> 256\): leave it out"):
         open_sweep(SweepFlags(run=store.uri, preset="digits"))
+    open_sweep(SweepFlags(run=store.uri, preset="digits", candidates=(8, 64)))
+    changed = replace(BASE, method="dit", synthesis=replace(BASE.synthesis, guidance=3.0))
+    record(store, replace(changed, search=replace(BASE.search, method="random", candidates=99)))
+    axes = {"method": ("d3hr", "dit"), "search": ("moments", "random"), "guidance": (1.0, 2.0)}
+    open_sweep(SweepFlags(run=store.uri, preset="digits", **axes))
+    with pytest.raises(ValueError, match=r"\(method: dit -> d3hr\)"):
+        open_sweep(SweepFlags(run=store.uri, preset="digits", **axes | {"method": ()}))
 
 
 def test_a_flag_that_is_typed_with_its_default_is_given(tmp_path):
@@ -374,6 +381,15 @@ def test_a_run_of_cao2_is_swept_over_d3hr_beside_it(machine, tmp_path):
     assert machine.sweep(store) and machine.inverted == []  # cao2, as the run has it
     (d3hr_set,) = machine.sweep(store, name="d3hr", method=("d3hr",))
     assert len(machine.inverted) == 1 and d3hr_set.startswith(machine.inverted[0][0])
+
+
+def test_images_of_other_classes_are_refused_before_anything_is_made(machine, tmp_path):
+    store, before = distilled(machine, tmp_path, "--timesteps 600 --ipc 2"), list(machine.made)
+    images = [(name, "0", encode(np.zeros((16, 16, 3), np.uint8))) for name in ("circle", "square")]
+    with pytest.raises(ValueError, match=r"--data .*: the set has 0, 1.*, the data circle, square"):
+        machine.sweep(store, data=write_imagefolder(tmp_path / "shapes", images))
+    assert machine.made == before
+    machine.sweep(store, data=str(tmp_path / "photos"))
 
 
 def test_a_method_that_needs_images_is_refused_where_there_are_none(machine, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def with_mixtures(root, config: RunConfig) -> tuple[Store, SetSpec, dict[int, mi
     store.write_table("latents/part-000000.parquet", table)
     kind = mixture.mixture_kind(config, 600, spec.images_per_class)
     for part in (range(2), range(2, CLASSES)):
-        mixture.write_mixtures(store, store, kind, part, SHAPE)
+        mixture.write_mixtures(store, store, kind, part, SHAPE, store.list("latents"))
     return store, spec, mixture.read_mixtures(store, kind, range(CLASSES))
 
 

@@ -52,7 +52,7 @@ def run(quick: bool) -> Result:
 NOTES = [
     f"digits model, t = {T}, guidance {GUIDANCE:g}; as many components as images; guided at every point of the grid",
     "memory: what a guide holds for one class beside its images, in float32 (transport and set compute in float64)",
-    "features takes two passes of its own up to its block, which are not among the evaluations",
+    "features takes two passes of its own up to its block, the middle one, which are not among the evaluations",
 ]
 
 

@@ -144,8 +144,9 @@ def check_training(flags: Any) -> None:
     for name in ("epochs", "batch_size", "lr", "temperature", "weight_decay"):
         value = getattr(flags, name)
         for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and (number < 0 or (number == 0 and name != "weight_decay")):
-                raise ValueError(f"{flag_of(name)} {number:g} must be above 0" + " or 0" * (name == "weight_decay"))
+            least = "not be negative" if name == "weight_decay" else "be above 0"
+            if number is not None and not (number > 0 or (number == 0 and name == "weight_decay")):
+                raise ValueError(f"{flag_of(name)} {number:g} must {least}")
 
 
 def check_flags(flags: EvaluateFlags) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -29,7 +30,7 @@ def renamed(flag: str, own: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(str(error).replace(f"{flag} ", f"{own} ", 1)) from error
+        raise ValueError(re.sub(rf"{flag}\b(?!-)", own, str(error))) from error
 
 
 def refuse(message: object) -> NoReturn:

@@ -17,10 +17,9 @@ from d3hr_ray.config import Flag, flag_of
 from d3hr_ray.config.fields import GROUPS
 
 T = TypeVar("T")
-ELSEWHERE = {  # flags of another job, or of none, that people look for here
+ELSEWHERE = {  # flags that people look for in jobs without them
     "resume": "; it is not needed: the same command resumes",
-    "overwrite": "; delete what is to be made anew",
-    "cluster-timestep": "; it is the run's, of jobs/distill.py",
+    "cluster-timestep": "; it is of jobs/distill.py",
 }
 METAVARS = {int: "INT ...", float: "FLOAT ..."}  # of lists; of words NAME ...
 
@@ -129,9 +128,10 @@ def _one_line(box: str, flags: type) -> str:
         return message + (ELSEWHERE.get(unknown[1]) or meant(unknown[1], known, "--"))
     if choice := re.match(r"invalid choice '(.*)' for argument '(--[\w-]+)'", message):
         return f"{choice[0]}; give one of: {', '.join(_choices(flags, choice[2]))}"
-    if needed := [f.name for f in fields(flags) if f.default is MISSING]:  # a word without a flag
-        words, typed = _choices(flags, flag_of(needed[0])), re.match("invalid choice '(.*?)'", message)
-        said = f"{typed[1]!r} is unknown{meant(typed[1], words)}" if typed else f"{needed[0]} is missing"
+    if positional := re.match(r"invalid choice '(.*)' for argument '\w+\.(\w+)'|Missing from [^{]*\{", message):
+        typed, name = positional[1], positional[2] or next(f.name for f in fields(flags) if f.default is MISSING)
+        words = _choices(flags, flag_of(name))
+        said = f"{name} is missing" if typed is None else f"{typed!r} is unknown{meant(typed, words)}"
         return f"{said}; give one of: {', '.join(words)}"
     if re.search(r"arguments: \['[^' ]+,[^' ]+'\]", message):
         message += "; values are separated by spaces, not commas"

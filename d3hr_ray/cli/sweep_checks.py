@@ -68,9 +68,20 @@ def base_of(flags: SweepFlags, store: Store) -> RunConfig:
 
 def _unswept(config: RunConfig, flags: SweepFlags) -> dict[str, Any]:
     """The settings of a config that neither an axis nor the machine replaces."""
-    inversion = replace(config.inversion, batch_size="auto", timesteps=timesteps(flags, config))
-    varied = replace(config, inversion=inversion, search=replace(config.search, ipc=flags.ipc), seed=0)
-    return {name: part for name, part in as_dict(varied).items() if name not in ("data", "model")}
+    plain = as_dict(replace(config, seed=0))
+    plain |= {"data": None, "model": None, "search": {**plain["search"], "ipc": None}}
+    plain["inversion"] |= {"batch_size": None}
+    axes = {
+        "inversion": {"timesteps": flags.timesteps, "guidance": flags.inversion_guidance},
+        "search": {name: getattr(flags, name) for name in ("candidates", "components", "rank")},
+        "synthesis": {"guidance": flags.guidance or flags.matched},
+    }
+    axes["search"]["method"] = flags.search
+    for section, fields in axes.items():
+        plain[section] |= {name: None for name, given in fields.items() if given}
+    if flags.search:
+        plain["search"]["candidates"] = None
+    return plain | ({"method": None} if flags.method else {})
 
 
 def _check(flags: SweepFlags, store: Store) -> None:

@@ -43,7 +43,7 @@ class GuideConfig:
         "Of --guide features: the block, counted from 0. Each guided step takes two more passes up to it, one of them "
         "back again.",
         name="feature_block",
-        shown="two sevenths of the way up",
+        shown="the middle one",
         late=True,
     )
     images: int = _guiding(
@@ -55,12 +55,9 @@ class GuideConfig:
     )
 
     def block_of(self, blocks: int) -> int:
-        """The block of a network that has so many. Raises ValueError if it has no such one.
-
-        By default the middle of those that DAP takes of DiT-XL/2: 8 of 4 to 12, which has 28.
-        """
+        """The block of a network that has so many. Raises ValueError if it has no such one."""
         if self.block is None:
-            return 2 * blocks // 7
+            return (blocks - 1) // 2
         check(self.block < blocks, f"--feature-block {self.block}: the model has {blocks} blocks, 0 to {blocks - 1}")
         return self.block
 

@@ -27,6 +27,7 @@ def is_pattern(uri: str) -> bool:
     return "://" in uri or not Path(uri).exists()
 
 
+@patient
 def get_kind(uri: str) -> pafs.FileType:
     """Whether a path that is no pattern is a file, a folder or nothing."""
     filesystem, root = resolve(uri)

@@ -143,7 +143,7 @@ def train_student(
         run.net.load_state_dict(state.net)
         run.optimizer.load_state_dict(state.optimizer)
     total, started = epochs(protocol, len(train)), time.perf_counter() - state.seconds
-    first_look = int(total * protocol.best_after)
+    first_look = int(total * protocol.best_after + 1e-6)  # 300 (1 - 99 / 300) is 200.99...
     last = None
     for epoch in range(state.epoch, total):
         run.epoch(epoch, total)

@@ -75,7 +75,7 @@ def check_fit(config: RunConfig, card: ModelCard, grid: tuple[int, ...]) -> None
     """
     for t in config.inversion.stored:
         flag = config.inversion.flag_for(t)
-        if position(grid, t, flag) == 0:
+        if position(grid, t, flag) == 0 == grid[0]:
             raise ValueError(f"{flag} {t} is before the first inversion step; give {grid[1]} or more")
     for t in config.inversion.timesteps if config.has_quirk("start") else ():
         above(grid, t)

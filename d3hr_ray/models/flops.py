@@ -22,18 +22,25 @@ class Cost:
 
 def count_flop(card: ModelCard) -> Cost:
     """Count the networks' FLOP (2 per multiply-add) on meta tensors: no weights and no memory are needed."""
-    from diffusers import AutoencoderKL, DiTTransformer2DModel
+    from diffusers import AutoencoderKL
 
     with torch.device("meta"):
-        dit = DiTTransformer2DModel.from_config(card.transformer).eval()
         vae = AutoencoderKL.from_config(card.vae).eval()
         x = torch.zeros(1, *card.latent_shape)
         images = torch.zeros(1, 3, card.image_size, card.image_size)
         return Cost(
-            forward=denoiser_flop(dit, card.latent_shape),
+            forward=forward_flop(card),
             encode=_count(lambda: vae.encode(images)),
             decode=_count(lambda: vae.decode(x)),
         )
+
+
+def forward_flop(card: ModelCard) -> float:
+    """FLOP of a forward of a model's DiT, per image."""
+    from diffusers import DiTTransformer2DModel
+
+    with torch.device("meta"):
+        return denoiser_flop(DiTTransformer2DModel.from_config(card.transformer).eval(), card.latent_shape)
 
 
 def denoiser_flop(dit: nn.Module, latent_shape: tuple[int, int, int]) -> float:

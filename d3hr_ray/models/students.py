@@ -32,10 +32,15 @@ ALIASES = {
     "vit": "vit_base_patch16_224",
     "swin_v2": "swinv2_tiny_window8_256",
 }
-# timm's start with the last norm of each block at 0 and have less dropout; the field's students are torchvision's.
+# timm's start with the last norm of each block at 0, or drop less; the field's are torchvision's (but D3HR's
+# efficientnet_b0).
 TORCHVISION_RESNET = re.compile(r"resnet(18|34|50|101|152)(\..*)?")
-AS_TORCHVISION: dict[str, dict[str, Any]] = {"mobilenet_v2": {"drop_rate": 0.2}, "swin_v2": {"drop_path_rate": 0.2}}
+AS_TORCHVISION: dict[str, dict[str, Any]] = {
+    "mobilenetv2_100": {"drop_rate": 0.2},
+    "swinv2_tiny_window8_256": {"drop_path_rate": 0.2},
+}
 VITS = ("vit", "deit")
+PLACED = (*VITS, "swin")  # whose embeddings of places are no weights
 TORCHVISION = ("alexnet", "vgg11")
 OURS = ("mlp", "vgg11-small")
 EXAMPLES = (
@@ -142,15 +147,18 @@ def build_student(
 def identity(arch: str, image_size: int) -> str:
     """What a trial's key calls a network: two that differ never share it.
 
-    ConvNets did not always pad 28 pixels, ViTs did not always have the patches that their names say, and what
-    torchvision has, too, did not always begin as there.
+    ConvNets did not always pad 28 pixels, ViTs did not always have the patches that their names say, what torchvision
+    has, too, did not always begin as there, and the decay of weights was of embeddings of places, too.
     """
+    name = ALIASES.get(arch, arch)
     if image_size == 28 and CONVNET.fullmatch(arch):
         return f"{arch}, padded"
-    if _options(arch) or len(SMALL_RESNETS.get(arch, ("", ()))[1]) == 4:
+    if _options(name) or len(SMALL_RESNETS.get(arch, ("", ()))[1]) == 4:
         return f"{arch}, as torchvision's"
-    patch = _patch(ALIASES.get(arch, arch), image_size)
-    return f"{arch}, patches of {patch}" if patch not in (None, _small_patch(image_size)) else arch
+    if not name.startswith(PLACED):
+        return arch
+    patch = _patch(name, image_size)
+    return f"{arch}, places not decayed" + f", patches of {patch}" * (patch not in (None, _small_patch(image_size)))
 
 
 def build_on_meta(arch: str, num_classes: int, image_size: int) -> nn.Module:
@@ -174,12 +182,12 @@ def _build(arch: str, classes: int, side: int, channels: int) -> nn.Module:
     import timm
 
     name = ALIASES.get(arch, arch)
-    return timm.create_model(name, num_classes=classes, in_chans=channels, **_geometry(name, side), **_options(arch))
+    return timm.create_model(name, num_classes=classes, in_chans=channels, **_geometry(name, side), **_options(name))
 
 
-def _options(arch: str) -> dict[str, Any]:
+def _options(name: str) -> dict[str, Any]:
     """What makes timm's network begin, and drop, as torchvision's of that name does."""
-    return {"zero_init_last": False} if TORCHVISION_RESNET.fullmatch(arch) else AS_TORCHVISION.get(arch, {})
+    return {"zero_init_last": False} if TORCHVISION_RESNET.fullmatch(name) else AS_TORCHVISION.get(name, {})
 
 
 def _norm_of(match: re.Match[str]) -> Norm:

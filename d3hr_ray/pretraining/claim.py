@@ -123,7 +123,8 @@ def _refuse_others(store: Store, old: dict[str, Any], new: dict[str, Any], image
         changes.append(images)
     if changes:
         raise ValueError(
-            f"--out {store.uri} has other settings ({'; '.join(changes)}); use --overwrite or another --out"
+            f"--out {store.uri} has other settings ({'; '.join(changes)}); give the flags of before, another --out, or "
+            "--overwrite"
         )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from d3hr_ray.datasets.classes import build_class_map
 from d3hr_ray.models.card import ModelCard, locate, read_card
-from d3hr_ray.models.flops import count_flop, denoiser_flop
+from d3hr_ray.models.flops import denoiser_flop, forward_flop
 from d3hr_ray.models.loading import load_part
 from d3hr_ray.models.speed import GPU_TFLOPS
 from d3hr_ray.pretraining.settings import Architecture, PretrainConfig
@@ -44,7 +44,7 @@ def describe(config: PretrainConfig, num_classes: int) -> str:
     if config.init is not None:
         card = read_card(config.init)
         latents, words = card.latent_shape, f"the networks of {config.init}"
-        forward = count_flop(card).forward
+        forward = forward_flop(card)
     else:
         shape = config.architecture
         with torch.device("meta"):

@@ -153,9 +153,9 @@ def write_mixtures(
     kind: MixtureKind,
     labels: range,
     shape: tuple[int, int, int],
-    files: Sequence[str] | None = None,
+    files: Sequence[str],
 ) -> None:
-    """Fit the mixtures of some labels, which lie in some `files` (all, where it is not known), and write their file.
+    """Fit the mixtures of some labels, which lie in some `files`, and write their file.
 
     Raises RunError for a class with too few images.
     """
@@ -175,17 +175,17 @@ def write_mixtures(
 
 
 def read_classes(
-    latents: Store, labels: range, timesteps: tuple[int, int], most: int, files: Sequence[str] | None = None
+    latents: Store, labels: range, timesteps: tuple[int, int], most: int, files: Sequence[str]
 ) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor], dict[int, int]]:
     """Latents (N, D) float32 of each label at two timesteps, in the order of the files, and its images in all.
 
-    They are looked for in `files`, or in all. Of a class with more than `most` images, every second is dropped
+    They are looked for in some `files` of latents/. Of a class with more than `most` images, every second is dropped
     again and again.
     """
     found: dict[int, list[tuple[torch.Tensor, ...]]] = {label: [] for label in labels}
     stride, seen = dict.fromkeys(labels, 1), dict.fromkeys(labels, 0)
     columns = ["label", *dict.fromkeys(f"z_{t}" for t in timesteps)]
-    for file in latents.list(LATENTS) if files is None else files:
+    for file in files:
         table = latents.read_rows(f"{LATENTS}/{file}", columns, "label", labels)
         if not len(table):
             continue  # none of these classes is in this file
