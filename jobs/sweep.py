@@ -8,7 +8,7 @@ on held-out images. No image is inverted twice and no set synthesised twice. The
 `jobs/distill.py --preset runs/digits/sweeps/<name>/best.json`.
 """
 
-from d3hr_ray.cli.exits import guard, refusing
+from d3hr_ray.cli.exits import guard, refusing, renamed
 from d3hr_ray.cli.flags import typed_flags
 from d3hr_ray.cli.parsing import parse
 from d3hr_ray.cli.sweep_checks import open_sweep
@@ -39,7 +39,7 @@ def main() -> None:
         from d3hr_ray.runtime.capacity import PATIENCE
 
         patience = PATIENCE if cluster else 0
-    with driving(store):
+    with renamed("--out", "--run"), driving(store):
         with refusing():
             sweep = plan_sweep(flags, store, patience)
             gpus = trial_gpus(flags, sweep.actors, patience)

@@ -11,8 +11,10 @@ from stripes import stripes, write_set
 from d3hr_ray.cli import evaluate_inputs
 from d3hr_ray.cli.evaluate_checks import real_data
 from d3hr_ray.cli.evaluate_flags import EvaluateFlags
-from d3hr_ray.config import DataConfig, as_dict
+from d3hr_ray.config import DataConfig, RunError, as_dict
 from d3hr_ray.evaluation.sets import DistilledSet
+from d3hr_ray.lock import driving
+from d3hr_ray.store import Store
 from jobs import evaluate, sweep
 
 
@@ -132,3 +134,10 @@ def test_a_mistake_is_one_line_that_names_it(ray_session, paths, monkeypatch, ca
 )
 def test_a_sweeps_mistake_is_one_line_that_names_it(ray_session, tmp_path, monkeypatch, capsys, flags, message):
     assert message in refusal(sweep, monkeypatch, capsys, flags.format(none=tmp_path / "none"))[-1]
+
+
+def test_a_sweep_calls_its_folder_by_its_own_flag(ray_session, tmp_path, monkeypatch):
+    folder = str(tmp_path / "run")
+    busy = f"--run {folder} is in use by process .* or give another --run"
+    with driving(Store(folder)), pytest.raises(RunError, match=busy):
+        run_job(sweep, monkeypatch, f"--run {folder} --preset digits")

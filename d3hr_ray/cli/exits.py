@@ -26,11 +26,12 @@ def refusing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def renamed(flag: str, own: str) -> Iterator[None]:
-    """Within this block a ValueError that names a flag of another job names this one's."""
+    """Within this block an error that names a flag of another job names this one's."""
     try:
         yield
-    except ValueError as error:
-        raise ValueError(re.sub(rf"{flag}\b(?!-)", own, str(error))) from error
+    except (ValueError, RunError) as error:
+        kind = RunError if isinstance(error, RunError) else ValueError
+        raise kind(re.sub(rf"{flag}\b(?!-)", own, str(error))) from error
 
 
 def refuse(message: object) -> NoReturn:
