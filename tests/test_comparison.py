@@ -18,6 +18,7 @@ from d3hr_ray.evaluation.recipes import Recipe
 from d3hr_ray.evaluation.sets import DistilledSet, _names, find_sets, image_side, load_set
 from d3hr_ray.evaluation.trials import make_trial
 from d3hr_ray.report.names import disambiguate_sets
+from d3hr_ray.runtime import objects
 from d3hr_ray.runtime.objects import lend
 from d3hr_ray.store import Store
 
@@ -236,3 +237,10 @@ def test_small_test_images_are_tested_whole(side, tmp_path):
     reading = Reading.of(list_real(DataConfig(str(tmp_path)), ("a", "b"), None), ("a", "b"), side)
     np.testing.assert_array_equal(replace(reading, context=True).load().pixels, reading.load().pixels)
     np.testing.assert_array_equal(reading.load().pixels[1], pixels)
+
+
+def test_test_images_that_no_node_would_hold_are_refused_before_one_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(objects, "MOST_BYTES", 1 << 12)
+    found = write_set(tmp_path / "set", stripes(2))
+    with pytest.raises(ValueError, match=r"--data .* would hold 6 images .* in memory; use a smaller --image-size"):
+        open_comparison((found,), DataConfig(f"{found}/train"), None, ["convnet-d1-w1"], None, Recipe())

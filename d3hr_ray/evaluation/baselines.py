@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # Ray takes seconds to import: who names a baseline on a comm
 Baseline = Literal["real-random", "herding", "k-center", "kmeans-real", "pixel-kmeans", "none"]
 DRAWN = tuple(name for name in get_args(Baseline) if name != "none")  # for every repeat
 ALIKE = ("herding", "k-center")  # whatever the seed
-FULL_BYTES = 64 << 30
 
 
 def random_rows(features: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
@@ -119,14 +118,10 @@ def random_set(listing: Listing, classes: tuple[str, ...], side: int, ipc: int, 
 
 def read_full(listing: Listing, side: int, classes: tuple[str, ...], flag: str) -> "Held":
     """All training images in memory, of a task and then of Ray's store. Raises ValueError if they are too many."""
-    from d3hr_ray.runtime.objects import hold, warn_if_tight
+    from d3hr_ray.runtime.objects import hold, require_room, warn_if_tight
 
     full = Reading.of(listing, classes, side)
-    if nbytes(full) > FULL_BYTES:
-        raise ValueError(
-            f"{flag} would hold {len(full):,} images ({nbytes(full) >> 30} GiB) in memory; use a smaller --image-size, "
-            "a --train-data subset, or one of timm's teachers"
-        )
+    require_room(flag, full, "a smaller --image-size, a --train-data subset, or one of timm's teachers")
     warn_if_tight(f"{flag}: all training images", nbytes(full))
     return hold(full.load)
 

@@ -28,7 +28,7 @@ from d3hr_ray.evaluation.trials import Trial, make_trial
 from d3hr_ray.models.students import build_on_meta
 from d3hr_ray.models.teachers import Target
 from d3hr_ray.runtime.console import LOG
-from d3hr_ray.runtime.objects import Held, hold
+from d3hr_ray.runtime.objects import Held, hold, require_room
 from d3hr_ray.runtime.tasks import ray_map
 from d3hr_ray.store import Store
 
@@ -133,7 +133,9 @@ def open_comparison(
             "--data is needed: real test images of these classes (only those of digits and idx sets are known)"
         )
     listing = replace(list_real(data, first.images.classes, first.wnids), look=look_beside(sets))
-    test = hold(replace(Reading.of(listing, first.images.classes, side), context=margin).load)
+    reading = replace(Reading.of(listing, first.images.classes, side), context=margin)
+    require_room(f"--data {data.uri}", reading, "a smaller --image-size, or --data with fewer images")
+    test = hold(reading.load)
     is_glyphs = isinstance(listing.source, Digits) if glyphs is None else glyphs
     upright = isinstance(listing.source, IdxImages) and are_digits(first.images.classes)
     recipe = replace(recipe, glyphs=is_glyphs, upright=upright)

@@ -18,6 +18,7 @@ from d3hr_ray.runtime.console import LOG
 from d3hr_ray.runtime.tasks import fetch
 
 READING = "reading images"  # what a failure is named after
+MOST_BYTES = 64 << 30  # of images in one object
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,12 @@ def _load(images: Loadable) -> Images:
 
 def _glance(images: Images) -> Images:
     return images.load(glance=True)
+
+
+def require_room(flag: str, images: Loadable, cure: str) -> None:
+    """Raise ValueError for images of a flag that no node would hold, with what to do."""
+    if (size := nbytes(images)) > MOST_BYTES:
+        raise ValueError(f"{flag} would hold {len(images):,} images ({size >> 30} GiB) in memory; use {cure}")
 
 
 def warn_if_tight(what: str, needed: int) -> None:
