@@ -42,8 +42,9 @@ def _finished(store: Store, spec: SetSpec) -> list[int]:
     """Blocks whose mark and PNGs are all there."""
     there = set(store.list(set_folder(spec), recursive=True))
     marks = store.list(block_marks(spec))
-    tables = {int(m.partition(".")[0]): store.read_table(f"{block_marks(spec)}/{m}") for m in marks}
-    return [block for block, table in tables.items() if there.issuperset(table["file_name"].to_pylist())]
+    tables = store.side_by_side(lambda mark: store.read_table(f"{block_marks(spec)}/{mark}"), marks)
+    whole = [there.issuperset(table["file_name"].to_pylist()) for table in tables]
+    return [int(mark.partition(".")[0]) for mark, is_whole in zip(marks, whole, strict=True) if is_whole]
 
 
 def written_images(store: Store, spec: SetSpec, classes: int) -> pa.Table:

@@ -50,7 +50,7 @@ def _counts(mixtures: Store, spec: SetSpec, labels: range) -> dict[int, torch.Te
 def _chosen_components(store: Store, spec: SetSpec, classes: int) -> dict[int, torch.Tensor] | None:
     """The component of each chosen image of each label, by index; None where a file of subsets/ does not say."""
     names = [subset_file(spec, block) for block in range(len(spec.blocks(classes)))]
-    if any(COMPONENT not in store.column_names(name) for name in names):
+    if any(COMPONENT not in columns for columns in store.side_by_side(store.column_names, names)):
         return None
     rows = store.read_tables(names, ["label", "index", COMPONENT])
     found = by_label(rows.sort_by([("label", "ascending"), ("index", "ascending")]), range(classes))
