@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from d3hr_ray.cli.data_flags import data_of, test_data
 from d3hr_ray.cli.evaluate_flags import EvaluateFlags
-from d3hr_ray.cli.outputs import require_folder
+from d3hr_ray.cli.outputs import lies_among
 from d3hr_ray.config import DataConfig
+from d3hr_ray.datasets.files import require_folder
 from d3hr_ray.datasets.listing import is_parquet, open_source
-from d3hr_ray.datasets.named import set_of
 from d3hr_ray.datasets.splits import held_out_of
 from d3hr_ray.evaluation.sets import check_weights, find_sets, images_of, run_of, source_of
-from d3hr_ray.filesystems import absolute, is_within
+from d3hr_ray.filesystems import absolute
 from d3hr_ray.store import Store
 
 
@@ -48,7 +48,7 @@ def _require_beside(flags: EvaluateFlags, out: str, sets: Sequence[Store]) -> No
     """Raise ValueError for results among images that are read, where another time they would count as images."""
     real = [(flag, data.uri) for flag, data in zip(("--data", "--train-data"), real_data(flags), strict=True) if data]
     for flag, uri in [*real, *(("--distilled", images_of(store).uri) for store in sets)]:
-        if not set_of(uri) and is_within(out, uri):
+        if lies_among(out, uri):
             raise ValueError(f"--out {out} lies among the images of {flag} {uri}; give a folder beside them")
 
 

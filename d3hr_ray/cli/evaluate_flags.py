@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args
 from d3hr_ray.cli import machine_flags
 from d3hr_ray.cli.data_flags import LAYOUT
 from d3hr_ray.cli.flags import with_own
-from d3hr_ray.config import DataConfig, flag_of, setting
+from d3hr_ray.config import DataConfig, setting
 from d3hr_ray.config.fields import CLUSTER, DATA, OUTPUT, TRAINING
 from d3hr_ray.evaluation.baselines import Baseline
-from d3hr_ray.evaluation.protocols import Precision, is_soft, sees_whole
+from d3hr_ray.evaluation.protocols import HYPERPARAMETERS, Precision, check_number, is_soft, sees_whole
 from d3hr_ray.evaluation.recipes import FULL_EPOCHS
 
 DEFAULT_BASELINES: tuple[Baseline, ...] = ("real-random",)
@@ -141,12 +141,11 @@ class EvaluateFlags:
 
 def check_training(flags: Any) -> None:
     """Raise ValueError for numbers, or lists of them, with which no student trains."""
-    for name in ("epochs", "batch_size", "lr", "temperature", "weight_decay"):
+    for name in HYPERPARAMETERS:
         value = getattr(flags, name)
         for number in value if isinstance(value, tuple) else (value,):
-            least = "not be negative" if name == "weight_decay" else "be above 0"
-            if number is not None and not (number > 0 or (number == 0 and name == "weight_decay")):
-                raise ValueError(f"{flag_of(name)} {number:g} must {least}")
+            if number is not None:
+                check_number(name, number)
 
 
 def check_flags(flags: EvaluateFlags) -> None:

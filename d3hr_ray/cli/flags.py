@@ -68,5 +68,9 @@ def _empty(setting: Setting) -> Any:
 
 def typed_flags(argv: Sequence[str] | None = None) -> set[str]:
     """The flags that a command line names, whatever their values: --at-once of `--at_once=2`."""
-    words = sys.argv[1:] if argv is None else argv
-    return {flag_of(word[2:].partition("=")[0]) for word in words if word.startswith("--")}
+    return set(filter(None, map(flag_in, sys.argv[1:] if argv is None else argv)))
+
+
+def flag_in(word: str) -> str:
+    """The flag that a word of a command line names, --at-once of `--at_once=2`; "" of a value."""
+    return flag_of(word[2:].partition("=")[0]) if word.startswith("--") else ""

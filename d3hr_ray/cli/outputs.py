@@ -3,22 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pyarrow.fs import FileType
-
 from d3hr_ray.config import flag_of
-from d3hr_ray.datasets.files import get_kind
+from d3hr_ray.datasets.files import require_folder
 from d3hr_ray.datasets.named import set_of
-from d3hr_ray.filesystems import absolute, is_within
+from d3hr_ray.filesystems import is_within
 from d3hr_ray.layout import RUN
 from d3hr_ray.store import Store
 
 READ = ("data", "extend", "model", "init", "classifier", "learner", "preset")
 
 
-def require_folder(flag: str, path: str) -> None:
-    """Raise ValueError for a file where a folder, there or not, is wanted."""
-    if get_kind(absolute(path)) == FileType.File:
-        raise ValueError(f"{flag} {path} is a file; give a folder")
+def lies_among(out: str, data: str) -> bool:
+    """Whether a folder lies among some images, if these are at a place of their own."""
+    return not set_of(data) and is_within(out, data)
 
 
 def check_out(flags: Any, out: str, deleted: Sequence[str]) -> None:
@@ -27,7 +24,7 @@ def check_out(flags: Any, out: str, deleted: Sequence[str]) -> None:
     """
     store = Store(out)
     require_folder("--out", out)
-    if flags.data and not set_of(flags.data) and is_within(out, flags.data) and not store.exists(RUN):
+    if flags.data and lies_among(out, flags.data) and not store.exists(RUN):
         raise ValueError(
             f"--out {out} lies in --data {flags.data}: what is made would be counted among its images; give a folder "
             "beside it"

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import tyro
 
 from d3hr_ray.cli.exits import refuse
-from d3hr_ray.cli.flags import text_of
+from d3hr_ray.cli.flags import flag_in, text_of
 from d3hr_ray.config import Flag, flag_of
 from d3hr_ray.config.fields import GROUPS
 
@@ -38,13 +38,13 @@ def parse(flags: type[T], description: str, argv: Sequence[str] | None = None) -
 def read(flags: type[T], argv: Sequence[str]) -> T:
     """Words of a command line => a flags dataclass. Raises ValueError for a wrong flag, with its name and the fix."""
     lists, before = _list_flags(flags), set[str]()
-    for flag, following in zip(argv, [*argv, "--"][1:], strict=True):
-        name = flag[2:].partition("=")[0].replace("-", "_") if flag.startswith("--") else ""
-        if name in lists and following.startswith("--") and "=" not in flag:
-            raise ValueError(f"{flag} has no value; give one or more, or leave it out")
-        if name in lists and name in before:
-            raise ValueError(f"{flag_of(name)} is given twice; give it once, with all its values")
-        before.add(name)
+    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
+        flag = flag_in(word)
+        if flag in lists and following.startswith("--") and "=" not in word:
+            raise ValueError(f"{word} has no value; give one or more, or leave it out")
+        if flag in lists and flag in before:
+            raise ValueError(f"{flag} is given twice; give it once, with all its values")
+        before.add(flag)
     flag = ""
     for word in argv:
         flag = word.rstrip("=") if word.startswith("--") else flag
@@ -96,8 +96,8 @@ def _annotated(f: Field[Any], hint: Any) -> Any:
 
 
 def _list_flags(flags: type) -> set[str]:
-    """Names of the fields that take a list; tyro would take a list without values for an empty one."""
-    return {f.name for f in fields(flags) if isinstance(f.default, tuple)}
+    """The flags that take a list; tyro would take a list without values for an empty one."""
+    return {flag_of(f.name) for f in fields(flags) if isinstance(f.default, tuple)}
 
 
 def nearest(typed: str, known: Iterable[str]) -> list[str]:

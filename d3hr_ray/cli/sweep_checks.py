@@ -6,10 +6,10 @@ from typing import Any
 
 from d3hr_ray.cli.data_flags import test_data
 from d3hr_ray.cli.distill_config import load_preset
-from d3hr_ray.cli.outputs import require_folder
 from d3hr_ray.cli.sweep_axes import expand, timesteps
 from d3hr_ray.cli.sweep_flags import SweepFlags, deciding, kept, resumed
 from d3hr_ray.config import RunConfig, as_dict, differences, from_dict
+from d3hr_ray.datasets.files import require_folder
 from d3hr_ray.datasets.listing import open_source
 from d3hr_ray.filesystems import absolute
 from d3hr_ray.layout import RUN, sweep_flags_file

@@ -10,6 +10,7 @@ from d3hr_ray.cli.resolve import resolve_auto
 from d3hr_ray.cli.sweep_axes import expand, timesteps
 from d3hr_ray.cli.sweep_checks import base_of
 from d3hr_ray.cli.sweep_flags import SweepFlags, kept
+from d3hr_ray.datasets.classes import names_and_wnids
 from d3hr_ray.evaluation.comparison import Comparison, list_real, open_comparison
 from d3hr_ray.evaluation.protocols import Setting
 from d3hr_ray.evaluation.recipes import Overrides, Recipe
@@ -51,9 +52,7 @@ def check_settings(flags: SweepFlags, sweep: Sweep) -> None:
     if flags.weights and not any(spec.has_weights for config in sweep.configs for spec in sets_of(config)):
         raise ValueError("--weights needs sets of several components: give --components (ipc with --ipc above 1)")
     if (data := test_data(flags)) is not None and sweep.store.exists(CLASSES):
-        classes = sweep.store.read_table(CLASSES)
-        wnids = tuple(classes["wnid"].to_pylist())
-        list_real(data, tuple(classes["name"].to_pylist()), wnids if all(wnids) else None)
+        list_real(data, *names_and_wnids(sweep.store.read_table(CLASSES)))
     card, _ = read_model(sweep.base, planning=False)
     seen_blocks(sweep.configs, card)
     side = sweep.base.synthesis.image_size or card.image_size

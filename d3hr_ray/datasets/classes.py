@@ -46,6 +46,12 @@ class ClassMap:
         return fingerprint(self.table().to_pylist())
 
 
+def names_and_wnids(classes: pa.Table) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """classes.parquet => what its classes are called, and their wnids, if all have one."""
+    wnids = tuple(classes["wnid"].to_pylist())
+    return tuple(classes["name"].to_pylist()), wnids if all(wnids) else None
+
+
 def folder_names(classes: pa.Table) -> list[str]:
     """classes.parquet => a safe folder name per label: the wnid, else the name without anything a path could abuse."""
     rows = classes.to_pylist()

@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 
 from d3hr_ray.datasets.folders import escaped, is_utf8, list_folder, walk
 from d3hr_ray.datasets.patterns import expand_braces, has_signs, literal, pattern_of
-from d3hr_ray.filesystems import patient, resolve, split_query
+from d3hr_ray.filesystems import absolute, patient, resolve, split_query
 
 # In the name of a file: train2017, test_data and dev-00000 are splits; devkit is none.
 SPLIT = re.compile(r"(?:^|[/_.-])((?:train|test|val)(?=[a-z]*\d*[/_.-])|(?:dev|eval)(?=\d*[/_.-]))")
@@ -32,6 +32,12 @@ def get_kind(uri: str) -> pafs.FileType:
     """Whether a path that is no pattern is a file, a folder or nothing."""
     filesystem, root = resolve(uri)
     return filesystem.get_file_info(root).type
+
+
+def require_folder(flag: str, path: str, wanted: str = "a folder") -> None:
+    """Raise ValueError for a file where a folder, there or not, is wanted."""
+    if get_kind(absolute(path)) == pafs.FileType.File:
+        raise ValueError(f"{flag} {path} is a file; give {wanted}")
 
 
 @patient

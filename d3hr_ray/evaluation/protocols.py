@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from d3hr_ray.config import Family, families_of
+from d3hr_ray.config import Family, families_of, flag_of
 
 Mix = Literal["none", "cutmix", "mixup"]
 Rate = Literal["half-cosine", "cosine", "steps", "floored-steps", "drop"]
 Precision = Literal["float32", "bfloat16"]
+HYPERPARAMETERS = ("epochs", "batch_size", "lr", "temperature", "weight_decay")  # that flags may change
 SMALL_LR = {  # D3HR's argument.py: AdamW's rate by student; 1e-3 for all others
     "mobilenet_v2": 2.5e-3, "efficientnet_b0": 2e-3, "vgg11": 5e-4, "alexnet": 1e-4, "vit": 1e-4, "swin_v2": 1e-4,
 }  # fmt: skip
@@ -83,9 +84,15 @@ class Protocol:
 
     def __post_init__(self) -> None:
         assert self.evaluate_every > 0 and (self.steps is None or self.steps > 0), "no flag says these"
-        for name in ("batch_size", "epochs", "temperature", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be above 0")
+        for name in HYPERPARAMETERS:
+            check_number(name, getattr(self, name))
+
+
+def check_number(name: str, number: float) -> None:
+    """Raise ValueError for a hyperparameter with which no student trains, naming its flag."""
+    least = "not be negative" if name == "weight_decay" else "be above 0"
+    if not (number > 0 or (number == 0 and name == "weight_decay")):
+        raise ValueError(f"{flag_of(name)} {number:g} must {least}")
 
 
 @dataclass(frozen=True)

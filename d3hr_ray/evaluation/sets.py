@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pyarrow.fs import FileType
 
 from d3hr_ray.config import DataConfig, RunError, data_config, fingerprint
 from d3hr_ray.datasets.decode import decode
-from d3hr_ray.datasets.files import get_kind
+from d3hr_ray.datasets.files import require_folder
 from d3hr_ray.datasets.images import Images, Loadable, assemble, glance_rows
 from d3hr_ray.datasets.listing import Listing, list_images
 from d3hr_ray.datasets.reading import Reading
@@ -65,9 +64,8 @@ def find_sets(paths: tuple[str, ...]) -> list[Store]:
 
 
 def _sets_at(path: str) -> list[Store]:
+    require_folder("--distilled", path, "the folder of a set or of a run")
     store = Store(absolute(path))
-    if get_kind(store.uri) == FileType.File:
-        raise ValueError(f"--distilled {path} is a file; give the folder of a set or of a run")
     if store.name == IMAGES and _has_train(store.at("..")):
         return [store.at("..")]  # named by the folder that a set's train/ lies in
     if _has_train(store):

@@ -270,9 +270,9 @@ def _start(seed: int) -> int:
 def _optimizer(net: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
     """Weight decay acts on weights, not on biases, norms and embeddings of places, as in D3HR's and RDED's code, or on
     all as in dc and dsa."""
-    decayed = {name for name, p in net.named_parameters() if "weight" in name and p.ndim >= 2}
-    weights = [p for name, p in net.named_parameters() if name in decayed]
-    others = [p for name, p in net.named_parameters() if name not in decayed]
+    weights, others = list[nn.Parameter](), list[nn.Parameter]()
+    for name, p in net.named_parameters():
+        (weights if "weight" in name and p.ndim >= 2 else others).append(p)
     of_others = protocol.weight_decay if protocol.decay == "all" else 0.0
     groups = [{"params": weights, "weight_decay": protocol.weight_decay}, {"params": others, "weight_decay": of_others}]
     if protocol.optimizer == "sgd":

@@ -4,7 +4,7 @@ import torch
 
 from d3hr_ray.config import RunConfig
 from d3hr_ray.models.card import ModelCard
-from d3hr_ray.models.flops import Cost, convnet_flop, count_flop
+from d3hr_ray.models.flops import STEP, Cost, convnet_flop, count_flop
 from d3hr_ray.models.speed import find_speed
 from d3hr_ray.numerics.grids import position
 from d3hr_ray.sets import sets_of
@@ -17,7 +17,6 @@ NORMALS_PER_SECOND = 1e8  # standard normal float32 numbers that one core draws 
 MOMENTS_COST, LOOP_COST, SKEWED_COST = 1.6, 3.0, 0.7  # columns; the plain loop; most candidates are abandoned early
 ORDER_COST = 1.0  # of exact matching: each image is compared with those that are left, to put them in order
 LAW_SECONDS, SCORES_PER_SECOND = 0.15, 3e6  # tabulating a class's scores and making the winner; drawing scores
-OPTIMISE_PASSES = 3  # forwards' worth of one forward and backward pass
 PNG_SHARE = 0.7  # of the raw bytes of a natural image
 
 
@@ -127,16 +126,16 @@ def _making_rows(
         size = pool * made * torch.Size(card.latent_shape).numel() * 8
         note = f"{pool} candidates per image, kept: {config.cao2.select}"
         rows.append(_row("pool", pool * made, max(walks), flop, flop / rate, size, note))
-        stage_2 = config.cao2.iterations * OPTIMISE_PASSES
+        stage_2 = config.cao2.iterations * STEP
         walks = [stage_2 + (0 if n.is_clean else w) for n, w in zip(sets, walks, strict=True)]
     decode = 0.0 if config.method == "random" else cost.decode
     flop = sum(i * (w * cost.forward + decode) for i, w in zip(images, walks, strict=True))
     if config.refines:
         moves, own = config.refine.networks * config.refine.steps, convnet_flop(config.refine.width, card.image_size)
-        flop += made * moves * OPTIMISE_PASSES * (cost.decode + own)
+        flop += made * moves * STEP * (cost.decode + own)
     if config.guides_features:
         points = [len(guided_at(spec.config, grid)) for spec in sets]
-        moved = sum(i * n for i, n in zip(images, points, strict=True)) * (OPTIMISE_PASSES + 1)
+        moved = sum(i * n for i, n in zip(images, points, strict=True)) * (STEP + 1)
         flop += moved * _block_share(config, card) * cost.forward
     side = config.synthesis.image_size or card.image_size
     note = f"{len(sets)} set(s), guidance {config.synthesis.guidance:g}"

@@ -10,6 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from d3hr_ray.models.card import ModelCard
 from d3hr_ray.models.classifiers import ConvNet
 
+STEP = 3  # forwards' worth of one forward and backward pass
+
 
 @dataclass(frozen=True)
 class Cost:

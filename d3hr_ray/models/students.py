@@ -34,7 +34,7 @@ ALIASES = {
 }
 # timm's start with the last norm of each block at 0, or drop less; the field's are torchvision's (but D3HR's
 # efficientnet_b0).
-TORCHVISION_RESNET = re.compile(r"resnet(18|34|50|101|152)(\..*)?")
+TORCHVISION_RESNET = re.compile(r"resnet(18|34|50|101|152)(-small|\..*)?")
 AS_TORCHVISION: dict[str, dict[str, Any]] = {
     "mobilenetv2_100": {"drop_rate": 0.2},
     "swinv2_tiny_window8_256": {"drop_path_rate": 0.2},
@@ -153,7 +153,7 @@ def identity(arch: str, image_size: int) -> str:
     name = ALIASES.get(arch, arch)
     if image_size == 28 and CONVNET.fullmatch(arch):
         return f"{arch}, padded"
-    if _options(name) or len(SMALL_RESNETS.get(arch, ("", ()))[1]) == 4:
+    if _options(name):
         return f"{arch}, as torchvision's"
     if not name.startswith(PLACED):
         return arch
@@ -226,7 +226,7 @@ def _small_resnet(arch: str, classes: int, channels: int) -> nn.Module:
         return CifarResNet(layers[0], widths, classes, channels)
     from timm.models import resnet
 
-    net: Any = resnet.ResNet(getattr(resnet, block), layers, num_classes=classes, zero_init_last=False)
+    net: Any = resnet.ResNet(getattr(resnet, block), layers, num_classes=classes, **_options(arch))
     net.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
     net.maxpool = nn.Identity()
     return net

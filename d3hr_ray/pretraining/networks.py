@@ -12,12 +12,10 @@ import torch
 
 from d3hr_ray.datasets.classes import build_class_map
 from d3hr_ray.models.card import ModelCard, locate, read_card
-from d3hr_ray.models.flops import denoiser_flop, forward_flop
+from d3hr_ray.models.flops import STEP, denoiser_flop, forward_flop
 from d3hr_ray.models.loading import load_part
 from d3hr_ray.models.speed import GPU_TFLOPS
 from d3hr_ray.pretraining.settings import Architecture, PretrainConfig
-
-PASSES = 3  # forwards' worth of a step: forward and backward
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
@@ -52,7 +50,7 @@ def describe(config: PretrainConfig, num_classes: int) -> str:
         latents = (shape.latent_channels, shape.latent_side, shape.latent_side)
         words = ", ".join(f"{name} of {count:,} parameters" for name, count in networks.parameters().items())
         forward = denoiser_flop(networks.transformer, latents)
-    flop = PASSES * forward * config.dit.batch_size * config.dit.steps
+    flop = STEP * forward * config.dit.batch_size * config.dit.steps
     hours = flop / (GPU_TFLOPS * 1e12) / 3600
     cost = f"; the DiT's {config.dit.steps:,} steps take {hours:,.0f} hours of an H100 or more" if hours >= 1 else ""
     return f"images of {config.image_size} pixels, latents {'x'.join(map(str, latents))}, {words}{cost}"

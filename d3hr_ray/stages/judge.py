@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from d3hr_ray.config import RunConfig
+from d3hr_ray.datasets.classes import names_and_wnids
 from d3hr_ray.models.card import read_card
 from d3hr_ray.models.students import Fitted, Normalised
 from d3hr_ray.models.teachers import Target, load_teacher, own_classifier, resolve, side_of, teacher_id
@@ -108,8 +109,7 @@ def load_classifier(name: str, classes: pa.Table, device: str, shown: int, role:
     pixels. Raises as load_judge does.
     """
     side = side_of(name, shown)
-    wnids = classes["wnid"].to_pylist()
-    target = Target(tuple(classes["name"].to_pylist()), tuple(wnids) if all(wnids) else None, side)
+    target = Target(*names_and_wnids(classes), side)
     with _called(role):
         net = load_teacher(name, target)
     return Judge(net, side, device)
